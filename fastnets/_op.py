@@ -1,0 +1,220 @@
+"""What all ops share: registration, the choice of a backend, and the record of what ran.
+
+The choice is made inside the device implementation, on real tensors, so that no tracer ever
+sees it: a compiled or exported graph holds ``fastnets::<op>`` and nothing of this file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastnets._backends import BACKENDS, requested
+
+_library = torch.library.Library("fastnets", "DEF")
+
+OPS: dict[str, Op] = {}
+
+
+class Implementation:
+    """One op on one backend: the function, why it may decline a call, and how often it ran."""
+
+    def __init__(self, name: str, fn: Callable[..., Any], why_not: Callable[..., list[str]] | None) -> None:
+        self.name = name
+        self.fn = fn
+        self.why_not = why_not
+        self.calls = 0
+
+    def reasons(self, args: tuple[Any, ...]) -> list[str]:
+        """Every reason why it cannot run this call; an empty list means that it can."""
+        reasons = BACKENDS[self.name].why_not(args[0].device.type)
+        return reasons + self.why_not(*args) if self.why_not else reasons
+
+
+class Op:
+    """A PyTorch operator ``fastnets::<name>`` with several implementations.
+
+    Args:
+        schema: the operator's schema; its leading arguments are the tensors, the first of which
+            decides the device.
+        check: raises if the arguments, those of the schema, are not valid.
+        autocast: whether autocast casts its tensors, as it does for ``F.conv2d``.
+    """
+
+    def __init__(self, schema: str, check: Callable[..., Any], *, autocast: bool = False) -> None:
+        self.name = schema.partition("(")[0]
+        _library.define(schema)
+        _library.impl(self.name, self.run, "CompositeExplicitAutograd")
+        if autocast:
+            for device in ("CPU", "CUDA"):
+                _library.impl(self.name, self._autocast(device), f"Autocast{device}")
+        self.torch_op = getattr(torch.ops.fastnets, self.name).default
+        self.tensors = sum("Tensor" in str(a.type) for a in self.torch_op._schema.arguments)
+        self.check = check
+        self.implementations: dict[str, Implementation] = {}
+        self.automatic: dict[str, list[Implementation]] = {}
+        self.declined: dict[tuple[Any, ...], dict[str, list[str]]] = {}
+        OPS[self.name] = self
+
+    def backend(
+        self, name: str, why_not: Callable[..., list[str]] | None = None
+    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """Registers the decorated function, which takes the schema's arguments, as a backend's."""
+
+        def register(fn: Callable[..., Any]) -> Callable[..., Any]:
+            self.implementations[name] = Implementation(name, fn, why_not)
+            return fn
+
+        return register
+
+    def fake(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """Registers the decorated function as what tracing sees: shapes, types and strides."""
+
+        def checked(*args: Any) -> Any:
+            self.check(*args)
+            return fn(*args)
+
+        torch.library.register_fake(f"fastnets::{self.name}", checked, lib=_library)
+        return fn
+
+    def autograd(self, backward: Callable[..., Any], setup_context: Callable[..., None]) -> None:
+        """Registers the gradient; see ``torch.library.register_autograd``."""
+        torch.library.register_autograd(
+            f"fastnets::{self.name}", backward, setup_context=setup_context, lib=_library
+        )
+
+    def __call__(self, *args: Any) -> Any:
+        """Calls the operator with the arguments of its schema, by the shortest way that is right."""
+        if torch.compiler.is_compiling():
+            # ONNX has no fastnets operators: an exported network is made of standard ones.
+            if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():
+                self.check(*args)
+                return self.implementations["reference"].fn(*args)
+            return self.torch_op(*args)
+        # A call that nothing listens to (mode, transform, tracer, autocast, autograd) skips
+        # PyTorch's dispatcher, which would cost 4 µs to arrive at this same line.
+        if _dispatch_state() in _PLAIN and not any(map(_listens, args[: self.tensors])):
+            return self.run(*args)
+        return self.torch_op(*args)
+
+    def run(self, *args: Any) -> Any:
+        """The implementation on real tensors: check, choose a backend, record, call."""
+        self.check(*args)
+        chosen = self._choose(args)
+        chosen.calls += 1
+        return chosen.fn(*args)
+
+    def _choose(self, args: tuple[Any, ...]) -> Implementation:
+        if name := requested.get():
+            chosen = self.implementations[name]
+            if reasons := chosen.reasons(args):
+                raise RuntimeError(f"{self.name} cannot run on backend {name!r}: " + "; ".join(reasons))
+            return chosen
+        device = args[0].device.type
+        if device not in self.automatic:
+            self.automatic[device] = [self.implementations[n] for n in BACKENDS if self._is_automatic(n, device)]
+        for chosen in self.automatic[device]:
+            if chosen.why_not is None or not chosen.why_not(*args):
+                break
+        key = (device, args[0].dtype, chosen.name)
+        if key not in self.declined:
+            self.declined[key] = self._explain(args, chosen)
+        return chosen
+
+    def _is_automatic(self, name: str, device: str) -> bool:
+        backend = BACKENDS[name]
+        listed = backend.automatic is None or device in backend.automatic
+        return name in self.implementations and listed and not backend.why_not(device)
+
+    def _explain(self, args: tuple[Any, ...], chosen: Implementation) -> dict[str, list[str]]:
+        return {
+            other.name: other.reasons(args) or [f"{chosen.name} comes first"]
+            for other in self.implementations.values()
+            if other is not chosen
+        }
+
+    def _autocast(self, device: str) -> Callable[..., Any]:
+        keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{device}"))
+        device = device.lower()
+
+        def cast(arg: Any, dtype: torch.dtype) -> Any:
+            # The rule of F.conv2d: every floating tensor of the device, but float64.
+            eligible = isinstance(arg, Tensor) and arg.is_floating_point() and arg.device.type == device
+            return arg.to(dtype) if eligible and arg.dtype != torch.float64 else arg
+
+        def kernel(*args: Any) -> Any:
+            dtype = torch.get_autocast_dtype(device)
+            with torch._C._ExcludeDispatchKeyGuard(keys):
+                return self.torch_op(*(cast(arg, dtype) for arg in args))
+
+        return kernel
+
+
+def _dispatch_state() -> tuple[int, int]:
+    """This thread's included and excluded dispatch keys: modes, transforms and autocast show here."""
+    include, exclude = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
+    return include.raw_repr(), exclude.raw_repr()
+
+
+def _plain_states() -> set[tuple[int, int]]:
+    with torch.inference_mode(False):
+        normal = _dispatch_state()
+    with torch.inference_mode():
+        return {normal, _dispatch_state()}
+
+
+_PLAIN = _plain_states()
+
+
+def _listens(tensor: Tensor | None) -> bool:
+    """Whether a call with this tensor must go through the dispatcher: a subclass, or to be differentiated."""
+    if tensor is None:
+        return False
+    plain = type(tensor) is Tensor or type(tensor) is torch.nn.Parameter
+    return not plain or (tensor.requires_grad and torch.is_grad_enabled())
+
+
+class Report(dict[str, dict[str, Any]]):
+    """For each op that ran: ``calls``, a count per backend, and ``declined``, the others' reasons."""
+
+    def __str__(self) -> str:
+        lines = []
+        for op, entry in self.items():
+            ran = ", ".join(f"{name} {count}" for name, count in entry["calls"].items())
+            lines.append(f"{op}: {ran}")
+            lines += [f"  not {name}: {'; '.join(reasons)}" for name, reasons in entry["declined"].items()]
+        return "\n".join(lines) or "no op has run"
+
+
+def backend_report(*, reset: bool = False) -> Report:
+    """Says which backends ran since the start (or the last reset), how often, and why others did not.
+
+    Args:
+        reset: whether to begin counting anew after this report.
+
+    Returns:
+        A dict ``{op: {"calls": {backend: count}, "declined": {backend: [reason, ...]}}}`` of the ops
+        that ran; printing it gives readable lines.
+
+    Example:
+        >>> import torch, fastnets
+        >>> _ = fastnets.backend_report(reset=True)
+        >>> with fastnets.use_backend("reference"):
+        ...     _ = fastnets.ops.depthwise_conv2d(torch.ones(1, 2, 3, 3), torch.ones(2, 1, 3, 3))
+        >>> print(fastnets.backend_report())
+        depthwise_conv2d: reference 1
+    """
+    report = Report()
+    for op in OPS.values():
+        calls = {i.name: i.calls for i in op.implementations.values() if i.calls}
+        if calls:
+            declined = {n: r for entry in op.declined.values() for n, r in entry.items() if n not in calls}
+            report[op.name] = {"calls": calls, "declined": declined}
+        if reset:
+            op.declined.clear()
+            for implementation in op.implementations.values():
+                implementation.calls = 0
+    return report
