@@ -1,0 +1,12 @@
+"""The networks of the classic papers, on the kernels of :mod:`fastnets.ops`."""
+
+from fastnets.models import efficientnet_lite as efficientnet_lite
+from fastnets.models import mobilenetv1 as mobilenetv1
+from fastnets.models import mobilenetv2 as mobilenetv2
+from fastnets.models._registry import ModelInfo as ModelInfo
+from fastnets.models._registry import create_model as create_model
+from fastnets.models._registry import list_models as list_models
+from fastnets.models._registry import model_info as model_info
+from fastnets.models._registry import register_model as register_model
+from fastnets.models._weights import WeightsError as WeightsError
+from fastnets.models._weights import load_weights as load_weights

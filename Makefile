@@ -1,0 +1,83 @@
+# Each target sets up what it needs in .venv and skips what is already there.
+#   PYTHON=python3.12   which Python makes .venv         FASTNETS_BUILD=none   no compiled kernels (README.md)
+#   TORCH=2.12.0        another torch than the pinned    ARGS="-k conv2d"      more arguments for pytest
+
+PYTHON ?= python3
+PINNED := $(shell sed -n 's/^torch==//p' constraints.txt)
+TORCH ?= $(PINNED)
+VENV := .venv
+# One stamp for the torch in .venv, one for each extra of pyproject.toml, one for the compiled kernels.
+HAS_TORCH := $(VENV)/has-torch-$(TORCH)
+BUILT := $(VENV)/built-$(or $(FASTNETS_BUILD),auto)$(FORCE_CUDA)
+CXX_FILES = $$(find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help demo test lint format bench wheel clean
+
+help: ## Show this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
+
+demo: $(VENV)/has-demo $(BUILT) ## Classify three photographs with EfficientNet-Lite0, beside PyTorch
+	@mkdir -p build
+	@python -m fastnets classify --compare --save build/demo.png $$(python -c 'import pathlib, skimage; \
+		print(*(pathlib.Path(skimage.__file__).parent / "data" / f for f in ("chelsea.png", "coffee.png", "rocket.jpg")))')
+	@echo "Contact sheet: build/demo.png"
+	@grep 'CPU kernels' $(BUILT)
+
+test: $(VENV)/has-test $(BUILT) ## Run every test: all, per instruction set, Triton interpreted, examples
+	python -m pytest -rs $(ARGS)
+	FASTNETS_CPU_CAPABILITY=default python -m pytest -rs tests/ops $(ARGS)
+	@grep -qw avx2 /proc/cpuinfo || echo "skipped: tests/ops on AVX2, which this processor lacks"
+	! grep -qw avx2 /proc/cpuinfo || FASTNETS_CPU_CAPABILITY=avx2 python -m pytest -rs tests/ops $(ARGS)
+	TRITON_INTERPRET=1 python -m pytest -rs -k triton tests/ops $(ARGS)
+	python -m pytest -rs --doctest-modules fastnets $(ARGS)
+	@grep 'CPU kernels' $(BUILT)
+
+lint: $(VENV)/has-test $(VENV)/has-lint ## Check style and types
+	ruff check .
+	ruff format --check .
+	mypy
+	clang-format --dry-run -Werror $(CXX_FILES)
+
+format: $(VENV)/has-lint ## Rewrite the sources in the house's style
+	ruff check --fix .
+	ruff format .
+	clang-format -i $(CXX_FILES)
+
+bench: $(VENV)/has-bench $(BUILT) ## Time the ops against their peers
+	python -m pytest benchmarks $(ARGS)
+
+wheel: $(HAS_TORCH) ## Write the source archive, and a wheel made from it, to dist/
+	rm -rf dist
+	python setup.py -q sdist
+	python -m pip wheel -q --no-deps --no-build-isolation -w dist dist/*.tar.gz
+
+clean: ## Remove everything that was built, and .venv
+	rm -rf $(VENV) build dist *.egg-info fastnets/*.so
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "fastnets needs Python 3.10 or later; say which: make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || \
+		{ echo "$(PYTHON) cannot make a virtual environment; on Debian or Ubuntu: apt install python3-venv"; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+
+# Another torch than the pinned one wants its own triton.
+$(HAS_TORCH): constraints.txt | $(VENV)/bin/python
+	@rm -f $(VENV)/has-* $(VENV)/built-*
+	@sed $(if $(filter-out $(PINNED),$(TORCH)),-e '/^triton==/d') -e 's/^torch==.*/torch==$(TORCH)/' constraints.txt \
+		> $(VENV)/constraints.txt
+	python -m pip install -q -c $(VENV)/constraints.txt torch==$(TORCH) setuptools ninja
+	@touch $@
+
+$(VENV)/has-%: pyproject.toml $(HAS_TORCH)
+	FASTNETS_BUILD=none python -m pip install -q -c $(VENV)/constraints.txt --no-build-isolation -e '.[$*]'
+	@touch $@
+
+$(BUILT): setup.py $(HAS_TORCH) $(shell find csrc -type f)
+	@echo "Compiling the kernels; the log is $(VENV)/build.log"
+	@rm -f $(VENV)/built-* fastnets/*.so
+	@python setup.py build_ext --inplace > $(VENV)/build.log 2>&1 || { cat $(VENV)/build.log; exit 1; }
+	@grep 'fastnets build' $(VENV)/build.log | tee $@

@@ -1,0 +1,12 @@
+// Which instruction set the kernels use: the best that processor and operating system have, or the one that
+// FASTNETS_CPU_CAPABILITY=default|avx2|avx512 names.
+#pragma once
+
+namespace fastnets {
+
+enum class Capability { kDefault, kAvx2, kAvx512 };
+
+// Decided at the first call. Throws if the variable names an instruction set that is unknown or not there.
+Capability capability();
+
+}  // namespace fastnets

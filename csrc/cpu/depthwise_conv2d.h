@@ -1,0 +1,53 @@
+// What the kernels of depthwise_conv2d are given, for both layouts and all instruction sets.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "../convolution.h"
+
+namespace fastnets::depthwise {
+
+constexpr int64_t kWidest = 16;  // floats in the widest vector
+
+// The share of `count` things that falls to piece i of n.
+struct Range {
+  int64_t begin, end;
+};
+inline Range share(int64_t count, int64_t i, int64_t n) { return {count * i / n, count * (i + 1) / n}; }
+
+// A tensor of four dimensions: data and strides in elements.
+struct Operand {
+  void* data = nullptr;
+  Four stride{};
+};
+
+struct Problem {
+  Convolution g;
+  Activation activation = Activation::kNone;
+  Operand x, w, y;             // y: the result, or its gradient
+  const void* bias = nullptr;  // (o), bias_step apart
+  int64_t bias_step = 1;
+  Operand dx;                  // no data where not asked for
+  void* dw = nullptr;          // partial sums [part][o][kh][kw] in float or double; null where not asked for
+  void* db = nullptr;          // partial sums [part][o]
+  int64_t chunk = 1;           // channels in a task
+  int64_t strips = 1;          // pieces that the rows of an image are cut into
+  int64_t parts = 1;           // partial sums of the weight gradient, each over some strips
+
+  int64_t units() const { return g.n * strips; }
+
+  // A chunk is a multiple of the widest vector; what remains joins the last one, which so is never narrower than that.
+  int64_t chunks() const { return g.c < kWidest ? 1 : (g.c - kWidest) / chunk + 1; }
+  Range channels(int64_t i) const { return {i * chunk, i + 1 < chunks() ? (i + 1) * chunk : g.c}; }
+};
+
+// A kernel is called with a range of tasks. Tasks write disjoint memory and are the same whatever the number of threads,
+// so that neither their order nor that number changes a bit of the result.
+struct Kernels {
+  void (*forward)(const Problem&, int64_t begin, int64_t end);   // tasks: chunks * units, chunk by chunk
+  void (*backward)(const Problem&, int64_t begin, int64_t end);  // tasks: chunks * parts, chunk by chunk
+};
+
+}  // namespace fastnets::depthwise

@@ -1,0 +1,404 @@
+// Depthwise convolution where neighbouring channels are neighbours in memory. Included by isa.h: no guard.
+//
+// Lanes are channels. A tile is four output pixels of one row: under each kernel row, the source pixels below the tile are
+// loaded once and serve every tap that meets them, (3 + k) loads for 4 k multiply-adds at stride 1; weights come from a
+// packed copy [kh][kw][channels] in the first-level cache. A task is a strip of rows of one image for a chunk of channels,
+// small enough that the rows which two kernel positions share are still cached: memory sees x read once and y written
+// once, b * n * (c * h * w + o * oh * ow) bytes. The gradient of x is the same loop over dy; the gradient of w goes over
+// the same strip while x and dy are cached, so that both together read x and dy once and write dx once.
+
+namespace fastnets::FASTNETS_ISA::channels_last {
+
+using depthwise::Problem;
+using depthwise::Range;
+using depthwise::share;
+
+// The columns that share a set of taps: output column first + step * t, t < count, is the sum over k < taps of source
+// column source_step * t + offset + offset_step * k times kernel column weight + weight_step * k. A forward pass has one
+// such set; the gradient of x has one for each residue of the column modulo the stride.
+struct Columns {
+  int64_t first, step, count;
+  int64_t source_step, offset, offset_step;
+  int64_t weight, weight_step, taps;
+
+  // Taps that meet the source, of column t.
+  Range meet(int64_t t, int64_t width) const {
+    const int64_t column = source_step * t + offset;
+    const int64_t begin = column < 0 ? (-column + offset_step - 1) / offset_step : 0;
+    const int64_t end = column < width ? (width - 1 - column) / offset_step + 1 : 0;
+    return {std::min(taps, begin), std::min(taps, end)};
+  }
+
+  // Columns t whose tap j meets the source.
+  Range columns_of(int64_t j, int64_t width) const {
+    const int64_t shift = offset + offset_step * j;
+    const int64_t begin = shift < 0 ? (-shift + source_step - 1) / source_step : 0;
+    const int64_t end = width > shift ? (width - 1 - shift) / source_step + 1 : 0;
+    return {std::min(count, begin), std::min(count, end)};
+  }
+
+  // Columns t all of whose taps meet the source.
+  Range inner(int64_t width) const {
+    return {columns_of(0, width).begin, columns_of(taps - 1, width).end};
+  }
+};
+
+inline Columns forward_columns(const Convolution& g) { return {0, 1, g.ow, g.sw, -g.pw, g.dw, 0, 1, g.kw}; }
+
+// dx[i] = sum over j of dy[(i + p - j d) / s] w[j], for the j where s divides: every (s / gcd(s, d))-th, taken from the
+// last down so that source columns ascend.
+inline Columns backward_columns(const Convolution& g, int64_t residue) {
+  Columns c{residue, g.sw, (g.w - residue + g.sw - 1) / g.sw, 1, 0, 1, 0, 0, 0};
+  for (int64_t j = g.kw - 1; j >= 0; --j) {
+    const int64_t offset = residue + g.pw - j * g.dw;
+    if (offset % g.sw != 0) continue;
+    if (c.taps == 0) c.weight = j, c.offset = offset / g.sw;
+    if (c.taps == 1) c.weight_step = j - c.weight, c.offset_step = offset / g.sw - c.offset;
+    ++c.taps;
+  }
+  return c;
+}
+
+// First channel of block b of a chunk. The last block overlaps the one before: it computes some channels again rather than
+// fewer at a time.
+template <int L>
+FASTNETS_INLINE int64_t block_of(Range c, int64_t b) {
+  return std::min(c.begin + b * L, c.end - L);
+}
+
+// One output row. `source` lists the source rows that meet it, and `weight` the packed kernel row of each.
+template <typename T>
+struct Row {
+  std::vector<const T*> source;
+  std::vector<const Sum<T>*> weight;
+  const Sum<T>* bias = nullptr;
+  T* out = nullptr;
+  int64_t source_pixel = 0, source_channel = 1, out_pixel = 0, out_channel = 1;  // strides
+  int64_t width = 0, channels = 0;                                               // of the source
+  int64_t rows = 0;  // that meet it
+  alignas(64) T zeros[kLanes<Sum<T>>] = {};
+  alignas(64) mutable T spare[kLanes<Sum<T>>];
+  Activate<Sum<T>> activate{Activation::kNone};
+};
+
+// W output pixels from column t on, all taps of the set: K of them at adjacent columns, source_step S, channels adjacent in
+// source and output. At a border, columns beside the source are read from `zeros` and pixels beyond the last one written
+// to `spare`; inside, addresses are one base and multiples of a stride.
+template <typename T, int L, int W, int K, int S, bool Border>
+void tile(const Row<T>& row, const Columns& set, int64_t t) {
+  using A = Sum<T>;
+  constexpr int N = (W - 1) * S + K;
+  // Copies in registers: the compiler must assume that the stores below change what `row` and `set` refer to.
+  const int64_t channels = row.channels, rows = row.rows, pixel = row.source_pixel;
+  const int64_t column = S * t + set.offset, out_step = set.step * row.out_pixel;
+  const int64_t weight_start = set.weight * channels, weight_step = set.weight_step * channels;
+  const T* const* const sources = row.source.data();
+  const A* const* const weights = row.weight.data();
+  const A* const bias = row.bias;
+  const Activate<A> activate = row.activate;
+  T* const out = row.out + (set.first + t * set.step) * row.out_pixel;
+  int64_t offsets[N];  // of the source's columns; negative: zeros
+  for (int i = 0; Border && i < N; ++i) offsets[i] = column + i < 0 || column + i >= row.width ? -1 : (column + i) * pixel;
+  const T* const zeros = row.zeros;
+  T* const spare = row.spare;
+  const int64_t valid = set.count - t;
+  for (int64_t block = 0; block * L < channels; ++block) {
+    const int64_t c = block_of<L>({0, channels}, block);
+    Vec<A, L> sums[W];
+    for (int i = 0; i < W; ++i) sums[i] = bias ? load<A, L>(bias + c) : Vec<A, L>{};
+    for (int64_t r = 0; r < rows; ++r) {
+      const T* source = sources[r] + c + (Border ? 0 : column * pixel);
+      const A* weight = weights[r] + weight_start + c;
+      Vec<A, L> in[N];
+      for (int i = 0; i < N; ++i) {
+        in[i] = load<T, L>(!Border ? source + i * pixel : offsets[i] < 0 ? zeros : source + offsets[i]);
+        hold(in[i]);
+      }
+      for (int j = 0; j < K; ++j) {
+        const Vec<A, L> w = load<A, L>(weight + j * weight_step);
+        for (int i = 0; i < W; ++i) sums[i] += in[i * S + j] * w;
+      }
+    }
+    activate.template operator()<L, W>(sums);
+    for (int i = 0; i < W; ++i) store<T, L>(Border && i >= valid ? spare : out + c + i * out_step, sums[i]);
+  }
+}
+
+// One output pixel, any taps and strides.
+template <typename T, int L>
+void pixel(const Row<T>& row, const Columns& set, int64_t t) {
+  using A = Sum<T>;
+  const Range taps = set.meet(t, row.width);
+  for (int64_t block = 0; block * L < row.channels; ++block) {
+    const int64_t c = block_of<L>({0, row.channels}, block);
+    Vec<A, L> sums[1] = {row.bias ? load<A, L>(row.bias + c) : Vec<A, L>{}};
+    for (int64_t r = 0; r < row.rows; ++r)
+      for (int64_t j = taps.begin; j < taps.end; ++j) {
+        const int64_t column = set.source_step * t + set.offset + set.offset_step * j;
+        sums[0] += load_strided<T, L>(row.source[r] + column * row.source_pixel + c * row.source_channel,
+                                      row.source_channel) *
+                   load<A, L>(row.weight[r] + (set.weight + set.weight_step * j) * row.channels + c);
+      }
+    row.activate.template operator()<L, 1>(sums);
+    T* out = row.out + (set.first + t * set.step) * row.out_pixel + c * row.out_channel;
+    store_strided<T, L>(out, sums[0], row.out_channel);
+  }
+}
+
+template <typename T, int L, int W, int K, int S>
+void tiles(const Row<T>& row, const Columns& set) {
+  const Range inner = set.inner(row.width);
+  for (int64_t t = 0; t < set.count; t += W)
+    if (t >= inner.begin && t + W <= inner.end)
+      tile<T, L, W, K, S, false>(row, set, t);
+    else
+      tile<T, L, W, K, S, true>(row, set, t);
+}
+
+// Tiles of seven or of four pixels, whichever compute fewer beyond the end: maps are multiples of 7 or of a power of two.
+template <typename T, int L, int K, int S>
+void tiles(const Row<T>& row, const Columns& set) {
+  const int64_t by_seven = (set.count + 6) / 7 * 7, by_four = (set.count + 3) / 4 * 4;
+  return by_seven <= by_four ? tiles<T, L, 7, K, S>(row, set) : tiles<T, L, 4, K, S>(row, set);
+}
+
+template <typename T, int L>
+void columns(const Row<T>& row, const Columns& set) {
+  if constexpr (L > 1 && sizeof(T) <= 4) {  // the types and widths that networks run in
+    const bool adjacent = set.offset_step == 1 && row.source_channel == 1 && row.out_channel == 1;
+    const int64_t k = adjacent ? set.taps : 0, s = set.source_step;
+    if (k == 3 && s == 1) return tiles<T, L, 3, 1>(row, set);
+    if (k == 5 && s == 1) return tiles<T, L, 5, 1>(row, set);
+    if (k == 3 && s == 2) return tiles<T, L, 3, 2>(row, set);
+    if (k == 5 && s == 2) return tiles<T, L, 5, 2>(row, set);
+    if (k == 2 && s == 1) return tiles<T, L, 2, 1>(row, set);
+    if (k == 1 && s == 1) return tiles<T, L, 1, 1>(row, set);
+  }
+  for (int64_t t = 0; t < set.count; ++t) pixel<T, L>(row, set, t);
+}
+
+// Weights of input channels [c.begin, c.end), as [multiplier][kh][kw][channels].
+template <typename T>
+std::vector<Sum<T>> pack(const Problem& p, Range c) {
+  const Convolution& g = p.g;
+  const int64_t channels = c.end - c.begin, taps = g.kh * g.kw;
+  std::vector<Sum<T>> packed(g.m * taps * channels);
+  const T* w = static_cast<const T*>(p.w.data);
+  for (int64_t o = 0; o < channels * g.m; ++o) {
+    const T* from = w + (c.begin * g.m + o) * p.w.stride.n;
+    Sum<T>* to = packed.data() + o % g.m * taps * channels + o / g.m;
+    for (int64_t i = 0; i < g.kh; ++i)
+      for (int64_t j = 0; j < g.kw; ++j)
+        to[(i * g.kw + j) * channels] = static_cast<Sum<T>>(from[i * p.w.stride.h + j * p.w.stride.w]);
+  }
+  return packed;
+}
+
+template <typename T, int L>
+void forward_unit(const Problem& p, const std::vector<Sum<T>>& packed, Range c, int64_t unit) {
+  const Convolution& g = p.g;
+  const Columns set = forward_columns(g);
+  const int64_t n = unit / p.strips, channels = c.end - c.begin;
+  const Range rows = share(g.oh, unit % p.strips, p.strips);
+  Row<T> row;
+  row.source_pixel = p.x.stride.w, row.out_pixel = p.y.stride.w, row.out_channel = g.m;
+  row.width = g.w, row.channels = channels, row.activate = Activate<Sum<T>>(p.activation);
+  std::vector<Sum<T>> bias(p.bias ? channels : 0);
+  for (int64_t q = 0; q < g.m; ++q) {
+    for (size_t i = 0; i < bias.size(); ++i)
+      bias[i] = static_cast<Sum<T>>(static_cast<const T*>(p.bias)[((c.begin + i) * g.m + q) * p.bias_step]);
+    row.bias = p.bias ? bias.data() : nullptr;
+    for (int64_t r = rows.begin; r < rows.end; ++r) {
+      row.source.clear(), row.weight.clear();
+      for (int64_t i = 0; i < g.kh; ++i) {
+        const int64_t y = r * g.sh - g.ph + i * g.dh;
+        if (y < 0 || y >= g.h) continue;
+        row.source.push_back(static_cast<const T*>(p.x.data) + n * p.x.stride.n + y * p.x.stride.h + c.begin);
+        row.weight.push_back(packed.data() + (q * g.kh + i) * g.kw * channels);
+      }
+      row.rows = row.source.size();
+      row.out = static_cast<T*>(p.y.data) + n * p.y.stride.n + r * p.y.stride.h + c.begin * g.m + q;
+      columns<T, L>(row, set);
+    }
+  }
+}
+
+// Rows of dx. Each row of dy that meets one counts m times, once for each multiplier's channels.
+template <typename T, int L>
+void backward_input_unit(const Problem& p, const std::vector<Sum<T>>& packed, const std::vector<Columns>& sets, Range c,
+                         int64_t unit) {
+  const Convolution& g = p.g;
+  const int64_t n = unit / p.strips, channels = c.end - c.begin;
+  const Range rows = share(g.h, unit % p.strips, p.strips);
+  Row<T> row;
+  row.source_pixel = p.y.stride.w, row.source_channel = g.m, row.out_pixel = p.dx.stride.w;
+  row.width = g.ow, row.channels = channels;
+  for (int64_t r = rows.begin; r < rows.end; ++r) {
+    row.source.clear(), row.weight.clear();
+    for (int64_t i = 0; i < g.kh; ++i) {
+      const int64_t y = r + g.ph - i * g.dh;
+      if (y < 0 || y % g.sh != 0 || y / g.sh >= g.oh) continue;
+      for (int64_t q = 0; q < g.m; ++q) {
+        row.source.push_back(static_cast<const T*>(p.y.data) + n * p.y.stride.n + y / g.sh * p.y.stride.h +
+                             c.begin * g.m + q);
+        row.weight.push_back(packed.data() + (q * g.kh + i) * g.kw * channels);
+      }
+    }
+    row.rows = row.source.size();
+    row.out = static_cast<T*>(p.dx.data) + n * p.dx.stride.n + r * p.dx.stride.h + c.begin;
+    for (const Columns& set : sets) columns<T, L>(row, set);
+  }
+}
+
+// sums[j] += x[S t + offset + d j] dy[t] over the columns t >= first of one row, for every tap j. `sums` holds L numbers for
+// each tap.
+template <typename T, int L>
+void weight_row(const T* x, const T* dy, const Columns& set, const Problem& p, int64_t first, Sum<T>* sums) {
+  for (int64_t j = 0; j < set.taps; ++j) {
+    const Range t = set.columns_of(j, p.g.w);
+    const T* from = x + (set.offset + set.offset_step * j) * p.x.stride.w;
+    Vec<Sum<T>, L> total = load<Sum<T>, L>(sums + j * L);
+    for (int64_t i = std::max(first, t.begin); i < t.end; ++i)
+      total += load<T, L>(from + i * set.source_step * p.x.stride.w) *
+               load_strided<T, L>(dy + i * p.y.stride.w, p.g.m);
+    store<Sum<T>, L>(sums + j * L, total);
+  }
+}
+
+// The same in tiles of W columns: K taps at adjacent columns, stride S, channels of dy adjacent. `places` says where each
+// column of the padded row stands, negative: zeros. Each tap has two chains of sums, or the adds would wait for one another.
+template <typename T, int L, int W, int K, int S>
+void weight_row_tiles(const T* x, const T* dy, const Columns& set, const Problem& p, const int64_t* places,
+                      Sum<T>* sums) {
+  using A = Sum<T>;
+  constexpr int N = (W - 1) * S + K;
+  const T zeros[L] = {};
+  const int64_t step = p.y.stride.w, tiles = set.count / W;
+  Vec<A, L> total[2][K] = {};
+  for (int j = 0; j < K; ++j) total[0][j] = load<A, L>(sums + j * L);
+  for (int64_t t = 0; t < tiles * W; t += W) {
+    Vec<A, L> in[N];
+    for (int i = 0; i < N; ++i) {
+      const int64_t place = places[t * S + i];
+      in[i] = load<T, L>(place < 0 ? zeros : x + place);
+      hold(in[i]);
+    }
+    for (int i = 0; i < W; ++i) {
+      const Vec<A, L> d = load<T, L>(dy + (t + i) * step);
+      for (int j = 0; j < K; ++j) total[i % 2][j] += in[i * S + j] * d;
+    }
+  }
+  for (int j = 0; j < K; ++j) store<A, L>(sums + j * L, total[0][j] + total[1][j]);
+  if (tiles * W < set.count) weight_row<T, L>(x, dy, set, p, tiles * W, sums);
+}
+
+template <typename T, int L, int K, int S>
+void weight_row_tiles(const T* x, const T* dy, const Columns& set, const Problem& p, const int64_t* places,
+                      Sum<T>* sums) {
+  if (set.count % 7 == 0) return weight_row_tiles<T, L, 7, K, S>(x, dy, set, p, places, sums);
+  return weight_row_tiles<T, L, 4, K, S>(x, dy, set, p, places, sums);
+}
+
+template <typename T, int L>
+void weight_row(const T* x, const T* dy, const Columns& set, const Problem& p, const int64_t* places, Sum<T>* sums) {
+  if constexpr (L > 1 && sizeof(T) <= 4) {
+    const int64_t k = p.g.dw == 1 && p.g.m == 1 ? set.taps : 0, s = set.source_step;
+    if (k == 3 && s == 1) return weight_row_tiles<T, L, 3, 1>(x, dy, set, p, places, sums);
+    if (k == 3 && s == 2) return weight_row_tiles<T, L, 3, 2>(x, dy, set, p, places, sums);
+    if (k == 5 && s == 1) return weight_row_tiles<T, L, 5, 1>(x, dy, set, p, places, sums);
+    if (k == 5 && s == 2) return weight_row_tiles<T, L, 5, 2>(x, dy, set, p, places, sums);
+  }
+  weight_row<T, L>(x, dy, set, p, int64_t{0}, sums);
+}
+
+// Where the columns of a row of x with its padding stand, in elements; -1 for those of the padding.
+inline std::vector<int64_t> padded_places(const Problem& p) {
+  std::vector<int64_t> places((p.g.ow - 1) * p.g.sw + (p.g.kw - 1) * p.g.dw + 1, -1);
+  for (int64_t u = p.g.pw; u < std::min<int64_t>(p.g.pw + p.g.w, places.size()); ++u)
+    places[u] = (u - p.g.pw) * p.x.stride.w;
+  return places;
+}
+
+// Adds a strip to the sums of L channels from c on, multiplier index q: [kh][kw][L] of dw, then [L] of db.
+template <typename T, int L>
+void backward_weight_unit(const Problem& p, int64_t c, int64_t q, int64_t unit, const int64_t* places, Sum<T>* sums) {
+  using A = Sum<T>;
+  const Convolution& g = p.g;
+  const Columns set = forward_columns(g);
+  const int64_t n = unit / p.strips;
+  const Range rows = share(g.oh, unit % p.strips, p.strips);
+  const T* x = static_cast<const T*>(p.x.data) + n * p.x.stride.n + c;
+  const T* dy = static_cast<const T*>(p.y.data) + n * p.y.stride.n + c * g.m + q;
+  A* db = sums + g.kh * g.kw * L;
+  Vec<A, L> total[4] = {load<A, L>(db)};  // four chains of sums
+  for (int64_t r = rows.begin; r < rows.end; ++r) {
+    const T* dy_row = dy + r * p.y.stride.h;
+    int64_t t = p.db ? 0 : g.ow;
+    for (; t + 4 <= g.ow; t += 4)
+      for (int i = 0; i < 4; ++i) total[i] += load_strided<T, L>(dy_row + (t + i) * p.y.stride.w, g.m);
+    for (; t < g.ow; ++t) total[0] += load_strided<T, L>(dy_row + t * p.y.stride.w, g.m);
+    for (int64_t i = 0; p.dw && i < g.kh; ++i) {
+      const int64_t y = r * g.sh - g.ph + i * g.dh;
+      if (y >= 0 && y < g.h) weight_row<T, L>(x + y * p.x.stride.h, dy_row, set, p, places, sums + i * g.kw * L);
+    }
+  }
+  store<A, L>(db, (total[0] + total[1]) + (total[2] + total[3]));
+}
+
+// Writes the sums of L channels from c on to their part of dw and db.
+template <typename A, int L>
+void write_sums(const Problem& p, int64_t part, int64_t c, int64_t q, const A* sums) {
+  const int64_t taps = p.g.kh * p.g.kw;
+  for (int64_t l = 0; l < L; ++l) {
+    const int64_t o = part * p.g.o + (c + l) * p.g.m + q;
+    if (p.db) static_cast<A*>(p.db)[o] = sums[taps * L + l];
+    for (int64_t k = 0; p.dw && k < taps; ++k) static_cast<A*>(p.dw)[o * taps + k] = sums[k * L + l];
+  }
+}
+
+template <typename T, int L>
+void forward(const Problem& p, int64_t begin, int64_t end) {
+  int64_t packed_chunk = -1;
+  std::vector<Sum<T>> packed;
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t chunk = task / p.units();
+    const Range c = p.channels(chunk);
+    if (chunk != packed_chunk) packed = pack<T>(p, c), packed_chunk = chunk;
+    forward_unit<T, L>(p, packed, c, task % p.units());
+  }
+}
+
+template <typename T, int L>
+void backward(const Problem& p, int64_t begin, int64_t end) {
+  const int64_t slot = (p.g.kh * p.g.kw + 1) * L;
+  const std::vector<int64_t> places = padded_places(p);
+  std::vector<Columns> sets;
+  for (int64_t residue = 0; residue < std::min(p.g.sw, p.g.w); ++residue)
+    sets.push_back(backward_columns(p.g, residue));
+  int64_t packed_chunk = -1;
+  std::vector<Sum<T>> packed, sums;
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t chunk = task / p.parts, part = task % p.parts;
+    const Range c = p.channels(chunk), units = share(p.units(), part, p.parts);
+    if (p.dx.data && chunk != packed_chunk) packed = pack<T>(p, c), packed_chunk = chunk;
+    const int64_t blocks = p.dw || p.db ? (c.end - c.begin + L - 1) / L * p.g.m : 0;
+    sums.assign(blocks * slot, 0);
+    for (int64_t unit = units.begin; unit < units.end; ++unit) {
+      if (p.dx.data) backward_input_unit<T, L>(p, packed, sets, c, unit);
+      for (int64_t b = 0; b < blocks; ++b)
+        backward_weight_unit<T, L>(p, block_of<L>(c, b / p.g.m), b % p.g.m, unit, places.data(),
+                                   sums.data() + b * slot);
+    }
+    for (int64_t b = 0; b < blocks; ++b)
+      write_sums<Sum<T>, L>(p, part, block_of<L>(c, b / p.g.m), b % p.g.m, sums.data() + b * slot);
+  }
+}
+
+template <typename T>
+depthwise::Kernels kernels(int64_t channels) {
+  constexpr int L = kLanes<Sum<T>>;
+  if (channels >= L) return {&forward<T, L>, &backward<T, L>};
+  return {&forward<T, 1>, &backward<T, 1>};
+}
+
+}  // namespace fastnets::FASTNETS_ISA::channels_last

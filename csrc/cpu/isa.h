@@ -1,0 +1,63 @@
+// Compiles FASTNETS_KERNELS, a header, three times: for any x86-64 or other processor, for AVX2 and for AVX-512, each in a
+// namespace of that name. FASTNETS_FOR_THIS_CPU(f) is f of the namespace that this processor runs.
+//
+// The header is written with vectors of FASTNETS_VECTOR_BYTES (vector.h). It must not define lambdas: GCC and Clang
+// compile those for the command line's target, not for the pragma's.
+#include "capability.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#define FASTNETS_ISA portable
+#define FASTNETS_VECTOR_BYTES 16
+#include FASTNETS_KERNELS
+#undef FASTNETS_ISA
+#undef FASTNETS_VECTOR_BYTES
+
+#if defined(__x86_64__)
+
+#if !defined(__clang__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12's own AVX-512 header
+#endif
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c")
+#endif
+#define FASTNETS_ISA avx2
+#define FASTNETS_VECTOR_BYTES 32
+#include FASTNETS_KERNELS
+#undef FASTNETS_ISA
+#undef FASTNETS_VECTOR_BYTES
+#if defined(__clang__)
+#pragma clang attribute pop
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))), \
+                             apply_to = function)
+#else
+#pragma GCC pop_options
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
+#endif
+#define FASTNETS_ISA avx512
+#define FASTNETS_VECTOR_BYTES 64
+#include FASTNETS_KERNELS
+#undef FASTNETS_ISA
+#undef FASTNETS_VECTOR_BYTES
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#pragma GCC diagnostic pop
+#endif
+
+#define FASTNETS_FOR_THIS_CPU(f)                                            \
+  (::fastnets::capability() == ::fastnets::Capability::kAvx512 ? &avx512::f \
+   : ::fastnets::capability() == ::fastnets::Capability::kAvx2 ? &avx2::f   \
+                                                               : &portable::f)
+#else
+#define FASTNETS_FOR_THIS_CPU(f) (&portable::f)
+#endif

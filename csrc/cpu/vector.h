@@ -1,0 +1,206 @@
+// A vector of FASTNETS_VECTOR_BYTES in the compiler's own vector type, and what it lacks: loads and stores that convert
+// from and to the storage types, selection, activations. Included once for each instruction set (isa.h): no guard.
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <type_traits>
+
+#include "../convolution.h"
+
+#define FASTNETS_INLINE inline __attribute__((always_inline))
+
+namespace fastnets::FASTNETS_ISA {
+
+using BFloat16 = torch::headeronly::BFloat16;
+using Half = torch::headeronly::Half;
+
+// Sums of 16-bit types are taken in float.
+template <typename T>
+using Sum = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+// L numbers of type A. Kernels work on kLanes<A> of them, or on one where there are fewer channels than that.
+template <typename A, int L>
+struct VectorOf {
+  typedef A type __attribute__((vector_size(L * sizeof(A))));
+};
+template <typename A, int L>
+using Vec = typename VectorOf<A, L>::type;
+
+template <typename A>
+inline constexpr int kLanes = FASTNETS_VECTOR_BYTES / sizeof(A);
+
+template <typename A, int L>
+FASTNETS_INLINE Vec<A, L> splat(A value) {
+  return Vec<A, L>{} + value;
+}
+
+template <typename To, typename From>
+FASTNETS_INLINE To bits(const From& from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &from, sizeof to);
+  return to;
+}
+
+template <typename T, int L>
+FASTNETS_INLINE Vec<Sum<T>, L> load(const T* p) {
+  if constexpr (std::is_same_v<T, Sum<T>>) {
+    Vec<T, L> v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+  } else if constexpr (std::is_same_v<T, BFloat16> && L > 1) {
+    Vec<uint16_t, L> v;
+    std::memcpy(&v, p, sizeof v);
+    return bits<Vec<float, L>>(__builtin_convertvector(v, Vec<uint32_t, L>) << 16);
+#if FASTNETS_VECTOR_BYTES == 64
+  } else if constexpr (L == 16) {
+    return bits<Vec<float, L>>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
+#elif FASTNETS_VECTOR_BYTES == 32
+  } else if constexpr (L == 8) {
+    return bits<Vec<float, L>>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#endif
+  } else {
+    Vec<float, L> v;
+    for (int i = 0; i < L; ++i) v[i] = static_cast<float>(p[i]);
+    return v;
+  }
+}
+
+template <typename T, int L>
+FASTNETS_INLINE void store(T* p, Vec<Sum<T>, L> v) {
+  if constexpr (std::is_same_v<T, Sum<T>>) {
+    std::memcpy(p, &v, sizeof v);
+  } else if constexpr (std::is_same_v<T, BFloat16> && L > 1) {
+    // Round to nearest even: add half a unit in the last place, less one bit if the kept part is even. NaN stays NaN.
+    const auto u = bits<Vec<uint32_t, L>>(v);
+    const auto rounded = (u + 0x7FFFu + ((u >> 16) & 1u)) >> 16;
+    const auto nan = (v != v);
+    const auto r = (bits<Vec<uint32_t, L>>(nan) & 0x7FC0u) | (~bits<Vec<uint32_t, L>>(nan) & rounded);
+    const auto narrow = __builtin_convertvector(r, Vec<uint16_t, L>);
+    std::memcpy(p, &narrow, sizeof narrow);
+#if FASTNETS_VECTOR_BYTES == 64
+  } else if constexpr (L == 16) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(bits<__m512>(v), _MM_FROUND_TO_NEAREST_INT));
+#elif FASTNETS_VECTOR_BYTES == 32
+  } else if constexpr (L == 8) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(bits<__m256>(v), _MM_FROUND_TO_NEAREST_INT));
+#endif
+  } else {
+    for (int i = 0; i < L; ++i) p[i] = static_cast<T>(v[i]);
+  }
+}
+
+// Keeps a vector in its register. Without it the compiler reads a value once from memory for each use of it, which binds
+// these kernels to the load ports.
+template <typename V>
+FASTNETS_INLINE void hold([[maybe_unused]] V& v) {
+#if FASTNETS_VECTOR_BYTES == 64
+  if constexpr (sizeof v == 64) asm("" : "+v"(v));
+#endif
+}
+
+// L numbers that lie `step` apart: a load or store for channel multipliers and strided columns.
+template <typename T, int L>
+FASTNETS_INLINE Vec<Sum<T>, L> load_strided(const T* p, int64_t step) {
+  if (step == 1) return load<T, L>(p);
+  Vec<Sum<T>, L> v;
+  for (int i = 0; i < L; ++i) v[i] = static_cast<Sum<T>>(p[i * step]);
+  return v;
+}
+
+template <typename T, int L>
+FASTNETS_INLINE void store_strided(T* p, Vec<Sum<T>, L> v, int64_t step) {
+  if (step == 1) return store<T, L>(p, v);
+  for (int i = 0; i < L; ++i) p[i * step] = static_cast<T>(v[i]);
+}
+
+template <typename A, int L>
+FASTNETS_INLINE A sum(Vec<A, L> v) {
+  A total = v[0];
+  for (int i = 1; i < L; ++i) total += v[i];
+  return total;
+}
+
+// exp in float to 1.5 units in the last place: 2^k * e^r with k = round(x / ln 2), |r| <= ln 2 / 2, e^r by its series
+// with coefficients fitted to that interval; double through the C library.
+template <typename A, int L>
+FASTNETS_INLINE Vec<A, L> exponential(Vec<A, L> x) {
+  if constexpr (std::is_same_v<A, double> || L == 1) {
+    Vec<A, L> y;
+    for (int i = 0; i < L; ++i) y[i] = std::exp(x[i]);
+    return y;
+  } else {
+    const Vec<float, L> lo = splat<float, L>(-87.3f), hi = splat<float, L>(88.72f);
+    const Vec<float, L> z = x < lo ? lo : x > hi ? hi : x;
+    const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+    const Vec<float, L> k = (z * 1.44269504f + magic) - magic;
+    const Vec<float, L> r = (z - k * 0.693359375f) - k * -2.12194440e-4f;  // ln 2 in two parts
+    Vec<float, L> p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    const auto exponent = (__builtin_convertvector(k, Vec<int32_t, L>) + 126) << 23;  // 2^(k - 1): k may be 128
+    const Vec<float, L> y = p * bits<Vec<float, L>>(exponent) * 2.0f;
+    const Vec<float, L> infinity = splat<float, L>(std::numeric_limits<float>::infinity());
+    return x < lo ? splat<float, L>(0.0f) : x > hi ? infinity : (x == x ? y : x);
+  }
+}
+
+// Comparisons are written so that NaN fails them and passes through, as in PyTorch.
+template <typename A, int L>
+FASTNETS_INLINE Vec<A, L> clamp(Vec<A, L> z, A low, A high) {
+  const Vec<A, L> lo = splat<A, L>(low), hi = splat<A, L>(high);
+  z = lo > z ? lo : z;
+  return hi < z ? hi : z;
+}
+
+// An activation, as a clamp that costs two instructions in the store and, for those that are more than that, the rest.
+template <typename A>
+struct Activate {
+  explicit Activate(Activation name)
+      : low(name == Activation::kRelu || name == Activation::kRelu6 ? A(0) : -std::numeric_limits<A>::infinity()),
+        high(name == Activation::kRelu6 ? A(6) : std::numeric_limits<A>::infinity()),
+        rest(name > Activation::kRelu6 ? name : Activation::kNone) {}
+
+  template <int L, int W>
+  FASTNETS_INLINE void operator()(Vec<A, L> (&z)[W]) const {
+    for (int i = 0; i < W; ++i) z[i] = clamp<A, L>(z[i], low, high);
+    if (rest == Activation::kNone) return;
+    Vec<A, L> y[W];  // a copy, so that z itself can stay in registers
+    for (int i = 0; i < W; ++i) y[i] = z[i];
+    for (int i = 0; i < W; ++i) finish<L>(y + i);
+    for (int i = 0; i < W; ++i) z[i] = y[i];
+  }
+
+  template <int L>
+  __attribute__((noinline)) void finish(Vec<A, L>* y) const {
+    const Vec<A, L> z = *y;
+    switch (rest) {
+      case Activation::kLeakyRelu:
+        *y = z < A(0) ? z * A(0.1) : z;
+        break;
+      case Activation::kSilu:
+        *y = z / (A(1) + exponential<A, L>(-z));
+        break;
+      case Activation::kHardswish:
+        *y = z * clamp<A, L>(z + A(3), A(0), A(6)) / A(6);
+        break;
+      case Activation::kSigmoid:
+        *y = A(1) / (A(1) + exponential<A, L>(-z));
+        break;
+      default:
+        break;
+    }
+  }
+
+  A low, high;
+  Activation rest;
+};
+
+}  // namespace fastnets::FASTNETS_ISA

@@ -1,0 +1,66 @@
+// All that kernels use of CUDA beyond plain C++: launch, barrier, warp shuffle, vote, shared memory.
+//
+// With FASTNETS_EMULATE_CUDA the same names come from tests/cuda/emulation.h, and a C++ compiler builds the .cu files
+// for a machine without a GPU. Blocks are whole warps, and every thread reaches every barrier, shuffle and vote.
+#pragma once
+
+#ifdef FASTNETS_EMULATE_CUDA
+
+#include "emulation.h"
+#define FASTNETS_CUDA_KEY CPU
+
+#else
+
+#include <cuda_runtime.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/tensor.h>
+
+#define FASTNETS_CUDA_KEY CUDA
+#define FASTNETS_SHARED(type, name, count) __shared__ type name[count]
+#define FASTNETS_DYNAMIC_SHARED(type, name)                       \
+  extern __shared__ __align__(16) unsigned char dynamic_shared[]; \
+  type* const name = reinterpret_cast<type*>(dynamic_shared)
+
+namespace fastnets {
+
+// Makes a tensor's device the current one while it lives; holds the stream that PyTorch uses there.
+class Stream {
+ public:
+  explicit Stream(const torch::stable::Tensor& t) : guard_(t.get_device_index()) {
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &handle_));
+  }
+  cudaStream_t handle() const { return static_cast<cudaStream_t>(handle_); }
+
+ private:
+  torch::stable::accelerator::DeviceGuard guard_;
+  void* handle_ = nullptr;
+};
+
+struct Grid {
+  dim3 blocks, threads;
+  size_t dynamic_shared_bytes = 0;
+};
+
+template <typename... Parameters, typename... Arguments>
+void launch(const Stream& stream, const Grid& grid, void (*kernel)(Parameters...), const Arguments&... arguments) {
+  const cudaLaunchConfig_t config{grid.blocks, grid.threads, grid.dynamic_shared_bytes, stream.handle(), nullptr, 0};
+  cudaLaunchKernelEx(&config, kernel, arguments...);
+  const cudaError_t error = cudaGetLastError();
+  STD_TORCH_CHECK(error == cudaSuccess, "CUDA kernel launch failed: ", cudaGetErrorString(error));
+}
+
+constexpr unsigned kFullWarp = 0xffffffff;
+
+__device__ inline void barrier() { __syncthreads(); }
+
+template <typename T>
+__device__ T shuffle_xor(T value, int mask) {
+  return __shfl_xor_sync(kFullWarp, value, mask);
+}
+
+__device__ inline unsigned ballot(bool vote) { return __ballot_sync(kFullWarp, vote); }
+
+}  // namespace fastnets
+
+#endif

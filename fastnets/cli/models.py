@@ -1,0 +1,33 @@
+"""``fastnets models``: the networks there are."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from fastnets.cli._terminal import UsageError
+from fastnets.models import create_model, list_models, model_info
+from fastnets.models.count import count
+
+
+def add_parser(commands: Any) -> None:
+    """Adds the command to ``fastnets``."""
+    parser = commands.add_parser("models", help="list the networks", description="Lists the networks.")
+    parser.add_argument(
+        "pattern", nargs="?", default="*", metavar="PATTERN", help="only names like this, such as 'mobilenet*'"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints one line for each network."""
+    names = list_models(args.pattern)
+    if not names:
+        raise UsageError(f"no network is named like {args.pattern!r}; `fastnets models` lists all")
+    width = max(map(len, names))
+    print(f"{'name':{width}}  parameters   GMAC  input  state_dict follows")
+    for name in names:
+        info = model_info(name)
+        parameters, macs = count(create_model(name), info.input_size)
+        print(f"{name:{width}}  {parameters / 1e6:8.2f} M  {macs / 1e9:5.2f}  {info.input_size:5}  {info.names_follow}")
+    return 0

@@ -1,0 +1,130 @@
+"""The networks by name: one decorator registers them, and everything that lists or builds them asks here."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import nn
+
+from fastnets.models._weights import imagenet_file, load_weights
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What is known of a network before it is built.
+
+    Args:
+        name: what ``create_model`` calls it.
+        build: makes it with random weights.
+        input_size: height and width of the photos it is made for, in pixels.
+        crop: part of the short side that remains after the centre crop: photos are resized so that the short
+            side is ``input_size / crop`` pixels, then cropped to ``input_size``.
+        interpolation: 'bicubic' or 'bilinear', used for that resizing.
+        mean: subtracted from each channel of a photo, whose values are from 0 to 1.
+        std: what each channel is divided by afterwards.
+        names_follow: the library whose names of parameters it uses: 'torchvision' or 'timm'.
+    """
+
+    name: str
+    build: Callable[..., nn.Module]
+    input_size: int
+    crop: float
+    interpolation: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    names_follow: str
+
+
+_MODELS: dict[str, ModelInfo] = {}
+
+
+def register_model(**facts: Any) -> Callable[[Callable[..., nn.Module]], Callable[..., nn.Module]]:
+    """Registers the decorated function, which builds a network, under its own name.
+
+    Args:
+        **facts: the fields of :class:`ModelInfo` but ``name`` and ``build``.
+
+    Returns:
+        A decorator that gives the function back as it is.
+    """
+
+    def register(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+        _MODELS[build.__name__] = ModelInfo(build.__name__, build, **facts)
+        return build
+
+    return register
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names the networks that ``create_model`` can build.
+
+    Args:
+        pattern: what the names must match, with ``*`` and ``?`` as in a shell.
+
+    Returns:
+        The names, sorted.
+
+    Example:
+        >>> from fastnets.models import list_models
+        >>> list_models("mobilenet*")
+        ['mobilenet_v2', 'mobilenetv1_100']
+    """
+    return sorted(name for name in _MODELS if fnmatchcase(name, pattern))
+
+
+def model_info(name: str) -> ModelInfo:
+    """Says what is known of a network before it is built.
+
+    Args:
+        name: one of ``list_models()``.
+
+    Returns:
+        The :class:`ModelInfo` of that name.
+
+    Raises:
+        ValueError: there is no network of that name; the message has the closest ones.
+
+    Example:
+        >>> from fastnets.models import model_info
+        >>> model_info("mobilenet_v2").input_size
+        224
+    """
+    if name in _MODELS:
+        return _MODELS[name]
+    close = difflib.get_close_matches(name, _MODELS, n=3) or list_models()
+    raise ValueError(f"there is no model {name!r}; did you mean {' or '.join(close)}?")
+
+
+def create_model(name: str, weights: str | os.PathLike[str] | None = None, **kwargs: Any) -> nn.Module:
+    """Builds a network by name.
+
+    Args:
+        name: one of ``list_models()``.
+        weights: None for random weights, the path of a checkpoint (see :func:`load_weights`), or 'imagenet'
+            for the published ones.
+        **kwargs: arguments of the network itself: ``num_classes``, and ``width``, a factor on all channels,
+            where the paper has one.
+
+    Returns:
+        The network on the CPU in training mode, as new modules are; call ``.eval()`` before classifying.
+        Its input is (n, 3, h, w), its output (n, num_classes), unnormalised.
+
+    Raises:
+        ValueError: there is no network of that name; the message has the closest ones.
+        WeightsError: the weights cannot be had, or are not this network's.
+
+    Example:
+        >>> import torch, fastnets
+        >>> model = fastnets.create_model("mobilenet_v2", num_classes=10, width=0.35).eval()
+        >>> model(torch.zeros(2, 3, 96, 96)).shape
+        torch.Size([2, 10])
+    """
+    model = model_info(name).build(**kwargs)
+    if weights is not None:
+        load_weights(model, imagenet_file(name) if weights == "imagenet" else weights)
+    return model

@@ -1,0 +1,107 @@
+"""The commands but ``classify``, and what holds for all."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import fastnets
+from fastnets.cli import _terminal, info, main
+
+
+def test_no_command_prints_help(capsys):
+    assert main([]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert all(command in err for command in ("classify", "models", "info"))
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"fastnets {fastnets.__version__}\n"
+
+
+def test_unknown_command_is_one_line(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["clasify"])
+    assert stop.value.code == 2
+    assert re.fullmatch(r"fastnets: error: .*'clasify'.*\n", capsys.readouterr().err)
+
+
+def test_models(capsys):
+    assert main(["models"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:]] == fastnets.models.list_models()
+    assert "mobilenet_v2            3.50 M   0.30    224  torchvision" in [
+        re.sub(r"^(\S+) +", r"\1            ", x) for x in lines
+    ]
+
+
+def test_models_by_pattern(capsys):
+    assert main(["models", "efficientnet*"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["name", "efficientnet_lite0"]
+
+
+def test_models_without_a_match(capsys):
+    assert main(["models", "resnet*"]) == 2
+    assert re.fullmatch(r"fastnets models: error: [^\n]*'resnet\*'[^\n]*\n", capsys.readouterr().err)
+
+
+def test_info(capsys, monkeypatch):
+    monkeypatch.setenv("FASTNETS_CPU_CAPABILITY", "avx2")
+    assert main(["info"]) == 0
+    out = capsys.readouterr().out
+    assert torch.__version__ in out
+    assert "FASTNETS_CPU_CAPABILITY=avx2" in out
+    for backend in ("cpu", "cuda", "triton", "reference"):
+        assert re.search(rf"^ *(backends)? +{backend}: .", out, re.MULTILINE)
+    assert "unknown: " not in out
+
+
+def test_info_never_fails(capsys, monkeypatch):
+    def fail():
+        raise OSError("a line\nanother line")
+
+    monkeypatch.setattr(info, "_gpus", fail)
+    monkeypatch.setattr(info.platform, "platform", fail)
+    assert main(["info"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("unknown: OSError: a line\n") == 2
+
+
+def test_broken_pipe_is_quiet():
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "fastnets", "info"], stdout=writer, stderr=subprocess.PIPE, check=False
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize(
+    ("stream", "total", "drawn"), [(Terminal, 40, True), (Terminal, 3, False), (io.StringIO, 40, False)]
+)
+def test_progress_is_for_people_who_wait(monkeypatch, stream, total, drawn):
+    monkeypatch.setattr(sys, "stderr", stream())
+    progress = _terminal.Progress(total)
+    progress.draw(total // 2)
+    text = sys.stderr.getvalue()
+    progress.clear()
+    assert bool(text) == drawn
+    if drawn:
+        assert text.startswith("\r\x1b[K" + 15 * "█" + 15 * "·" + " 20/40 ")
+        assert sys.stderr.getvalue().endswith("\r\x1b[K")

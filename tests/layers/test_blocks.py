@@ -1,0 +1,44 @@
+"""The blocks of networks, on what can be said of them alone; test_networks.py compares whole networks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fastnets.layers import DepthwiseSeparable, InvertedResidual
+from fastnets.layers.blocks import init_weights, make_divisible
+
+
+@pytest.mark.parametrize(
+    ("channels", "expected"),
+    [(0.1, 8), (8, 8), (11.9, 16), (12, 16), (16.8, 16), (17.7, 16), (17.8, 24), (20, 24), (44.8, 48), (1280, 1280)],
+)
+def test_make_divisible(channels, expected):
+    assert make_divisible(channels) == expected
+
+
+@pytest.mark.parametrize(
+    ("block", "residual"),
+    [
+        (DepthwiseSeparable(8, 8), False),
+        (DepthwiseSeparable(8, 8, last_activation=False), True),
+        (DepthwiseSeparable(8, 8, stride=2, last_activation=False), False),
+        (DepthwiseSeparable(8, 16, last_activation=False), False),
+        (InvertedResidual(8, 8), True),
+        (InvertedResidual(8, 8, stride=2), False),
+        (InvertedResidual(8, 16), False),
+    ],
+)
+def test_the_input_is_added_where_shapes_allow_and_no_activation_follows(block, residual):
+    block.eval()
+    last = block.bn3 if isinstance(block, InvertedResidual) else block.bn2
+    torch.nn.init.zeros_(last.weight)
+    x = torch.randn(2, 8, 6, 6)
+    assert torch.equal(block(x), x) if residual else not block(x).any()
+
+
+def test_new_convolutions_keep_the_variance_of_gradients():
+    torch.manual_seed(0)
+    block = InvertedResidual(64, 64, kernel_size=5).apply(init_weights)
+    for conv, reached in ((block.conv_pw, 384), (block.conv_dw, 25), (block.conv_pwl, 64)):
+        assert conv.weight.std().item() == pytest.approx((2 / reached) ** 0.5, rel=0.05)

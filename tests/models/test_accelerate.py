@@ -1,0 +1,276 @@
+"""accelerate: the same numbers, with as few passes as promised, and nothing changed that must not be."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from peers import build_peer, difference, import_peer, settle
+from torch import nn
+
+import fastnets
+from fastnets.accelerate import accelerate
+from fastnets.layers import Conv2d, DepthwiseConv2d, PointwiseConv2d
+from fastnets.models import create_model, list_models
+
+
+def image(n=2, c=8, size=9, dtype=torch.float64):
+    return torch.randn(n, c, size, size, dtype=dtype, generator=torch.Generator().manual_seed(3))
+
+
+def check(model: nn.Module, *inputs: torch.Tensor) -> nn.Module:
+    """Accelerates the model; in float64 its outputs must be the model's to twelve digits, in both layouts."""
+    model = settle(model).double().eval()
+    fast = accelerate(model)
+    for x in inputs or (image(1), image(2)):
+        expected = model(x.clone())
+        for layout in (torch.contiguous_format, torch.channels_last):
+            given = x.clone(memory_format=layout)
+            assert difference(fast(given), expected) < 1e-12
+            assert torch.equal(given, x), "the input was changed"
+    return fast
+
+
+def kinds(fast: nn.Module) -> list[type]:
+    """The types of its layers, but those that ``accelerate`` adds for itself."""
+    leaves = [type(module) for module in fast.modules() if not list(module.children()) and module is not fast]
+    return [kind for kind in leaves if kind.__module__ != accelerate.__module__]
+
+
+class Branch(nn.Module):
+    """A module of one's own: what ``forward`` does is given."""
+
+    def __init__(self, forward, **modules):
+        super().__init__()
+        for name, module in modules.items():
+            setattr(self, name, module)
+        self.does = forward
+
+    def forward(self, x):
+        return self.does(self, x)
+
+
+# ---- whole networks --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", list_models())
+@torch.inference_mode()
+def test_networks_give_the_same_logits_from_folded_and_fused_layers(name):
+    model = settle(create_model(name)).eval()
+    fast = accelerate(model)
+    for x in (image(1, 3, 96, torch.float32), image(3, 3, 64, torch.float32)):
+        assert difference(fast(x), model(x)) < 1e-4
+    assert set(kinds(fast)) == {Conv2d, DepthwiseConv2d, PointwiseConv2d, nn.Linear}
+    assert kinds(fast).count(Conv2d) == 1  # the stem
+    assert all(m.activation == "relu6" for m in fast.modules() if isinstance(m, DepthwiseConv2d))
+
+
+@pytest.mark.parametrize(
+    ("library", "name"), [("torchvision", "mobilenet_v2"), ("torchvision", "resnet18"), ("timm", "efficientnet_lite0")]
+)
+@torch.inference_mode()
+def test_networks_of_other_libraries_are_accelerated_too(library, name):
+    model = settle(
+        build_peer(name, library) if name in list_models() else import_peer(library).models.get_model(name)
+    ).eval()
+    x = image(1, 3, 64, torch.float32)
+    fast = accelerate(model)
+    assert difference(fast(x), model(x)) < 1e-4
+    if name == "mobilenet_v2":
+        assert set(kinds(fast)) == {Conv2d, DepthwiseConv2d, PointwiseConv2d, nn.Linear}
+
+
+def test_the_model_is_left_alone():
+    model = settle(create_model("mobilenet_v2", num_classes=3, width=0.25)).eval()
+    before = copy.deepcopy(model)
+    fast = accelerate(model)
+    fast(image(1, 3, 32, torch.float32))
+    assert str(model) == str(before)
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.state_dict().values(), before.state_dict().values(), strict=True)
+    )
+    assert all(p.requires_grad for p in model.parameters()) and not any(p.requires_grad for p in fast.parameters())
+    shared = {p.data_ptr() for p in model.parameters()} & {p.data_ptr() for p in fast.parameters()}
+    assert not shared, "training the model further would change its accelerated copy"
+
+
+def test_it_copies_pickles_compiles_and_exports():
+    fast = accelerate(settle(create_model("efficientnet_lite0", num_classes=3, width=0.25)).eval())
+    x = image(2, 3, 64, torch.float32)
+    expected = fast(x)
+    assert torch.equal(copy.deepcopy(fast)(x), expected)
+    assert torch.equal(pickle.loads(pickle.dumps(fast))(x), expected)
+    assert torch.equal(accelerate(fast)(x), expected)
+    assert difference(torch.compile(fast, fullgraph=True, backend="aot_eager")(x), expected) < 1e-5
+    assert difference(torch.export.export(fast, (x,)).module()(x), expected) < 1e-5
+
+
+# ---- folding ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize(
+    "conv",
+    [
+        lambda bias: nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=bias),
+        lambda bias: nn.Conv2d(8, 16, (1, 5), stride=(2, 1), padding=(0, 2), groups=8, bias=bias),
+        lambda bias: nn.Conv2d(8, 6, 1, bias=bias),
+        lambda bias: nn.Conv2d(8, 6, 1, stride=2, bias=bias),
+        lambda bias: nn.Conv2d(8, 6, 1, padding=1, bias=bias),
+        lambda bias: nn.Conv2d(8, 6, 3, padding="same", dilation=2, bias=bias),
+        lambda bias: nn.Conv2d(8, 6, 3, groups=2, bias=bias),
+        lambda bias: nn.Conv2d(8, 8, 3, padding=1, groups=8, padding_mode="reflect", bias=bias),
+        lambda bias: DepthwiseConv2d(8, 3, multiplier=2, bias=bias),
+    ],
+    ids=["depthwise", "multiplier", "pointwise", "strided", "padded", "dense", "grouped", "reflect", "layer"],
+)
+def test_batch_norm_folds_into_every_kind_of_convolution(conv, affine, bias):
+    conv = conv(bias)
+    norm = nn.BatchNorm2d(conv.out_channels, affine=affine)
+    fast = check(nn.Sequential(conv, norm, nn.ReLU6(inplace=True)))
+    assert nn.BatchNorm2d not in kinds(fast) and nn.ReLU6 not in kinds(fast)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        nn.Sequential(nn.BatchNorm2d(8), nn.Conv2d(8, 4, 3)),
+        nn.Sequential(nn.Conv2d(8, 4, 3), nn.BatchNorm2d(4, track_running_stats=False)),
+        nn.Sequential(nn.Conv2d(8, 4, 3), nn.ReLU(), nn.BatchNorm2d(4)),
+        nn.Sequential(DepthwiseConv2d(8, 3, activation="relu"), nn.BatchNorm2d(8)),
+        Branch(lambda m, x: m.norm(y := m.conv(x)) + y, conv=nn.Conv2d(8, 8, 3), norm=nn.BatchNorm2d(8)),
+    ],
+    ids=["before", "by_batch", "after_relu", "after_activation", "used_twice"],
+)
+def test_batch_norm_stays_where_folding_would_be_wrong(model):
+    assert nn.BatchNorm2d in kinds(check(model))
+
+
+def test_convolutions_called_twice_fold_apart():
+    conv, one, two = nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.BatchNorm2d(8), nn.BatchNorm2d(8)
+    model = Branch(lambda m, x: m.two(m.conv(m.one(m.conv(m.conv(x))))), conv=conv, one=one, two=two)
+    assert kinds(check(model)) == [DepthwiseConv2d] * 3
+
+
+@pytest.mark.parametrize(
+    "reparametrise", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm]
+)
+def test_reparametrised_convolutions_stay(reparametrise):
+    check(nn.Sequential(reparametrise(nn.Conv2d(8, 8, 3)), nn.BatchNorm2d(8)))
+
+
+def test_hooks_still_run():
+    conv = nn.Conv2d(8, 8, 3, groups=8)
+    conv.register_forward_hook(lambda module, args, output: output * 2)
+    check(nn.Sequential(conv, nn.BatchNorm2d(8), nn.ReLU()))
+
+
+# ---- activations, additions, layout ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("groups", [1, 8], ids=["pointwise", "depthwise"])
+@pytest.mark.parametrize(
+    "activation",
+    [nn.ReLU(), nn.ReLU6(), nn.SiLU(), nn.Hardswish(), nn.Sigmoid(), nn.LeakyReLU(0.3), nn.Softmax(1)],
+    ids=lambda module: type(module).__name__,
+)
+def test_every_activation(activation, groups):
+    check(nn.Sequential(nn.Conv2d(8, 8, 1, groups=groups), activation))
+
+
+@pytest.mark.parametrize(
+    "does",
+    [
+        lambda m, x: F.relu(m.conv(x)),
+        lambda m, x: torch.relu(m.conv(x)),
+        lambda m, x: m.conv(x).relu(),
+        lambda m, x: m.conv(x).relu_(),
+        lambda m, x: torch.sigmoid(m.conv(x)),
+        lambda m, x: F.hardswish(m.conv(x), inplace=True),
+    ],
+)
+@pytest.mark.parametrize("groups", [1, 8], ids=["pointwise", "depthwise"])
+def test_activations_called_as_functions(does, groups):
+    check(Branch(does, conv=nn.Conv2d(8, 8, 1, groups=groups)))
+
+
+@pytest.mark.parametrize(
+    "does",
+    [
+        lambda m, x: m.conv(x) + x,
+        lambda m, x: x + m.conv(x),
+        lambda m, x: torch.add(m.conv(x), x, alpha=2),
+        lambda m, x: m.conv(x) + 1.5,
+        lambda m, x: (y := m.conv(x)) + y,
+        lambda m, x: (y := m.conv(x)) + F.relu(y),
+        lambda m, x: F.relu(y := m.conv(x), inplace=True) + y,
+        lambda m, x: F.relu(m.conv(x)) + m.conv(F.relu(m.conv(x))),
+        lambda m, x: m.conv(x).mean((2, 3), keepdim=True) + m.conv(x),
+        lambda m, x: m.conv(x.mean((2, 3), keepdim=True)) + x,
+        lambda m, x: m.conv(x)[:, :, :1] + m.conv(x),
+        lambda m, x: torch.cat([y := m.conv(x), y + x], 1),
+        lambda m, x: m.conv(x) + m.conv(x)[:1].float(),
+        lambda m, x: m.conv(x).view(x.shape[0], -1),
+        lambda m, x: m.conv(x[0]),
+    ],
+)
+@pytest.mark.parametrize("groups", [1, 2, 8], ids=["pointwise", "grouped", "depthwise"])
+def test_sums_and_shapes_in_any_arrangement(does, groups):
+    check(Branch(does, conv=nn.Conv2d(8, 8, 1, groups=groups)))
+
+
+def test_gradients_still_reach_the_input():
+    model = settle(create_model("mobilenet_v2", num_classes=3, width=0.25)).double().eval()
+    gradients = []
+    for network in (model, accelerate(model)):
+        x = image(1, 3, 32).requires_grad_()
+        network(x).square().sum().backward()
+        gradients.append(x.grad)
+    assert difference(*reversed(gradients)) < 1e-10
+
+
+def test_the_whole_network_runs_in_channels_last():
+    fast = accelerate(settle(create_model("efficientnet_lite0", width=0.25)).eval())
+    lost = []
+
+    def look(module, args):
+        if not args[0].is_contiguous(memory_format=torch.channels_last):
+            lost.append(module)
+
+    for module in fast.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_pre_hook(look)
+    fast(image(1, 3, 96, torch.float32))
+    fast(image(2, 3, 96, torch.float32))
+    assert not lost
+
+
+# ---- refusals --------------------------------------------------------------------------------
+
+
+def test_what_is_not_a_module():
+    with pytest.raises(TypeError, match="expects a torch.nn.Module, but got function"):
+        accelerate(check)
+
+
+@pytest.mark.parametrize("part", ["the model", "classifier"])
+def test_a_training_model_is_refused(part):
+    model = create_model("mobilenetv1_100", width=0.25).eval()
+    (model if part == "the model" else model.classifier).train()
+    with pytest.raises(ValueError, match=f"{part} is training: call .eval"):
+        accelerate(model)
+
+
+def test_what_cannot_be_traced_is_named():
+    model = Branch(lambda m, x: m.conv(x) if x.sum() > 0 else x, conv=Conv2d(8, 8, 1)).eval()
+    with pytest.raises(TypeError, match="cannot trace Branch: .*control flow") as error:
+        accelerate(model)
+    assert "\n" not in str(error.value)
+
+
+def test_it_is_part_of_the_package():
+    assert fastnets.accelerate is accelerate
