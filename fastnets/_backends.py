@@ -109,15 +109,15 @@ BACKENDS: dict[str, Backend] = {
 }
 
 
-def _named(name: str | None, source: str) -> str | None:
-    if name is None or name in BACKENDS:
-        return name
-    raise ValueError(f"{source} must be one of {', '.join(BACKENDS)}, but got {name!r}")
+def named(name: str, source: str) -> str:
+    """The name itself if there is such a backend; ``source`` is what gave it."""
+    if name not in BACKENDS:
+        raise ValueError(f"{source} must be one of {', '.join(BACKENDS)}, but is {name!r}")
+    return name
 
 
-requested: ContextVar[str | None] = ContextVar(
-    "fastnets_backend", default=_named(os.environ.get("FASTNETS_BACKEND") or None, "FASTNETS_BACKEND")
-)
+# What the environment says is looked at by the first op, not by the import.
+requested: ContextVar[str | None] = ContextVar("fastnets_backend", default=os.environ.get("FASTNETS_BACKEND") or None)
 
 
 @contextlib.contextmanager
@@ -138,7 +138,7 @@ def use_backend(name: str | None) -> Iterator[None]:
         ...     fastnets.ops.depthwise_conv2d(x, w).flatten().tolist()
         [9.0, 9.0]
     """
-    token = requested.set(_named(name, "use_backend(name)"))
+    token = requested.set(None if name is None else named(name, "the backend"))
     try:
         yield
     finally:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastnets._backends import BACKENDS, requested
+from fastnets._backends import BACKENDS, named, requested
 
 _library = torch.library.Library("fastnets", "DEF")
 
@@ -20,12 +20,23 @@ OPS: dict[str, Op] = {}
 
 
 class Implementation:
-    """One op on one backend: the function, why it may decline a call, and how often it ran."""
+    """One op on one backend.
 
-    def __init__(self, name: str, fn: Callable[..., Any], why_not: Callable[..., list[str]] | None) -> None:
+    Attributes:
+        name: of the backend.
+        fn: takes the arguments of the schema.
+        why_not: takes them too; every reason to decline the call. None: it never does.
+        validates: whether ``fn`` itself raises on arguments that the op's check refuses.
+        calls: how often it ran.
+    """
+
+    def __init__(
+        self, name: str, fn: Callable[..., Any], why_not: Callable[..., list[str]] | None, validates: bool
+    ) -> None:
         self.name = name
         self.fn = fn
         self.why_not = why_not
+        self.validates = validates
         self.calls = 0
 
     def reasons(self, args: tuple[Any, ...]) -> list[str]:
@@ -56,7 +67,7 @@ class Op:
         self.check = check
         self.implementations: dict[str, Implementation] = {}
         self.automatic: dict[str, list[Implementation]] = {}
-        self.declined: dict[tuple[Any, ...], dict[str, list[str]]] = {}
+        self.declined: dict[str, list[str]] = {}
         OPS[self.name] = self
 
     def backend(
@@ -65,10 +76,20 @@ class Op:
         """Registers the decorated function, which takes the schema's arguments, as a backend's."""
 
         def register(fn: Callable[..., Any]) -> Callable[..., Any]:
-            self.implementations[name] = Implementation(name, fn, why_not)
+            self.implementations[name] = Implementation(name, fn, why_not, validates=False)
             return fn
 
         return register
+
+    def native(self, name: str, why_not: Callable[..., list[str]] | None = None) -> None:
+        """Registers the C++ operator ``fastnets_<backend>::<name>``, of the same schema, as a backend's."""
+
+        def first_call(*args: Any) -> Any:  # only now is the library loaded
+            operator = getattr(getattr(torch.ops, f"fastnets_{name}"), self.name).default
+            self.implementations[name].fn = operator
+            return operator(*args)
+
+        self.implementations[name] = Implementation(name, first_call, why_not, validates=True)
 
     def fake(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         """Registers the decorated function as what tracing sees: shapes, types and strides."""
@@ -96,32 +117,36 @@ class Op:
             return self.torch_op(*args)
         # A call that nothing listens to (mode, transform, tracer, autocast, autograd) skips
         # PyTorch's dispatcher, which would cost 4 µs to arrive at this same line.
-        if _dispatch_state() in _PLAIN and not any(map(_listens, args[: self.tensors])):
+        if _dispatch_state() in _PLAIN and not _listened(args[: self.tensors]):
             return self.run(*args)
         return self.torch_op(*args)
 
     def run(self, *args: Any) -> Any:
-        """The implementation on real tensors: check, choose a backend, record, call."""
-        self.check(*args)
+        """The implementation on real tensors: choose a backend, check, record, call."""
         chosen = self._choose(args)
+        if not chosen.validates:
+            self.check(*args)
         chosen.calls += 1
-        return chosen.fn(*args)
+        try:
+            return chosen.fn(*args)
+        except RuntimeError:
+            self.check(*args)  # whose message is that of every backend
+            raise
 
     def _choose(self, args: tuple[Any, ...]) -> Implementation:
         if name := requested.get():
-            chosen = self.implementations[name]
+            chosen = self.implementations[named(name, "FASTNETS_BACKEND")]
             if reasons := chosen.reasons(args):
                 raise RuntimeError(f"{self.name} cannot run on backend {name!r}: " + "; ".join(reasons))
             return chosen
-        device = args[0].device.type
+        device = "cpu" if args[0].is_cpu else args[0].device.type
         if device not in self.automatic:
             self.automatic[device] = [self.implementations[n] for n in BACKENDS if self._is_automatic(n, device)]
         for chosen in self.automatic[device]:
             if chosen.why_not is None or not chosen.why_not(*args):
                 break
-        key = (device, args[0].dtype, chosen.name)
-        if key not in self.declined:
-            self.declined[key] = self._explain(args, chosen)
+        if chosen.calls == 0:
+            self._explain(args, chosen)
         return chosen
 
     def _is_automatic(self, name: str, device: str) -> bool:
@@ -129,12 +154,10 @@ class Op:
         listed = backend.automatic is None or device in backend.automatic
         return name in self.implementations and listed and not backend.why_not(device)
 
-    def _explain(self, args: tuple[Any, ...], chosen: Implementation) -> dict[str, list[str]]:
-        return {
-            other.name: other.reasons(args) or [f"{chosen.name} comes first"]
-            for other in self.implementations.values()
-            if other is not chosen
-        }
+    def _explain(self, args: tuple[Any, ...], chosen: Implementation) -> None:
+        for other in self.implementations.values():
+            if other is not chosen:
+                self.declined[other.name] = other.reasons(args) or [f"{chosen.name} comes first"]
 
     def _autocast(self, device: str) -> Callable[..., Any]:
         keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{device}"))
@@ -169,12 +192,17 @@ def _plain_states() -> set[tuple[int, int]]:
 _PLAIN = _plain_states()
 
 
-def _listens(tensor: Tensor | None) -> bool:
-    """Whether a call with this tensor must go through the dispatcher: a subclass, or to be differentiated."""
-    if tensor is None:
-        return False
-    plain = type(tensor) is Tensor or type(tensor) is torch.nn.Parameter
-    return not plain or (tensor.requires_grad and torch.is_grad_enabled())
+def _listened(tensors: tuple[Tensor | None, ...]) -> bool:
+    """Whether one of the tensors needs the dispatcher: a subclass, without data, or to be differentiated."""
+    grad = torch.is_grad_enabled()
+    for t in tensors:
+        if t is None:
+            continue
+        if type(t) is not Tensor and type(t) is not torch.nn.Parameter:
+            return True
+        if t.is_meta or (grad and t.requires_grad):
+            return True
+    return False
 
 
 class Report(dict[str, dict[str, Any]]):
@@ -211,7 +239,7 @@ def backend_report(*, reset: bool = False) -> Report:
     for op in OPS.values():
         calls = {i.name: i.calls for i in op.implementations.values() if i.calls}
         if calls:
-            declined = {n: r for entry in op.declined.values() for n, r in entry.items() if n not in calls}
+            declined = {n: r for n, r in op.declined.items() if n not in calls}
             report[op.name] = {"calls": calls, "declined": declined}
         if reset:
             op.declined.clear()

@@ -10,7 +10,6 @@
 
 #define FASTNETS_KERNELS "depthwise_conv2d_kernels.h"
 #include "isa.h"
-#include "memory.h"
 
 namespace fastnets {
 namespace {
@@ -23,16 +22,19 @@ constexpr int64_t kParts = 32;  // partial sums of the weight gradient at most: 
 
 Operand operand(const Tensor& t) { return {t.data_ptr(), strides_of(t)}; }
 
-// Cuts the work for the caches: a strip of rows of all arrays, for a chunk of channels, stays in the second-level cache,
-// and so do the source rows of a kernel position in the first-level one. Depends on shapes only.
-void cut(Problem& p, bool channels_last, int64_t bytes) {
+// Cuts the work into tasks: strips of rows that fit the second-level cache, and more of them where images are few. Strips,
+// over which the weight gradient's sums run, depend on shapes only. Only where rows cannot keep the threads busy are
+// channels cut as well: threads that write neighbouring channels fetch each other's cache lines.
+void cut(Problem& p, int64_t bytes, const Tensor& written) {
   const Convolution& g = p.g;
-  constexpr int64_t kFirst = 24 << 10, kSecond = 384 << 10;
-  const int64_t row = bytes * g.w * g.kh;  // of one channel, under a kernel position
-  p.chunk = channels_last ? std::max<int64_t>(1, kFirst / row / 64) * 64 : 1;
-  p.chunk = std::min(p.chunk, (g.c + 15) / 16 * 16);
-  const int64_t image = bytes * p.chunk * (g.h * g.w + g.m * g.oh * g.ow);
-  p.strips = std::clamp<int64_t>(image / kSecond, 1, g.oh);
+  constexpr int64_t kStrip = 192 << 10, kUnits = 16, kSecondLevel = 2 << 20, kThirdLevel = 16 << 20;
+  const int64_t image = bytes * (g.c * g.h * g.w + g.o * g.oh * g.ow), images = std::max<int64_t>(1, g.n);
+  p.prefetches = images * image > kSecondLevel;
+  p.streams = bytes * written.numel() > kThirdLevel;
+  p.strips = std::clamp<int64_t>(std::max(image / kStrip, kUnits / images), 1, g.oh);
+  const int64_t units = images * p.strips, wanted = 2 * torch::stable::get_num_threads();
+  const int64_t chunks = units < wanted ? (wanted + units - 1) / units : 1;
+  p.chunk = (g.c / chunks / depthwise::kWidest + 1) * depthwise::kWidest;
 }
 
 void run(void (*kernel)(const Problem&, int64_t, int64_t), const Problem& p, int64_t tasks) {
@@ -52,7 +54,6 @@ Tensor depthwise_conv2d(const Tensor& x, const Tensor& w, const std::optional<Te
   const bool last = is_channels_last(x);
   const Tensor y = empty(x, {g.n, g.o, g.oh, g.ow}, last);
   if (y.numel() == 0) return y;
-  use_huge_pages(y);
   p.x = operand(x), p.w = operand(w), p.y = operand(y);
   if (bias) {
     STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == g.o && bias->scalar_type() == x.scalar_type(),
@@ -60,7 +61,7 @@ Tensor depthwise_conv2d(const Tensor& x, const Tensor& w, const std::optional<Te
     p.bias = bias->data_ptr(), p.bias_step = bias->stride(0);
   }
   const bool lanes_are_channels = last && p.x.stride.c == 1;
-  cut(p, lanes_are_channels, x.element_size());
+  cut(p, x.element_size(), y);
   const Kernels kernels = FASTNETS_FOR_THIS_CPU(depthwise_kernels)(x.scalar_type(), lanes_are_channels, g.c);
   run(kernels.forward, p, p.chunks() * p.units());
   return y;
@@ -105,9 +106,9 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward(const Tensor& dy, c
   const Tensor dw = need_dw ? empty(w, {g.o, 1, g.kh, g.kw}, is_channels_last(w)) : empty(w, 0);
   const Tensor db = empty(w, need_db ? g.o : 0);
   p.x = operand(x), p.w = operand(w), p.y = operand(dy);
-  if (dx.numel() > 0) use_huge_pages(dx), p.dx = operand(dx);
+  if (dx.numel() > 0) p.dx = operand(dx);
   const bool lanes_are_channels = last && p.x.stride.c == 1 && p.y.stride.c == 1;
-  cut(p, lanes_are_channels, x.element_size());
+  cut(p, x.element_size(), dx);
   p.parts = std::clamp<int64_t>(p.units(), 1, need_dw || need_db ? kParts : p.units() + 1);
   const Kernels kernels = FASTNETS_FOR_THIS_CPU(depthwise_kernels)(x.scalar_type(), lanes_are_channels, g.c);
   switch (x.scalar_type()) {

@@ -59,6 +59,10 @@ inline Columns backward_columns(const Convolution& g, int64_t residue) {
   return c;
 }
 
+// The types that networks run in on a CPU have kernels for the shapes that networks have; the others share one for all.
+template <typename T>
+constexpr bool is_fast = std::is_same_v<T, float> || std::is_same_v<T, BFloat16>;
+
 // First channel of block b of a chunk. The last block overlaps the one before: it computes some channels again rather than
 // fewer at a time.
 template <int L>
@@ -76,18 +80,26 @@ struct Row {
   int64_t source_pixel = 0, source_channel = 1, out_pixel = 0, out_channel = 1;  // strides
   int64_t width = 0, channels = 0;                                               // of the source
   int64_t rows = 0;  // that meet it
+  // Source rows that the next output row is the first to need, fetched while this one is computed; none where x is cached.
+  const T* next = nullptr;
+  int64_t next_rows = 0, row_stride = 0;
+  bool streams = false;  // whether stores go past the caches
   alignas(64) T zeros[kLanes<Sum<T>>] = {};
   alignas(64) mutable T spare[kLanes<Sum<T>>];
   Activate<Sum<T>> activate{Activation::kNone};
 };
 
 // W output pixels from column t on, all taps of the set: K of them at adjacent columns, source_step S, channels adjacent in
-// source and output. At a border, columns beside the source are read from `zeros` and pixels beyond the last one written
-// to `spare`; inside, addresses are one base and multiples of a stride.
-template <typename T, int L, int W, int K, int S, bool Border>
+// source and output. Of the (W - 1) S + K source columns, the first Left and the last Right lie beside the source and add
+// nothing. kAny: how many do is found out at run time, they are read from `zeros`, and of the W pixels those beyond the
+// last one are written to `spare`.
+constexpr int kAny = -1;
+
+template <typename T, int L, int W, int K, int S, int Left, int Right>
 void tile(const Row<T>& row, const Columns& set, int64_t t) {
   using A = Sum<T>;
   constexpr int N = (W - 1) * S + K;
+  constexpr bool any = Left == kAny;
   // Copies in registers: the compiler must assume that the stores below change what `row` and `set` refer to.
   const int64_t channels = row.channels, rows = row.rows, pixel = row.source_pixel;
   const int64_t column = S * t + set.offset, out_step = set.step * row.out_pixel;
@@ -97,30 +109,40 @@ void tile(const Row<T>& row, const Columns& set, int64_t t) {
   const A* const bias = row.bias;
   const Activate<A> activate = row.activate;
   T* const out = row.out + (set.first + t * set.step) * row.out_pixel;
-  int64_t offsets[N];  // of the source's columns; negative: zeros
-  for (int i = 0; Border && i < N; ++i) offsets[i] = column + i < 0 || column + i >= row.width ? -1 : (column + i) * pixel;
+  const int64_t missing = any ? std::max<int64_t>(0, -column) : Left;
+  const int64_t there = any ? std::min<int64_t>(N, row.width - column) : N - Right;
+  const int64_t valid = any ? set.count - t : W;
   const T* const zeros = row.zeros;
   T* const spare = row.spare;
-  const int64_t valid = set.count - t;
+  const int64_t row_stride = row.row_stride, next_rows = row.next_rows;
+  const T* const next = row.next + column * pixel;
+  const bool streams = !any && row.streams;
   for (int64_t block = 0; block * L < channels; ++block) {
     const int64_t c = block_of<L>({0, channels}, block);
     Vec<A, L> sums[W];
     for (int i = 0; i < W; ++i) sums[i] = bias ? load<A, L>(bias + c) : Vec<A, L>{};
+    for (int64_t r = 0; r < next_rows; ++r)
+      for (int i = 0; i < W * S; ++i) __builtin_prefetch(next + r * row_stride + i * pixel + c, 0, 2);
     for (int64_t r = 0; r < rows; ++r) {
-      const T* source = sources[r] + c + (Border ? 0 : column * pixel);
+      const T* source = sources[r] + column * pixel + c;
       const A* weight = weights[r] + weight_start + c;
       Vec<A, L> in[N];
       for (int i = 0; i < N; ++i) {
-        in[i] = load<T, L>(!Border ? source + i * pixel : offsets[i] < 0 ? zeros : source + offsets[i]);
+        if (!any && (i < Left || i >= N - Right)) continue;
+        in[i] = load<T, L>(any && (i < missing || i >= there) ? zeros : source + i * pixel);
         hold(in[i]);
       }
       for (int j = 0; j < K; ++j) {
         const Vec<A, L> w = load<A, L>(weight + j * weight_step);
-        for (int i = 0; i < W; ++i) sums[i] += in[i * S + j] * w;
+        for (int i = 0; i < W; ++i)
+          if (any || (i * S + j >= Left && i * S + j < N - Right)) sums[i] += in[i * S + j] * w;
       }
     }
     activate.template operator()<L, W>(sums);
-    for (int i = 0; i < W; ++i) store<T, L>(Border && i >= valid ? spare : out + c + i * out_step, sums[i]);
+    if (streams)
+      for (int i = 0; i < W; ++i) stream<T, L>(out + c + i * out_step, sums[i]);
+    else
+      for (int i = 0; i < W; ++i) store<T, L>(any && i >= valid ? spare : out + c + i * out_step, sums[i]);
   }
 }
 
@@ -147,12 +169,23 @@ void pixel(const Row<T>& row, const Columns& set, int64_t t) {
 
 template <typename T, int L, int W, int K, int S>
 void tiles(const Row<T>& row, const Columns& set) {
-  const Range inner = set.inner(row.width);
-  for (int64_t t = 0; t < set.count; t += W)
-    if (t >= inner.begin && t + W <= inner.end)
-      tile<T, L, W, K, S, false>(row, set, t);
+  constexpr int N = (W - 1) * S + K, P = K / 2, R = S == 2 ? P - 1 : P;  // with "same" padding and a width that S divides
+  for (int64_t t = 0; t < set.count; t += W) {
+    const int64_t column = S * t + set.offset;
+    const int64_t left = std::max<int64_t>(0, -column), right = std::max<int64_t>(0, column + N - row.width);
+    if (t + W > set.count)
+      tile<T, L, W, K, S, kAny, kAny>(row, set, t);
+    else if (left == 0 && right == 0)
+      tile<T, L, W, K, S, 0, 0>(row, set, t);
+    else if (W == 7 && left == P && right == 0)
+      tile<T, L, W, K, S, P, 0>(row, set, t);
+    else if (W == 7 && left == 0 && right == R)
+      tile<T, L, W, K, S, 0, R>(row, set, t);
+    else if (W == 7 && left == P && right == R)
+      tile<T, L, W, K, S, P, R>(row, set, t);
     else
-      tile<T, L, W, K, S, true>(row, set, t);
+      tile<T, L, W, K, S, kAny, kAny>(row, set, t);
+  }
 }
 
 // Tiles of seven or of four pixels, whichever compute fewer beyond the end: maps are multiples of 7 or of a power of two.
@@ -164,7 +197,7 @@ void tiles(const Row<T>& row, const Columns& set) {
 
 template <typename T, int L>
 void columns(const Row<T>& row, const Columns& set) {
-  if constexpr (L > 1 && sizeof(T) <= 4) {  // the types and widths that networks run in
+  if constexpr (L > 1 && is_fast<T>) {
     const bool adjacent = set.offset_step == 1 && row.source_channel == 1 && row.out_channel == 1;
     const int64_t k = adjacent ? set.taps : 0, s = set.source_step;
     if (k == 3 && s == 1) return tiles<T, L, 3, 1>(row, set);
@@ -203,6 +236,7 @@ void forward_unit(const Problem& p, const std::vector<Sum<T>>& packed, Range c, 
   Row<T> row;
   row.source_pixel = p.x.stride.w, row.out_pixel = p.y.stride.w, row.out_channel = g.m;
   row.width = g.w, row.channels = channels, row.activate = Activate<Sum<T>>(p.activation);
+  row.streams = p.streams && channels % L == 0 && can_stream<T, L>(static_cast<T*>(p.y.data) + c.begin, p.y.stride.w);
   std::vector<Sum<T>> bias(p.bias ? channels : 0);
   for (int64_t q = 0; q < g.m; ++q) {
     for (size_t i = 0; i < bias.size(); ++i)
@@ -217,6 +251,9 @@ void forward_unit(const Problem& p, const std::vector<Sum<T>>& packed, Range c, 
         row.weight.push_back(packed.data() + (q * g.kh + i) * g.kw * channels);
       }
       row.rows = row.source.size();
+      const int64_t next = std::max<int64_t>(0, r * g.sh - g.ph + (g.kh - 1) * g.dh + 1);
+      row.next = static_cast<const T*>(p.x.data) + n * p.x.stride.n + next * p.x.stride.h + c.begin;
+      row.next_rows = p.prefetches ? std::clamp<int64_t>(g.h - next, 0, g.sh) : 0, row.row_stride = p.x.stride.h;
       row.out = static_cast<T*>(p.y.data) + n * p.y.stride.n + r * p.y.stride.h + c.begin * g.m + q;
       columns<T, L>(row, set);
     }
@@ -233,6 +270,7 @@ void backward_input_unit(const Problem& p, const std::vector<Sum<T>>& packed, co
   Row<T> row;
   row.source_pixel = p.y.stride.w, row.source_channel = g.m, row.out_pixel = p.dx.stride.w;
   row.width = g.ow, row.channels = channels;
+  row.streams = p.streams && channels % L == 0 && can_stream<T, L>(static_cast<T*>(p.dx.data) + c.begin, p.dx.stride.w);
   for (int64_t r = rows.begin; r < rows.end; ++r) {
     row.source.clear(), row.weight.clear();
     for (int64_t i = 0; i < g.kh; ++i) {
@@ -245,6 +283,9 @@ void backward_input_unit(const Problem& p, const std::vector<Sum<T>>& packed, co
       }
     }
     row.rows = row.source.size();
+    const int64_t next = (r + g.ph) / g.sh + 1;
+    row.next = static_cast<const T*>(p.y.data) + n * p.y.stride.n + next * p.y.stride.h + c.begin * g.m;
+    row.next_rows = p.prefetches && (r + g.ph) % g.sh == 0 && next < g.oh, row.row_stride = p.y.stride.h;
     row.out = static_cast<T*>(p.dx.data) + n * p.dx.stride.n + r * p.dx.stride.h + c.begin;
     for (const Columns& set : sets) columns<T, L>(row, set);
   }
@@ -301,7 +342,7 @@ void weight_row_tiles(const T* x, const T* dy, const Columns& set, const Problem
 
 template <typename T, int L>
 void weight_row(const T* x, const T* dy, const Columns& set, const Problem& p, const int64_t* places, Sum<T>* sums) {
-  if constexpr (L > 1 && sizeof(T) <= 4) {
+  if constexpr (L > 1 && is_fast<T>) {
     const int64_t k = p.g.dw == 1 && p.g.m == 1 ? set.taps : 0, s = set.source_step;
     if (k == 3 && s == 1) return weight_row_tiles<T, L, 3, 1>(x, dy, set, p, places, sums);
     if (k == 3 && s == 2) return weight_row_tiles<T, L, 3, 2>(x, dy, set, p, places, sums);
@@ -366,6 +407,7 @@ void forward(const Problem& p, int64_t begin, int64_t end) {
     if (chunk != packed_chunk) packed = pack<T>(p, c), packed_chunk = chunk;
     forward_unit<T, L>(p, packed, c, task % p.units());
   }
+  if (p.streams) finish_streams();
 }
 
 template <typename T, int L>
@@ -392,6 +434,7 @@ void backward(const Problem& p, int64_t begin, int64_t end) {
     for (int64_t b = 0; b < blocks; ++b)
       write_sums<Sum<T>, L>(p, part, block_of<L>(c, b / p.g.m), b % p.g.m, sums.data() + b * slot);
   }
+  if (p.streams) finish_streams();
 }
 
 template <typename T>

@@ -103,6 +103,29 @@ FASTNETS_INLINE void hold([[maybe_unused]] V& v) {
 #endif
 }
 
+// Whether `stream` may be used from p on: it writes whole cache lines.
+template <typename T, int L>
+FASTNETS_INLINE bool can_stream(const T* p, int64_t step) {
+  constexpr bool lines = std::is_same_v<T, Sum<T>> && L * sizeof(T) == 64 && FASTNETS_VECTOR_BYTES == 64;
+  return lines && reinterpret_cast<uintptr_t>(p) % 64 == 0 && step * sizeof(T) % 64 == 0;
+}
+
+// A store past the caches: the line is not read first. For results too large to be found there by whoever reads them.
+template <typename T, int L>
+FASTNETS_INLINE void stream(T* p, Vec<Sum<T>, L> v) {
+#if FASTNETS_VECTOR_BYTES == 64
+  if constexpr (sizeof v == 64) return _mm512_stream_si512(reinterpret_cast<__m512i*>(p), bits<__m512i>(v));
+#endif
+  store<T, L>(p, v);
+}
+
+// Makes streamed stores visible to other threads.
+FASTNETS_INLINE void finish_streams() {
+#if FASTNETS_VECTOR_BYTES == 64
+  _mm_sfence();
+#endif
+}
+
 // L numbers that lie `step` apart: a load or store for channel multipliers and strided columns.
 template <typename T, int L>
 FASTNETS_INLINE Vec<Sum<T>, L> load_strided(const T* p, int64_t step) {
@@ -160,18 +183,21 @@ FASTNETS_INLINE Vec<A, L> clamp(Vec<A, L> z, A low, A high) {
   return hi < z ? hi : z;
 }
 
-// An activation, as a clamp that costs two instructions in the store and, for those that are more than that, the rest.
+// An activation in the store: nothing, a clamp of two instructions, or a call for those that are more than that.
 template <typename A>
 struct Activate {
   explicit Activate(Activation name)
       : low(name == Activation::kRelu || name == Activation::kRelu6 ? A(0) : -std::numeric_limits<A>::infinity()),
         high(name == Activation::kRelu6 ? A(6) : std::numeric_limits<A>::infinity()),
-        rest(name > Activation::kRelu6 ? name : Activation::kNone) {}
+        kind(name) {}
 
   template <int L, int W>
   FASTNETS_INLINE void operator()(Vec<A, L> (&z)[W]) const {
-    for (int i = 0; i < W; ++i) z[i] = clamp<A, L>(z[i], low, high);
-    if (rest == Activation::kNone) return;
+    if (kind == Activation::kNone) return;
+    if (kind <= Activation::kRelu6) {
+      for (int i = 0; i < W; ++i) z[i] = clamp<A, L>(z[i], low, high);
+      return;
+    }
     Vec<A, L> y[W];  // a copy, so that z itself can stay in registers
     for (int i = 0; i < W; ++i) y[i] = z[i];
     for (int i = 0; i < W; ++i) finish<L>(y + i);
@@ -181,7 +207,7 @@ struct Activate {
   template <int L>
   __attribute__((noinline)) void finish(Vec<A, L>* y) const {
     const Vec<A, L> z = *y;
-    switch (rest) {
+    switch (kind) {
       case Activation::kLeakyRelu:
         *y = z < A(0) ? z * A(0.1) : z;
         break;
@@ -200,7 +226,7 @@ struct Activate {
   }
 
   A low, high;
-  Activation rest;
+  Activation kind;
 };
 
 }  // namespace fastnets::FASTNETS_ISA

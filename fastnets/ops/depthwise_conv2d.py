@@ -96,6 +96,11 @@ op_backward = Op(
 # ---- reference -------------------------------------------------------------------------------
 
 
+def _sum_type(x: Tensor) -> torch.dtype:
+    # PyTorch adds up float16 in float16 on a CPU.
+    return torch.float32 if x.dtype == torch.float16 and x.device.type == "cpu" else x.dtype
+
+
 @op.backend("reference")
 def _reference(
     x: Tensor,
@@ -106,8 +111,10 @@ def _reference(
     dilation: Sequence[int],
     activation: str | None,
 ) -> Tensor:
-    y = F.conv2d(x, w, bias, stride, padding, dilation, groups=x.shape[1])
-    return ACTIVATIONS[activation](y).contiguous(memory_format=memory_format(x))
+    sum_type = _sum_type(x)
+    bias = None if bias is None else bias.to(sum_type)
+    y = F.conv2d(x.to(sum_type), w.to(sum_type), bias, stride, padding, dilation, groups=x.shape[1])
+    return ACTIVATIONS[activation](y).to(x.dtype).contiguous(memory_format=memory_format(x))
 
 
 @op_backward.backend("reference")
@@ -123,13 +130,14 @@ def _reference_backward(
     need_db: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     mask = [need_dx, need_dw, need_db]
+    tensors = (t.to(_sum_type(x)) for t in (dy, x, w))
     dx, dw, db = aten.convolution_backward(
-        dy, x, w, [w.shape[0]], stride, padding, dilation, False, [0, 0], x.shape[1], mask
+        *tensors, [w.shape[0]], stride, padding, dilation, False, [0, 0], x.shape[1], mask
     )
     return (
-        dx.contiguous(memory_format=memory_format(x)) if need_dx else x.new_empty(0),
-        dw.contiguous(memory_format=memory_format(w)) if need_dw else x.new_empty(0),
-        db if need_db else x.new_empty(0),
+        dx.to(x.dtype).contiguous(memory_format=memory_format(x)) if need_dx else x.new_empty(0),
+        dw.to(x.dtype).contiguous(memory_format=memory_format(w)) if need_dw else x.new_empty(0),
+        db.to(x.dtype) if need_db else x.new_empty(0),
     )
 
 
@@ -140,24 +148,9 @@ def _why_not(x: Tensor, *args: Any) -> list[str]:
     return [] if x.dtype in FLOATS else [f"its kernels take float32, float64, bfloat16 and float16, not {x.dtype}"]
 
 
-@op.backend("cpu", _why_not)
-def _cpu(*args: Any) -> Tensor:
-    return torch.ops.fastnets_cpu.depthwise_conv2d.default(*args)
-
-
-@op_backward.backend("cpu", _why_not)
-def _cpu_backward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.ops.fastnets_cpu.depthwise_conv2d_backward.default(*args)
-
-
-@op.backend("cuda", _why_not)
-def _cuda(*args: Any) -> Tensor:
-    return torch.ops.fastnets_cuda.depthwise_conv2d.default(*args)
-
-
-@op_backward.backend("cuda", _why_not)
-def _cuda_backward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.ops.fastnets_cuda.depthwise_conv2d_backward.default(*args)
+for _name in ("cpu", "cuda"):
+    op.native(_name, _why_not)
+    op_backward.native(_name, _why_not)
 
 
 @op.backend("triton", _why_not)
@@ -254,13 +247,15 @@ def _backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
 
 
 def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    dy, x, w, *ctx.geometry, _, _, _ = inputs
+    dy, x, w, *ctx.geometry, need_dx, need_dw, need_db = inputs
+    ctx.returned = need_dx, need_dw, need_db
     ctx.save_for_backward(dy, x, w)
     ctx.set_materialize_grads(False)
 
 
-def _backward_backward(ctx: Any, ddx: Tensor | None, ddw: Tensor | None, ddb: Tensor | None) -> tuple[Any, ...]:
+def _backward_backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
     dy, x, w = ctx.saved_tensors
+    ddx, ddw, ddb = (g if returned else None for g, returned in zip(grads, ctx.returned, strict=True))
     need_ddy, need_dx, need_dw = ctx.needs_input_grad[:3]
     # dx, dw and db are linear in dy; and conv(x, w) is linear in x and in w, so that
     # <ddx, dx> + <ddw, dw> + <ddb, db> = <conv(ddx, w) + conv(x, ddw) + ddb, dy>.

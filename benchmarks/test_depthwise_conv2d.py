@@ -1,0 +1,94 @@
+"""depthwise_conv2d against F.conv2d on the layers of MobileNetV2 and EfficientNet-Lite0 at 224 x 224."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fastnets.ops import depthwise_conv2d
+
+# channels, height and width, kernel, stride
+MOBILENET_V2 = [
+    (32, 112, 3, 1), (96, 112, 3, 2), (144, 56, 3, 1), (144, 56, 3, 2), (192, 28, 3, 1), (192, 28, 3, 2),
+    (384, 14, 3, 1), (576, 14, 3, 1), (576, 14, 3, 2), (960, 7, 3, 1),
+]  # fmt: skip
+EFFICIENTNET_LITE0 = [  # those that MobileNetV2 does not have
+    (144, 56, 5, 2), (240, 28, 5, 1), (240, 28, 3, 2), (480, 14, 3, 1), (480, 14, 5, 1), (672, 14, 5, 1),
+    (672, 14, 5, 2), (1152, 7, 5, 1), (1152, 7, 3, 1),
+]  # fmt: skip
+LAYERS = MOBILENET_V2 + EFFICIENTNET_LITE0
+LAST = torch.channels_last
+
+# Bytes: 4 n c (h² + oh²), oh = h / stride. Operations: 2 k² n c oh². The backward pass moves 4 n c (2 h² + oh²) bytes
+# (x and dy read, dx written) and does twice the operations.
+
+
+def layer(n, c, h, k, stride):
+    make = torch.Generator().manual_seed(0)
+    x = torch.randn(n, c, h, h, generator=make)
+    w, b = torch.randn(c, 1, k, k, generator=make), torch.randn(c, generator=make)
+    return x, w, b, {"stride": stride, "padding": k // 2}
+
+
+def name(c, h, k, stride):
+    return f"{c}x{h}x{h} {k}x{k}/{stride}"
+
+
+@pytest.mark.parametrize("shape", LAYERS, ids=lambda s: name(*s))
+@pytest.mark.parametrize("n", (1, 16))
+def test_forward(race, n, shape):
+    x, w, b, kw = layer(n, *shape)
+    c = shape[0]
+    xl, wl = x.contiguous(memory_format=LAST), w.contiguous(memory_format=LAST)
+    exact = (F.conv2d(x.double(), w.double(), b.double(), **kw, groups=c),)
+    race(
+        f"forward, batch {n}",
+        name(*shape),
+        {
+            "contiguous": lambda: (F.conv2d(x, w, b, **kw, groups=c),),
+            "channels_last": lambda: (F.conv2d(xl, wl, b, **kw, groups=c),),
+            "fastnets": lambda: (depthwise_conv2d(xl, wl, b, **kw),),
+        },
+        exact,
+    )
+
+
+@pytest.mark.parametrize("shape", LAYERS, ids=lambda s: name(*s))
+def test_forward_contiguous(race, shape):
+    x, w, b, kw = layer(16, *shape)
+    exact = (F.conv2d(x.double(), w.double(), b.double(), **kw, groups=shape[0]),)
+    race(
+        "forward, batch 16, both contiguous",
+        name(*shape),
+        {
+            "contiguous": lambda: (F.conv2d(x, w, b, **kw, groups=shape[0]),),
+            "fastnets": lambda: (depthwise_conv2d(x, w, b, **kw),),
+        },
+        exact,
+    )
+
+
+@pytest.mark.parametrize("shape", LAYERS, ids=lambda s: name(*s))
+@pytest.mark.parametrize("n", (1, 16))
+def test_backward(race, n, shape):
+    """Gradients of input, weight and bias, without the forward pass."""
+    x, w, b, kw = layer(n, *shape)
+    c, pair = shape[0], lambda v: [v, v]
+    dy = torch.randn(F.conv2d(x[:1], w, b, **kw, groups=c).shape[1:], generator=torch.Generator().manual_seed(1))
+    dy = dy.expand(n, *dy.shape).contiguous()
+    xl, wl, dyl = (t.contiguous(memory_format=LAST) for t in (x, w, dy))
+    geometry = [pair(kw["stride"]), pair(kw["padding"]), [1, 1]]
+    theirs, ours = torch.ops.aten.convolution_backward.default, torch.ops.fastnets.depthwise_conv2d_backward.default
+    rest = [*geometry, False, [0, 0], c, [True] * 3]
+    exact = theirs(dy.double(), x.double(), w.double(), [c], *rest)
+    race(
+        f"backward, batch {n}",
+        name(*shape),
+        {
+            "contiguous": lambda: theirs(dy, x, w, [c], *rest),
+            "channels_last": lambda: theirs(dyl, xl, wl, [c], *rest),
+            "fastnets": lambda: ours(dyl, xl, wl, *geometry, True, True, True),
+        },
+        exact,
+    )

@@ -1,0 +1,275 @@
+"""depthwise_conv2d on every backend: the contract, literal values, edges, errors."""
+
+from __future__ import annotations
+
+import math
+
+import hypothesis
+import hypothesis.strategies as st
+import pytest
+import torch
+import torch.nn.functional as F
+from check_op import DTYPES, Case, check_gradients, check_onnx, check_tracing, check_values, oracle, run
+from check_op import assert_close as assert_close_to_oracle
+
+import fastnets
+from fastnets.ops import depthwise_conv2d
+from fastnets.ops._activation import ACTIVATIONS
+
+
+def case(name, shape, kernel=(3, 3), stride=(1, 1), padding=(1, 1), dilation=(1, 1), m=1, bias=True, activation=None):
+    make = torch.Generator().manual_seed(len(name))
+    x = torch.randn(shape, generator=make, dtype=torch.float64)
+    w = torch.randn(shape[1] * m, 1, *kernel, generator=make, dtype=torch.float64)
+    b = torch.randn(shape[1] * m, generator=make, dtype=torch.float64) if bias else None
+    kwargs = {"stride": stride, "padding": padding, "dilation": dilation, "activation": activation}
+    terms = max(kernel[0] * kernel[1] * m, shape[0] * shape[2] * shape[3])
+    return Case(name, depthwise_conv2d, [x, w, b], kwargs, terms, {"activation": None})
+
+
+# One of each class of tile: channels below, at and past a vector of 4, 8 and 16 lanes; columns in tiles of 7 and of 4, with
+# a rest, all border; rows and columns fewer than the kernel has.
+CASES = [
+    case("one number", (1, 1, 1, 1), padding=(0, 0), kernel=(1, 1)),
+    case("one pixel", (2, 16, 1, 1)),
+    case("one column", (1, 5, 6, 1)),
+    case("tiles of seven", (1, 17, 7, 14)),
+    case("tiles of four", (2, 16, 4, 8)),
+    case("inner tiles", (1, 33, 3, 28)),
+    case("rest", (1, 24, 5, 13), bias=False),
+    case("few channels", (3, 3, 6, 9)),
+    case("stride 2", (2, 18, 9, 14), stride=(2, 2)),
+    case("5x5", (1, 16, 8, 14), kernel=(5, 5), padding=(2, 2)),
+    case("5x5 stride 2", (1, 16, 11, 16), kernel=(5, 5), stride=(2, 2), padding=(2, 2)),
+    case("7x7", (1, 16, 8, 8), kernel=(7, 7), padding=(3, 3)),
+    case("dilated", (1, 16, 9, 10), padding=(2, 2), dilation=(2, 2)),
+    case("dilation not a multiple of the stride", (1, 16, 9, 11), stride=(3, 2), dilation=(2, 3), padding=(3, 1)),
+    case("all asymmetric", (2, 8, 7, 9), kernel=(2, 5), stride=(1, 2), padding=(1, 3), dilation=(2, 1)),
+    case("kernel larger than the map", (1, 16, 2, 3), kernel=(7, 5), padding=(3, 2)),
+    case("more padding than kernel", (1, 6, 3, 3), padding=(4, 5)),
+    case("two kernels a channel", (2, 9, 6, 8), m=2),
+    case("three kernels a channel, strided", (1, 16, 7, 7), m=3, stride=(2, 2)),
+]
+SMALL = [c for c in CASES if c.tensors[0].numel() <= 2000]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_values_and_gradients(backend, case, dtype):
+    if backend == "triton" and (dtype == torch.float16 or case not in SMALL):
+        case = SMALL[0] if dtype != torch.float16 else case  # the interpreter takes seconds for each larger one
+    check_values(case, dtype)
+
+
+@pytest.mark.parametrize("activation", [a for a in ACTIVATIONS if a])
+def test_activations(backend, activation):
+    check_values(case("activation", (1, 18, 4, 7), activation=activation), torch.float32)
+    check_values(case("activation", (1, 3, 4, 5), activation=activation), torch.bfloat16)
+    check_gradients(case("smooth", (1, 2, 3, 3), activation=activation))
+
+
+@pytest.mark.parametrize("m", (1, 2))
+@pytest.mark.parametrize("stride", (1, 2))
+def test_gradcheck(backend, m, stride):
+    check_gradients(case("gradcheck", (2, 3, 4, 5), kernel=(3, 2), stride=(stride, 1), m=m))
+
+
+@pytest.mark.parametrize("activation", (None, "silu", "relu6"))
+def test_tracing(backend, activation):
+    c = case("tracing", (2, 4, 5, 6), activation=activation)
+    x, w, b = c.cast(torch.float64)
+    geometry = ([1, 1], [1, 1], [1, 1])
+    leaves = [t.detach().requires_grad_() for t in (x, w, b)]
+    dy = torch.randn(2, 4, 5, 6, dtype=torch.float64, requires_grad=True)
+    operators = torch.ops.fastnets
+    check_tracing(
+        c,
+        [
+            (operators.depthwise_conv2d.default, (*leaves, *geometry, activation)),
+            (operators.depthwise_conv2d_backward.default, (dy, *leaves[:2], *geometry, True, True, True)),
+            (operators.depthwise_conv2d_backward.default, (dy, *leaves[:2], *geometry, False, True, False)),
+        ],
+    )
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_onnx(tmp_path, activation):
+    check_onnx(case("onnx", (2, 4, 9, 8), stride=(2, 1), activation=activation), tmp_path)
+
+
+def test_literal_values(backend):
+    x = torch.arange(1.0, 10.0).view(1, 1, 3, 3)
+    w = torch.tensor([[[[0.0, 1.0], [2.0, 0.0]]]])
+    bias = torch.tensor([0.5])
+    # Each output is x[i, j + 1] + 2 x[i + 1, j] + 1/2.
+    assert depthwise_conv2d(x, w, bias).tolist() == [[[[10.5, 13.5], [19.5, 22.5]]]]
+    assert depthwise_conv2d(x, w, stride=2, padding=1).tolist() == [[[[0.0, 4.0], [4.0, 22.0]]]]
+    x2 = torch.stack([x[0, 0], -x[0, 0]])[None]
+    w2 = torch.ones(4, 1, 1, 1) * torch.tensor([1.0, 2.0, 3.0, 4.0]).view(4, 1, 1, 1)
+    assert depthwise_conv2d(x2, w2)[0, :, 0, 0].tolist() == [1.0, 2.0, -3.0, -4.0]  # output o reads channel o // 2
+
+
+def test_literal_gradients(backend):
+    x = torch.arange(1.0, 5.0).view(1, 1, 2, 2).requires_grad_()
+    w = torch.tensor([[[[2.0, -1.0]]]], requires_grad=True)
+    bias = torch.zeros(1, requires_grad=True)
+    depthwise_conv2d(x, w, bias).backward(torch.tensor([[[[1.0], [10.0]]]]))
+    assert x.grad.tolist() == [[[[2.0, -1.0], [20.0, -10.0]]]]
+    assert w.grad.tolist() == [[[[31.0, 42.0]]]]
+    assert bias.grad.tolist() == [11.0]
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("format", (torch.contiguous_format, torch.channels_last))
+def test_nan_and_infinity_travel(backend, activation, format):
+    """A kernel of one tap has no neighbours: what comes out is the activation of what goes in."""
+    values = [math.nan, math.inf, -math.inf, 0.0, -0.0, 1e-30, -1e30, 88.8, -88.8, 200.0, -200.0, 5.9999, 6.0]
+    x = torch.tensor(values).view(1, 1, 1, -1).repeat(1, 17, 3, 1).contiguous(memory_format=format)
+    got = depthwise_conv2d(x, torch.ones(17, 1, 1, 1), activation=activation)
+    torch.testing.assert_close(got, ACTIVATIONS[activation](x), rtol=1e-5, atol=1e-37, equal_nan=True)
+
+
+@pytest.mark.parametrize("format", (torch.contiguous_format, torch.channels_last))
+@pytest.mark.parametrize("column", (0, 3, 6, 9))
+def test_nan_stays_where_the_kernel_reaches(backend, format, column):
+    x = torch.ones(1, 16, 5, 10).contiguous(memory_format=format)
+    x[0, 2, 2, column] = math.nan
+    y = depthwise_conv2d(x, torch.ones(16, 1, 3, 3), padding=1)
+    reached = torch.zeros(1, 16, 5, 10, dtype=torch.bool)
+    reached[0, 2, 1:4, max(0, column - 1) : column + 2] = True
+    assert torch.equal(y.isnan(), reached)
+
+
+@pytest.mark.parametrize("format", (torch.contiguous_format, torch.channels_last))
+def test_nan_in_the_weight_gradient_stays_in_its_channel(backend, format):
+    x = torch.ones(2, 17, 4, 9).contiguous(memory_format=format)
+    x[0, 3, 0, 8] = math.nan  # a corner: only taps that reach it see it
+    w = torch.ones(17, 1, 3, 3, requires_grad=True)
+    depthwise_conv2d(x, w, padding=1).sum().backward()
+    assert w.grad[3, 0].isnan().tolist() == [[False, True, True], [False, True, True], [False, False, False]]
+    assert not w.grad[[*range(3), *range(4, 17)]].isnan().any()
+
+
+def test_unbatched_and_string_padding(backend):
+    x, w = torch.randn(6, 7, 8), torch.randn(6, 1, 3, 4)
+    for padding in ("same", "valid", 2, (1, 2)):
+        got = depthwise_conv2d(x, w, None, 1, padding, (1, 2))
+        torch.testing.assert_close(got, F.conv2d(x, w, None, 1, padding, (1, 2), 6), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("format", (torch.contiguous_format, torch.channels_last))
+def test_empty_batch(backend, format):
+    x = torch.zeros(0, 4, 5, 6).contiguous(memory_format=format).requires_grad_()
+    w = torch.randn(8, 1, 3, 3, requires_grad=True)
+    bias = torch.randn(8, requires_grad=True)
+    y = depthwise_conv2d(x, w, bias, 2)
+    assert y.shape == (0, 8, 2, 2)
+    y.sum().backward()
+    assert x.grad.shape == x.shape and not w.grad.any() and not bias.grad.any()
+
+
+def _message(fn, *args, **kwargs):
+    with pytest.raises(Exception) as error:
+        fn(*args, **kwargs)
+    return type(error.value), str(error.value)
+
+
+x4, w4 = torch.ones(1, 4, 5, 5), torch.ones(4, 1, 3, 3)
+BAD = {
+    "two dimensions": (x4[0, 0], w4),
+    "five dimensions": (x4[None], w4),
+    "weight of other channels": (x4, torch.ones(6, 1, 3, 3)),
+    "weight over two channels": (x4, torch.ones(4, 2, 3, 3)),
+    "weight of three dimensions": (x4, w4[0]),
+    "bias too long": (x4, w4, torch.ones(5)),
+    "other type": (x4, w4.double()),
+    "bias of other type": (x4, w4, torch.ones(4).double()),
+    "stride 0": (x4, w4, None, 0),
+    "three strides": (x4, w4, None, (1, 1, 1)),
+    "negative padding": (x4, w4, None, 1, -1),
+    "unknown padding": (x4, w4, None, 1, "equal"),
+    "same with stride": (x4, w4, None, 2, "same"),
+    "dilation 0": (x4, w4, None, 1, 0, 0),
+    "kernel too large": (x4, torch.ones(4, 1, 9, 9)),
+    "no channels": (x4[:, :0], w4),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_raises_what_pytorch_raises(backend, name):
+    args = BAD[name]
+    groups = 4 if args[0].dim() < 3 or args[0].shape[-3] else 0
+    expected = _message(F.conv2d, *args, **{"groups": groups})
+    assert _message(depthwise_conv2d, *args) == expected
+
+
+def test_bad_activation(backend):
+    error, message = _message(depthwise_conv2d, x4, w4, activation="tanh")
+    assert error is ValueError and "'relu6'" in message and "'tanh'" in message
+
+
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
+def test_autocast(dtype):
+    x, w, bias = torch.randn(1, 4, 5, 5, requires_grad=True), torch.randn(4, 1, 3, 3), torch.randn(4)
+    with torch.autocast("cpu", dtype=dtype):
+        y = depthwise_conv2d(x, w, bias)
+        assert y.dtype == F.conv2d(x, w, bias, groups=4).dtype == dtype
+        assert depthwise_conv2d(x.double(), w.double(), bias.double()).dtype == torch.float64
+    y.sum().backward()
+    assert x.grad.dtype == torch.float32
+    expected = depthwise_conv2d(x.to(dtype), w.to(dtype), bias.to(dtype))
+    assert torch.equal(y, expected)
+
+
+def test_threads_do_not_change_a_bit():
+    x = torch.randn(3, 40, 20, 21).contiguous(memory_format=torch.channels_last)
+    c = Case("threads", depthwise_conv2d, [x, torch.randn(40, 1, 3, 3), torch.randn(40)], {"padding": 1})
+    dy = torch.randn(3, 40, 20, 21)
+    threads, results = torch.get_num_threads(), []
+    for n in (1, 2, 5):
+        torch.set_num_threads(n)
+        results.append(run(c, c.tensors, dy))
+    torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@hypothesis.settings(max_examples=150, deadline=None)
+@hypothesis.given(data=st.data())
+def test_any_geometry(data):
+    """Shapes, strides, paddings and dilations that nobody thought of, on the CPU kernels."""
+    draw = data.draw
+    pair = st.tuples(st.integers(1, 3), st.integers(1, 3))
+    c = case(
+        "any",
+        draw(st.tuples(st.integers(1, 2), st.integers(1, 35), st.integers(1, 12), st.integers(1, 30))),
+        kernel=draw(st.tuples(st.integers(1, 6), st.integers(1, 6))),
+        stride=draw(pair),
+        padding=draw(st.tuples(st.integers(0, 5), st.integers(0, 5))),
+        dilation=draw(pair),
+        m=draw(st.integers(1, 3)),
+        bias=draw(st.booleans()),
+    )
+    x, w, _ = c.tensors
+    fits = all(
+        n + 2 * p >= d * (k - 1) + 1
+        for n, p, d, k in zip(x.shape[2:], c.kwargs["padding"], c.kwargs["dilation"], w.shape[2:], strict=True)
+    )
+    hypothesis.assume(fits)
+    dtype = draw(st.sampled_from(DTYPES))
+    tensors = c.cast(dtype)
+    if draw(st.booleans()):
+        tensors[0] = tensors[0].contiguous(memory_format=torch.channels_last)
+    dy = torch.randn(F.conv2d(x, w, None, *list(c.kwargs.values())[:3], x.shape[1]).shape).to(dtype)
+    values, sizes = oracle(c, tensors, dy)
+    assert_close_to_oracle(c, run(c, tensors, dy), values, sizes, dtype, "any layout")
+
+
+def test_backend_report_and_refusal():
+    fastnets.backend_report(reset=True)
+    with fastnets.use_backend("reference"):
+        depthwise_conv2d(x4, w4)
+    report = fastnets.backend_report()
+    assert report["depthwise_conv2d"]["calls"] == {"reference": 1}
+    with fastnets.use_backend("triton"), pytest.raises(RuntimeError, match="cannot run on backend 'triton': .*cpu"):
+        depthwise_conv2d(x4.to(torch.int64), w4.to(torch.int64))
