@@ -18,24 +18,38 @@ using depthwise::Kernels;
 using depthwise::Operand;
 using depthwise::Problem;
 
-constexpr int64_t kParts = 32;  // partial sums of the weight gradient at most: enough for as many threads
-
 Operand operand(const Tensor& t) { return {t.data_ptr(), strides_of(t)}; }
 
-// Cuts the work into tasks: strips of rows that fit the second-level cache, and more of them where images are few. Strips,
-// over which the weight gradient's sums run, depend on shapes only. Only where rows cannot keep the threads busy are
-// channels cut as well: threads that write neighbouring channels fetch each other's cache lines.
-void cut(Problem& p, int64_t bytes, const Tensor& written) {
-  const Convolution& g = p.g;
-  constexpr int64_t kStrip = 192 << 10, kUnits = 16, kSecondLevel = 2 << 20, kThirdLevel = 16 << 20;
-  const int64_t image = bytes * (g.c * g.h * g.w + g.o * g.oh * g.ow), images = std::max<int64_t>(1, g.n);
-  p.prefetches = images * image > kSecondLevel;
-  p.streams = bytes * written.numel() > kThirdLevel;
-  p.strips = std::clamp<int64_t>(std::max(image / kStrip, kUnits / images), 1, g.oh);
-  const int64_t units = images * p.strips, wanted = 2 * torch::stable::get_num_threads();
-  const int64_t chunks = units < wanted ? (wanted + units - 1) / units : 1;
-  p.chunk = (g.c / chunks / depthwise::kWidest + 1) * depthwise::kWidest;
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Cuts the channels into at least `pieces`.
+void cut_channels(Problem& p, int64_t pieces) {
+  p.chunk = (p.g.c / std::max<int64_t>(1, pieces) / depthwise::kWidest + 1) * depthwise::kWidest;
 }
+
+// Cuts the rows into strips. Depends on shapes only: the weight gradient's sums run over strips.
+//
+// Where lanes are channels, a strip fits the second-level cache, and there are more of them where images are few: threads
+// that wrote neighbouring channels would fetch each other's cache lines. Where lanes are pixels, one channel of it fits
+// the first-level cache, and threads take different channels.
+void cut_rows(Problem& p, bool lanes_are_channels, int64_t bytes) {
+  const Convolution& g = p.g;
+  constexpr int64_t kFirstLevel = 24 << 10, kStrip = 192 << 10, kUnits = 16;
+  const int64_t plane = g.h * g.w + g.m * g.oh * g.ow, images = std::max<int64_t>(1, g.n);
+  const int64_t strips = lanes_are_channels ? std::max(bytes * g.c * plane / kStrip, kUnits / images)
+                                            : ceil_div(sizeof(float) * plane, kFirstLevel);
+  p.strips = std::clamp<int64_t>(strips, 1, g.oh);
+}
+
+// Says how large the arrays are to the kernels that fetch ahead and store past the caches.
+void look_at_caches(Problem& p, int64_t bytes, const Tensor& written) {
+  const Convolution& g = p.g;
+  constexpr int64_t kSecondLevel = 2 << 20, kThirdLevel = 16 << 20;
+  p.prefetches = bytes * g.n * (g.c * g.h * g.w + g.o * g.oh * g.ow) > kSecondLevel;
+  p.streams = bytes * written.numel() > kThirdLevel;
+}
+
+int64_t wanted_tasks() { return 2 * torch::stable::get_num_threads(); }
 
 void run(void (*kernel)(const Problem&, int64_t, int64_t), const Problem& p, int64_t tasks) {
   const Convolution& g = p.g;
@@ -61,33 +75,47 @@ Tensor depthwise_conv2d(const Tensor& x, const Tensor& w, const std::optional<Te
     p.bias = bias->data_ptr(), p.bias_step = bias->stride(0);
   }
   const bool lanes_are_channels = last && p.x.stride.c == 1;
-  cut(p, x.element_size(), y);
+  look_at_caches(p, x.element_size(), y);
+  cut_rows(p, lanes_are_channels, x.element_size());
+  cut_channels(p, ceil_div(wanted_tasks(), p.units()));
   const Kernels kernels = FASTNETS_FOR_THIS_CPU(depthwise_kernels)(x.scalar_type(), lanes_are_channels, g.c);
   run(kernels.forward, p, p.chunks() * p.units());
   return y;
 }
 
-// Adds up partial sums [part][count] in their order.
-template <typename A, typename T>
-void add_up(const A* partial, int64_t parts, const Tensor& out) {
-  T* to = static_cast<T*>(out.data_ptr());
-  const int64_t count = out.numel();
-  for (int64_t i = 0; i < count; ++i) {
-    A total = 0;
-    for (int64_t part = 0; part < parts; ++part) total += partial[part * count + i];
-    to[i] = static_cast<T>(total);
-  }
+// Adds up partial sums [part][count] in their order, into the first of them.
+template <typename A>
+void add_up(A* partial, int64_t parts, int64_t count) {
+  torch::stable::parallel_for(0, count, (1 << 16) / parts + 1, [&](int64_t begin, int64_t end) {
+    for (int64_t part = 1; part < parts; ++part)
+      for (int64_t i = begin; i < end; ++i) partial[i] += partial[part * count + i];
+  });
 }
 
+// Gradients of weight and bias: at most as many partial sums as have work enough to be worth their memory.
 template <typename T>
-void backward_of(Problem& p, const Kernels& kernels, const Tensor& dw, const Tensor& db) {
+void backward_weight(Problem p, const Kernels& kernels, const Tensor& dw, const Tensor& db) {
   using A = std::conditional_t<std::is_same_v<T, double>, double, float>;
+  constexpr int64_t kPixels = 128, kParts = 32;
+  p.parts = std::clamp<int64_t>(p.g.n * p.g.oh * p.g.ow / kPixels, 1, std::clamp<int64_t>(p.units(), 1, kParts));
+  cut_channels(p, ceil_div(wanted_tasks(), p.parts));
   const std::unique_ptr<A[]> weights(new A[p.parts * dw.numel()]), biases(new A[p.parts * db.numel()]);
+  p.dx.data = nullptr;
   p.dw = dw.numel() ? weights.get() : nullptr;
   p.db = db.numel() ? biases.get() : nullptr;
   run(kernels.backward, p, p.chunks() * p.parts);
-  add_up<A, T>(weights.get(), p.parts, dw);
-  add_up<A, T>(biases.get(), p.parts, db);
+  add_up(weights.get(), p.parts, dw.numel());
+  add_up(biases.get(), p.parts, db.numel());
+  std::transform(weights.get(), weights.get() + dw.numel(), static_cast<T*>(dw.data_ptr()),
+                 [](A v) { return static_cast<T>(v); });
+  std::transform(biases.get(), biases.get() + db.numel(), static_cast<T*>(db.data_ptr()),
+                 [](A v) { return static_cast<T>(v); });
+}
+
+void backward_input(Problem p, const Kernels& kernels) {
+  p.parts = p.units();
+  cut_channels(p, ceil_div(wanted_tasks(), p.units()));
+  run(kernels.backward, p, p.chunks() * p.units());
 }
 
 std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward(const Tensor& dy, const Tensor& x, const Tensor& w,
@@ -106,23 +134,24 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward(const Tensor& dy, c
   const Tensor dw = need_dw ? empty(w, {g.o, 1, g.kh, g.kw}, is_channels_last(w)) : empty(w, 0);
   const Tensor db = empty(w, need_db ? g.o : 0);
   p.x = operand(x), p.w = operand(w), p.y = operand(dy);
-  if (dx.numel() > 0) p.dx = operand(dx);
   const bool lanes_are_channels = last && p.x.stride.c == 1 && p.y.stride.c == 1;
-  cut(p, x.element_size(), dx);
-  p.parts = std::clamp<int64_t>(p.units(), 1, need_dw || need_db ? kParts : p.units() + 1);
+  look_at_caches(p, x.element_size(), dx);
+  cut_rows(p, lanes_are_channels, x.element_size());
   const Kernels kernels = FASTNETS_FOR_THIS_CPU(depthwise_kernels)(x.scalar_type(), lanes_are_channels, g.c);
+  if (dx.numel() > 0) p.dx = operand(dx), backward_input(p, kernels);
+  if (!need_dw && !need_db) return {dx, dw, db};
   switch (x.scalar_type()) {
     case ScalarType::Double:
-      backward_of<double>(p, kernels, dw, db);
+      backward_weight<double>(p, kernels, dw, db);
       break;
     case ScalarType::BFloat16:
-      backward_of<torch::headeronly::BFloat16>(p, kernels, dw, db);
+      backward_weight<torch::headeronly::BFloat16>(p, kernels, dw, db);
       break;
     case ScalarType::Half:
-      backward_of<torch::headeronly::Half>(p, kernels, dw, db);
+      backward_weight<torch::headeronly::Half>(p, kernels, dw, db);
       break;
     default:
-      backward_of<float>(p, kernels, dw, db);
+      backward_weight<float>(p, kernels, dw, db);
   }
   return {dx, dw, db};
 }

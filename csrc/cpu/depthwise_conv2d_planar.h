@@ -1,11 +1,12 @@
 // Depthwise convolution where the pixels of a row are neighbours in memory, and for every other layout. Included by isa.h:
 // no guard.
 //
-// Lanes are columns. The source rows that a kernel position needs are copied, in float, into lines with zeros around them
-// and with the columns split by their residue modulo the stride. Every tap, whatever the stride, dilation or padding, is
-// then a line read from some place on, and an output row a weighted sum of lines: no edges, no gathers. The copy costs one
-// load and store for each number against kh * kw multiply-adds; lines live in the first-level cache, so memory sees x read
-// once and y written once, b * n * (c * h * w + o * oh * ow) bytes. A task is a strip of rows for some channels.
+// Lanes are pixels. A strip of rows of one plane is copied, in float, into a buffer with zeros around it and with rows and
+// columns split by their residues modulo the stride. Every tap, whatever the stride, dilation or padding, is then that
+// buffer read from some place on, and the whole strip of results one weighted sum of such reads: no edges, no gathers, and
+// full vectors on maps of 7 columns. Between two rows it also computes a few numbers that nobody wants (7 of 9 are wanted on
+// a map of 7). The copy costs a load and a store for each number against kh * kw multiply-adds. The buffer fits the
+// first-level cache: memory sees x read once and y written once, b * n * (c * h * w + o * oh * ow) bytes.
 
 namespace fastnets::FASTNETS_ISA::planar {
 
@@ -13,62 +14,93 @@ using depthwise::Problem;
 using depthwise::Range;
 using depthwise::share;
 
-constexpr int64_t kSlack = FASTNETS_VECTOR_BYTES / sizeof(float);  // sums run to a multiple of the vector length
+constexpr int64_t kSlack = 4 * FASTNETS_VECTOR_BYTES / sizeof(float);  // sums run to a multiple of four vectors
 
-// The latest rows of a plane. Column u of a row stands at place u / split of line u % split; `left` zeros come before.
 template <typename T>
-class Lines {
+void copy_row(const T* from, int64_t step, Sum<T>* to, int64_t count) {
+  constexpr int L = kLanes<Sum<T>>;
+  int64_t i = 0;
+  if (step == 1) {
+    for (; i + L <= count; i += L) store<Sum<T>, L>(to + i, load<T, L>(from + i));
+#if FASTNETS_VECTOR_BYTES == 64
+    if constexpr (std::is_same_v<T, float>) {
+      const __mmask16 rest = (1u << (count - i)) - 1;
+      return _mm512_mask_storeu_ps(to + i, rest, _mm512_maskz_loadu_ps(rest, from + i));
+    }
+#endif
+  }
+  for (; i < count; ++i) to[i] = static_cast<Sum<T>>(from[i * step]);
+}
+
+template <typename T>
+void write_row(const Sum<T>* from, T* to, int64_t step, int64_t count) {
+  if constexpr (std::is_same_v<T, float>)
+    if (step == 1) return copy_row<T>(from, 1, to, count);
+  for (int64_t i = 0; i < count; ++i) to[i * step] = static_cast<T>(from[i]);
+}
+
+// A plane in memory.
+template <typename T>
+struct Plane {
+  const T* data;
+  int64_t height, width, row_stride, column_stride;
+};
+
+// Rows of a plane with zeros around. Row u, column v stand at place(u, v); row u is the plane's row `first` + u, column v its
+// column v - left. Splits: by what residues are apart.
+template <typename T>
+class Strip {
  public:
   using A = Sum<T>;
 
-  Lines(int64_t split, int64_t left, int64_t length, int64_t rows)
-      : split_(split), left_(left), length_(length + kSlack), rows_(rows), data_(rows * split * length_) {}
+  Strip(int64_t rows, int64_t columns, int64_t left, int64_t row_split, int64_t column_split)
+      : pitch((columns + column_split - 1) / column_split),
+        rows_(rows),
+        left_(left),
+        row_split_(row_split),
+        column_split_(column_split),
+        part_((rows + row_split - 1) / row_split * pitch),
+        data_(part_ * row_split * column_split + kSlack) {}
 
-  // The plane to read: `height` rows of `width` columns; rows before `first` are never asked for.
-  void open(const T* plane, int64_t height, int64_t width, int64_t row_stride, int64_t column_stride, int64_t first) {
-    plane_ = plane, height_ = height, width_ = width, row_stride_ = row_stride, column_stride_ = column_stride;
-    next_ = std::max<int64_t>(0, first);
+  int64_t place(int64_t u, int64_t v) const {
+    return (u % row_split_ * column_split_ + v % column_split_) * part_ + u / row_split_ * pitch + v / column_split_;
   }
 
-  // The line in which column u stands, from column u on; rows must be asked for in ascending order, up to `rows` back.
-  const A* at(int64_t y, int64_t u) {
-    while (next_ <= y) fill(next_++);
-    return data_.data() + (y % rows_ * split_ + u % split_) * length_ + u / split_;
-  }
+  const A* at(int64_t u, int64_t v) const { return data_.data() + place(u, v); }
 
- private:
-  void fill(int64_t y) {
-    A* lines = data_.data() + y % rows_ * split_ * length_;
-    const T* row = plane_ + y * row_stride_;
-    for (int64_t residue = 0; residue < split_; ++residue) {
-      // Columns x with (x + left) % split == residue, to place (x + left) / split.
-      const int64_t x0 = ((residue - left_) % split_ + split_) % split_;
-      const int64_t place = (x0 + left_) / split_;
-      const int64_t count = std::min(x0 < width_ ? (width_ - x0 + split_ - 1) / split_ : 0, length_ - kSlack - place);
-      A* to = lines + residue * length_ + place;
-      const T* from = row + x0 * column_stride_;
-      const int64_t step = split_ * column_stride_;
-      if (step == 1)
-        for (int64_t i = 0; i < count; ++i) to[i] = static_cast<A>(from[i]);
-      else
-        for (int64_t i = 0; i < count; ++i) to[i] = static_cast<A>(from[i * step]);
+  void fill(const Plane<T>& plane, int64_t first) {
+    for (int64_t residue = 0; residue < column_split_; ++residue) {
+      // Columns x with (x + left) % split == residue; the zeros beside them are never overwritten.
+      const int64_t x = ((residue - left_) % column_split_ + column_split_) % column_split_;
+      const int64_t there = x < plane.width ? (plane.width - x + column_split_ - 1) / column_split_ : 0;
+      const int64_t count = std::min(there, pitch - (x + left_) / column_split_);
+      const T* from = plane.data + x * plane.column_stride;
+      for (int64_t u = 0; u < rows_; ++u) {
+        A* to = data_.data() + place(u, x + left_);
+        const int64_t y = first + u;
+        if (y >= 0 && y < plane.height)
+          copy_row<T>(from + y * plane.row_stride, column_split_ * plane.column_stride, to, count);
+        else
+          std::fill(to, to + count, A(0));
+      }
     }
   }
 
-  int64_t split_, left_, length_, rows_;
+  const int64_t pitch;  // from one row to the next of the same residue
+
+ private:
+  int64_t rows_, left_, row_split_, column_split_, part_;
   std::vector<A> data_;
-  const T* plane_ = nullptr;
-  int64_t height_ = 0, width_ = 0, row_stride_ = 0, column_stride_ = 0, next_ = 0;
 };
 
-// One summand of an output row: a line and its weight.
+// One summand: where it is read from, and its weight.
 template <typename A>
 struct Tap {
-  const A* line;
+  const A* from;
   A weight;
 };
 
-// out[t] = activation(bias + sum of weight * line[t]) for t < count and on to a multiple of the vector length.
+// out[t] = activation(bias + sum of weight * from[t]) for t < count and on to a multiple of the vector length.
 template <typename A>
 void weighted_sum(const std::vector<Tap<A>>& taps, A bias, const Activate<A>& activate, A* out, int64_t count) {
   constexpr int L = kLanes<A>, W = 4;
@@ -79,109 +111,112 @@ void weighted_sum(const std::vector<Tap<A>>& taps, A bias, const Activate<A>& ac
     Vec<A, L> sums[W];
     for (int i = 0; i < W; ++i) sums[i] = splat<A, L>(bias);
     for (const Tap<A>* tap = begin; tap != end; ++tap)
-      for (int i = 0; i < W; ++i) sums[i] += load<A, L>(tap->line + t + i * L) * tap->weight;
+      for (int i = 0; i < W; ++i) sums[i] += load<A, L>(tap->from + t + i * L) * tap->weight;
     activate.template operator()<L, W>(sums);
     for (int i = 0; i < W; ++i) store<A, L>(out + t + i * L, sums[i]);
   }
   for (; t < count; t += L) {
     Vec<A, L> sums[1] = {splat<A, L>(bias)};
-    for (const Tap<A>* tap = begin; tap != end; ++tap) sums[0] += load<A, L>(tap->line + t) * tap->weight;
+    for (const Tap<A>* tap = begin; tap != end; ++tap) sums[0] += load<A, L>(tap->from + t) * tap->weight;
     activate.template operator()<L, 1>(sums);
     store<A, L>(out + t, sums[0]);
   }
 }
 
 template <typename T>
-void write_row(const Sum<T>* row, int64_t count, T* out, int64_t step) {
-  if (step == 1)
-    for (int64_t t = 0; t < count; ++t) out[t] = static_cast<T>(row[t]);
-  else
-    for (int64_t t = 0; t < count; ++t) out[t * step] = static_cast<T>(row[t]);
-}
-
-// Columns u = x + pw of a padded row that some output column reads.
-inline int64_t reach(const Convolution& g) { return ((g.ow - 1) * g.sw + (g.kw - 1) * g.dw) / g.sw + 1; }
-
-template <typename T>
-Lines<T> forward_lines(const Convolution& g) {
-  return Lines<T>(g.sw, g.pw, reach(g), (g.kh - 1) * g.dh + 1);
-}
-
-template <typename T>
 Sum<T> weight_at(const Problem& p, int64_t o, int64_t i, int64_t j) {
-  return static_cast<Sum<T>>(
-      static_cast<const T*>(p.w.data)[o * p.w.stride.n + i * p.w.stride.h + j * p.w.stride.w]);
+  return static_cast<Sum<T>>(static_cast<const T*>(p.w.data)[o * p.w.stride.n + i * p.w.stride.h + j * p.w.stride.w]);
 }
 
 template <typename T>
-void forward_unit(const Problem& p, int64_t c, int64_t unit, Lines<T>& lines, std::vector<Sum<T>>& out) {
+T* at(const depthwise::Operand& t, int64_t n, int64_t c, int64_t y) {
+  return static_cast<T*>(t.data) + n * t.stride.n + c * t.stride.c + y * t.stride.h;
+}
+
+// Most rows that a strip of `count` rows cut into p.strips has.
+inline int64_t most_rows(const Problem& p, int64_t count) { return (count + p.strips - 1) / p.strips; }
+
+// The rows of x under a strip of results.
+template <typename T>
+Strip<T> source_strip(const Problem& p) {
+  const Convolution& g = p.g;
+  return Strip<T>((most_rows(p, g.oh) - 1) * g.sh + (g.kh - 1) * g.dh + 1, (g.ow - 1) * g.sw + (g.kw - 1) * g.dw + 1,
+                  g.pw, g.sh, g.sw);
+}
+
+template <typename T>
+void fill_source(const Problem& p, int64_t n, int64_t c, int64_t first_result, Strip<T>& strip) {
+  strip.fill({at<T>(p.x, n, c, 0), p.g.h, p.g.w, p.x.stride.h, p.x.stride.w}, first_result * p.g.sh - p.g.ph);
+}
+
+template <typename T>
+void forward_unit(const Problem& p, int64_t c, int64_t unit, Strip<T>& strip, std::vector<Sum<T>>& out) {
   const Convolution& g = p.g;
   const int64_t n = unit / p.strips;
   const Range rows = share(g.oh, unit % p.strips, p.strips);
   std::vector<Tap<Sum<T>>> taps;
-  const T* x = static_cast<const T*>(p.x.data) + n * p.x.stride.n + c * p.x.stride.c;
-  lines.open(x, g.h, g.w, p.x.stride.h, p.x.stride.w, rows.begin * g.sh - g.ph);
-  for (int64_t r = rows.begin; r < rows.end; ++r) {
-    for (int64_t o = c * g.m; o < (c + 1) * g.m; ++o) {
-      taps.clear();
-      for (int64_t i = 0; i < g.kh; ++i) {
-        const int64_t y = r * g.sh - g.ph + i * g.dh;
-        for (int64_t j = 0; y >= 0 && y < g.h && j < g.kw; ++j)
-          taps.push_back({lines.at(y, j * g.dw), weight_at<T>(p, o, i, j)});
-      }
-      const Sum<T> bias = p.bias ? static_cast<Sum<T>>(static_cast<const T*>(p.bias)[o * p.bias_step]) : Sum<T>(0);
-      weighted_sum<Sum<T>>(taps, bias, Activate<Sum<T>>(p.activation), out.data(), g.ow);
-      T* y = static_cast<T*>(p.y.data) + n * p.y.stride.n + o * p.y.stride.c + r * p.y.stride.h;
-      write_row<T>(out.data(), g.ow, y, p.y.stride.w);
-    }
+  fill_source(p, n, c, rows.begin, strip);
+  for (int64_t o = c * g.m; o < (c + 1) * g.m; ++o) {
+    taps.clear();
+    for (int64_t i = 0; i < g.kh; ++i)
+      for (int64_t j = 0; j < g.kw; ++j) taps.push_back({strip.at(i * g.dh, j * g.dw), weight_at<T>(p, o, i, j)});
+    const Sum<T> bias = p.bias ? static_cast<Sum<T>>(static_cast<const T*>(p.bias)[o * p.bias_step]) : Sum<T>(0);
+    const int64_t count = (rows.end - rows.begin - 1) * strip.pitch + g.ow;
+    weighted_sum<Sum<T>>(taps, bias, Activate<Sum<T>>(p.activation), out.data(), count);
+    for (int64_t r = rows.begin; r < rows.end; ++r)
+      write_row<T>(out.data() + (r - rows.begin) * strip.pitch, at<T>(p.y, n, o, r), p.y.stride.w, g.ow);
   }
 }
 
-// Zeros before dy so that the first column of dx finds all its taps: dx[i] reads dy[(i + pw - j dw) / sw].
-inline int64_t backward_left(const Convolution& g) {
-  return std::max<int64_t>(0, (g.kw - 1) * g.dw - g.pw) / g.sw + 1;
+// dx[i] = sum over j of dy[(i + p - j d) / s] w[j] where s divides. Row i = s q + a of dx reads rows q + (a + p - j d) / s of
+// dy; `before` of these lie before row q.
+inline int64_t before(int64_t kernel, int64_t stride, int64_t padding, int64_t dilation) {
+  return (std::max<int64_t>(0, (kernel - 1) * dilation - padding) + stride - 1) / stride;
 }
 
+// The rows of dy under a strip of dx; strips of dx begin at multiples of the stride.
 template <typename T>
-Lines<T> backward_lines(const Convolution& g) {
-  return Lines<T>(1, backward_left(g), backward_left(g) + (g.w - 1 + g.pw) / g.sw + 1, (g.kh - 1) * g.dh / g.sh + 2);
+Strip<T> gradient_strip(const Problem& p) {
+  const Convolution& g = p.g;
+  const int64_t top = before(g.kh, g.sh, g.ph, g.dh), left = before(g.kw, g.sw, g.pw, g.dw);
+  return Strip<T>(top + most_rows(p, (g.h + g.sh - 1) / g.sh) + (g.sh - 1 + g.ph) / g.sh,
+                  left + (g.w + g.sw - 1) / g.sw + (g.sw - 1 + g.pw) / g.sw, left, 1, 1);
 }
 
-// Rows of dx, column residue by column residue modulo the stride; `lines` holds one dy plane for each multiplier.
+// A strip of dx, residue by residue modulo the stride; `strips` holds one plane of dy for each multiplier.
 template <typename T>
-void backward_input_unit(const Problem& p, int64_t c, int64_t unit, std::vector<Lines<T>>& lines,
+void backward_input_unit(const Problem& p, int64_t c, int64_t unit, std::vector<Strip<T>>& strips,
                          std::vector<Sum<T>>& out) {
   const Convolution& g = p.g;
-  const int64_t n = unit / p.strips, left = backward_left(g);
-  const Range rows = share(g.h, unit % p.strips, p.strips);
+  const int64_t n = unit / p.strips, pitch = strips[0].pitch;
+  const int64_t top = before(g.kh, g.sh, g.ph, g.dh), left = before(g.kw, g.sw, g.pw, g.dw);
+  const Range q = share((g.h + g.sh - 1) / g.sh, unit % p.strips, p.strips);
+  for (int64_t k = 0; k < g.m; ++k)
+    strips[k].fill({at<T>(p.y, n, c * g.m + k, 0), g.oh, g.ow, p.y.stride.h, p.y.stride.w}, q.begin - top);
   std::vector<Tap<Sum<T>>> taps;
-  const T* dy = static_cast<const T*>(p.y.data) + n * p.y.stride.n + c * g.m * p.y.stride.c;
-  for (int64_t q = 0; q < g.m; ++q)
-    lines[q].open(dy + q * p.y.stride.c, g.oh, g.ow, p.y.stride.h, p.y.stride.w,
-                  (rows.begin + g.ph - (g.kh - 1) * g.dh) / g.sh);
-  for (int64_t r = rows.begin; r < rows.end; ++r) {
-    T* dx = static_cast<T*>(p.dx.data) + n * p.dx.stride.n + c * p.dx.stride.c + r * p.dx.stride.h;
-    for (int64_t residue = 0; residue < std::min(g.sw, g.w); ++residue) {
+  for (int64_t a = 0; a < g.sh; ++a)
+    for (int64_t b = 0; b < g.sw; ++b) {
+      const int64_t rows = std::min(q.end, (g.h - a + g.sh - 1) / g.sh) - q.begin;
+      const int64_t columns = (g.w - b + g.sw - 1) / g.sw;
+      if (rows <= 0 || columns <= 0) continue;
       taps.clear();
-      for (int64_t i = g.kh - 1; i >= 0; --i) {
-        const int64_t y = r + g.ph - i * g.dh;
-        if (y < 0 || y % g.sh != 0 || y / g.sh >= g.oh) continue;
+      for (int64_t i = 0; i < g.kh; ++i)
         for (int64_t j = 0; j < g.kw; ++j) {
-          const int64_t u = residue + g.pw - j * g.dw;
-          for (int64_t q = 0; u % g.sw == 0 && q < g.m; ++q)
-            taps.push_back({lines[q].at(y / g.sh, left + u / g.sw), weight_at<T>(p, c * g.m + q, i, j)});
+          const int64_t y = a + g.ph - i * g.dh, x = b + g.pw - j * g.dw;
+          for (int64_t k = 0; y % g.sh == 0 && x % g.sw == 0 && k < g.m; ++k)
+            taps.push_back({strips[k].at(top + y / g.sh, left + x / g.sw), weight_at<T>(p, c * g.m + k, i, j)});
         }
-      }
-      const int64_t count = (g.w - residue + g.sw - 1) / g.sw;
-      weighted_sum<Sum<T>>(taps, Sum<T>(0), Activate<Sum<T>>(Activation::kNone), out.data(), count);
-      write_row<T>(out.data(), count, dx + residue * p.dx.stride.w, g.sw * p.dx.stride.w);
+      weighted_sum<Sum<T>>(taps, Sum<T>(0), Activate<Sum<T>>(Activation::kNone), out.data(),
+                           (rows - 1) * pitch + columns);
+      for (int64_t r = 0; r < rows; ++r)
+        write_row<T>(out.data() + r * pitch, at<T>(p.dx, n, c, (q.begin + r) * g.sh + a) + b * p.dx.stride.w,
+                     g.sw * p.dx.stride.w, columns);
     }
-  }
 }
 
-// Sum of a[t] * b[t]. Lanes past the end are cut out of both: what stands there is not zero, and may be NaN.
+// Sum of a[t] * b[t]. Lanes past the end are cut out of the product: what stands there may be NaN.
 template <typename A>
-Vec<A, kLanes<A>> product(const A* a, const A* b, int64_t count) {
+FASTNETS_INLINE Vec<A, kLanes<A>> product(const A* a, const A* b, int64_t count) {
   constexpr int L = kLanes<A>;
   Vec<A, L> total{}, lane;
   for (int i = 0; i < L; ++i) lane[i] = A(i);
@@ -196,33 +231,27 @@ Vec<A, kLanes<A>> product(const A* a, const A* b, int64_t count) {
 
 // Adds a strip to the sums [multiplier][kh * kw + 1][lanes] of dw, and of db in the last place.
 template <typename T>
-void backward_weight_unit(const Problem& p, int64_t c, int64_t unit, Lines<T>& lines, std::vector<Sum<T>>& row,
+void backward_weight_unit(const Problem& p, int64_t c, int64_t unit, Strip<T>& strip, std::vector<Sum<T>>& row,
                           std::vector<Sum<T>>& sums) {
   using A = Sum<T>;
   constexpr int L = kLanes<A>;
   const Convolution& g = p.g;
-  const int64_t n = unit / p.strips;
+  const int64_t n = unit / p.strips, taps = g.kh * g.kw;
   const Range rows = share(g.oh, unit % p.strips, p.strips);
   const std::vector<A> ones(g.ow + kSlack, A(1));
-  const T* x = static_cast<const T*>(p.x.data) + n * p.x.stride.n + c * p.x.stride.c;
-  lines.open(x, g.h, g.w, p.x.stride.h, p.x.stride.w, rows.begin * g.sh - g.ph);
-  for (int64_t r = rows.begin; r < rows.end; ++r) {
-    for (int64_t q = 0; q < g.m; ++q) {
-      const T* dy =
-          static_cast<const T*>(p.y.data) + n * p.y.stride.n + (c * g.m + q) * p.y.stride.c + r * p.y.stride.h;
-      for (int64_t t = 0; t < g.ow; ++t) row[t] = static_cast<A>(dy[t * p.y.stride.w]);
-      A* to = sums.data() + q * (g.kh * g.kw + 1) * L;
-      for (int64_t i = 0; p.dw && i < g.kh; ++i) {
-        const int64_t y = r * g.sh - g.ph + i * g.dh;
-        for (int64_t j = 0; y >= 0 && y < g.h && j < g.kw; ++j) {
-          A* sum = to + (i * g.kw + j) * L;
-          store<A, L>(sum, load<A, L>(sum) + product<A>(lines.at(y, j * g.dw), row.data(), g.ow));
-        }
-      }
-      A* db = to + g.kh * g.kw * L;
-      if (p.db) store<A, L>(db, load<A, L>(db) + product<A>(ones.data(), row.data(), g.ow));
+  std::vector<const A*> from;
+  for (int64_t i = 0; i < g.kh; ++i)
+    for (int64_t j = 0; j < g.kw; ++j) from.push_back(strip.at(i * g.dh, j * g.dw));
+  fill_source(p, n, c, rows.begin, strip);
+  for (int64_t r = rows.begin; r < rows.end; ++r)
+    for (int64_t k = 0; k < g.m; ++k) {
+      copy_row<T>(at<T>(p.y, n, c * g.m + k, r), p.y.stride.w, row.data(), g.ow);
+      A* to = sums.data() + k * (taps + 1) * L;
+      const int64_t shift = (r - rows.begin) * strip.pitch;
+      for (int64_t tap = 0; p.dw && tap < taps; ++tap)
+        store<A, L>(to + tap * L, load<A, L>(to + tap * L) + product<A>(from[tap] + shift, row.data(), g.ow));
+      if (p.db) store<A, L>(to + taps * L, load<A, L>(to + taps * L) + product<A>(ones.data(), row.data(), g.ow));
     }
-  }
 }
 
 // Writes one channel's sums to its part of dw and db.
@@ -230,40 +259,40 @@ template <typename A>
 void write_sums(const Problem& p, int64_t part, int64_t c, const std::vector<A>& sums) {
   constexpr int L = kLanes<A>;
   const int64_t taps = p.g.kh * p.g.kw;
-  for (int64_t q = 0; q < p.g.m; ++q) {
-    const int64_t o = part * p.g.o + c * p.g.m + q;
-    const A* from = sums.data() + q * (taps + 1) * L;
-    for (int64_t k = 0; p.dw && k < taps; ++k) static_cast<A*>(p.dw)[o * taps + k] = sum<A, L>(load<A, L>(from + k * L));
+  for (int64_t k = 0; k < p.g.m; ++k) {
+    const int64_t o = part * p.g.o + c * p.g.m + k;
+    const A* from = sums.data() + k * (taps + 1) * L;
+    for (int64_t i = 0; p.dw && i < taps; ++i) static_cast<A*>(p.dw)[o * taps + i] = sum<A, L>(load<A, L>(from + i * L));
     if (p.db) static_cast<A*>(p.db)[o] = sum<A, L>(load<A, L>(from + taps * L));
   }
 }
 
 template <typename T>
 void forward(const Problem& p, int64_t begin, int64_t end) {
-  Lines<T> lines = forward_lines<T>(p.g);
-  std::vector<Sum<T>> out(p.g.ow + kSlack);
+  Strip<T> strip = source_strip<T>(p);
+  std::vector<Sum<T>> out(most_rows(p, p.g.oh) * strip.pitch + kSlack);
   for (int64_t task = begin; task < end; ++task) {
     const Range channels = p.channels(task / p.units());
-    for (int64_t c = channels.begin; c < channels.end; ++c) forward_unit<T>(p, c, task % p.units(), lines, out);
+    for (int64_t c = channels.begin; c < channels.end; ++c) forward_unit<T>(p, c, task % p.units(), strip, out);
   }
 }
 
 template <typename T>
 void backward(const Problem& p, int64_t begin, int64_t end) {
   const Convolution& g = p.g;
-  Lines<T> x_lines = forward_lines<T>(g);
-  std::vector<Lines<T>> dy_lines(g.m, backward_lines<T>(g));
-  std::vector<Sum<T>> row(std::max(g.w, g.ow) + kSlack), sums;
+  Strip<T> x_strip = source_strip<T>(p);
+  std::vector<Strip<T>> dy_strips(g.m, gradient_strip<T>(p));
+  std::vector<Sum<T>> out(most_rows(p, (g.h + g.sh - 1) / g.sh) * dy_strips[0].pitch + kSlack), row(g.ow + kSlack), sums;
   for (int64_t task = begin; task < end; ++task) {
     const int64_t part = task % p.parts;
     const Range channels = p.channels(task / p.parts), units = share(p.units(), part, p.parts);
     for (int64_t c = channels.begin; c < channels.end; ++c) {
       sums.assign(g.m * (g.kh * g.kw + 1) * kLanes<Sum<T>>, 0);
       for (int64_t unit = units.begin; unit < units.end; ++unit) {
-        if (p.dx.data) backward_input_unit<T>(p, c, unit, dy_lines, row);
-        if (p.dw || p.db) backward_weight_unit<T>(p, c, unit, x_lines, row, sums);
+        if (p.dx.data) backward_input_unit<T>(p, c, unit, dy_strips, out);
+        if (p.dw || p.db) backward_weight_unit<T>(p, c, unit, x_strip, row, sums);
       }
-      write_sums<Sum<T>>(p, part, c, sums);
+      if (p.dw || p.db) write_sums<Sum<T>>(p, part, c, sums);
     }
   }
 }
