@@ -56,7 +56,7 @@ def race(request, benchmark):
         with torch.no_grad():
             for candidate, fn in candidates.items():
                 error = _relative_error(fn(), exact)
-                assert error < 1e-5, f"{candidate} is wrong by {error:.1e} and is not timed"
+                assert error < 1e-4, f"{candidate} is wrong by {error:.1e} and is not timed"
             for fn in candidates.values():
                 _block(fn, 2)
             calls = {c: min(50, max(2, round(BLOCK / _block(fn, 2)))) for c, fn in candidates.items()}
@@ -86,7 +86,9 @@ def pytest_terminal_summary(terminalreporter):
         write("")
         write(f"{group}, µs, {torch.get_num_threads()} threads")
         for _, name, medians, ratio in rows:
-            write(f"  {name:28} " + "  ".join(f"{c} {1e6 * t:9.1f}" for c, t in medians.items()) + f"  ratio {ratio:5.2f}")
+            write(
+                f"  {name:28} " + "  ".join(f"{c} {1e6 * t:9.1f}" for c, t in medians.items()) + f"  ratio {ratio:5.2f}"
+            )
         ratios = [row[3] for row in rows]
         mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
         write(f"  geometric mean {mean:.2f}, least {min(ratios):.2f}")

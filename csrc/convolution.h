@@ -56,8 +56,8 @@ inline Convolution depthwise_geometry(const Tensor& x, const Tensor& w, const st
   STD_TORCH_CHECK(stride.size() == 2 && padding.size() == 2 && dilation.size() == 2, "expected pairs");
   const Four s = sizes_of(x), k = sizes_of(w);
   STD_TORCH_CHECK(s.c > 0 && k.n > 0 && k.n % s.c == 0, "expected a multiple of ", s.c, " kernels, got ", k.n);
-  Convolution g{s.n,       s.c,       s.h,        s.w,        k.n,         k.n / s.c,  k.h, k.w, 0, 0,
-                stride[0], stride[1], padding[0], padding[1], dilation[0], dilation[1]};
+  Convolution g{s.n, s.c, s.h,       s.w,       k.n,        k.n / s.c,  k.h,         k.w,
+                0,   0,   stride[0], stride[1], padding[0], padding[1], dilation[0], dilation[1]};
   STD_TORCH_CHECK(g.kh > 0 && g.kw > 0 && g.sh > 0 && g.sw > 0 && g.ph >= 0 && g.pw >= 0 && g.dh > 0 && g.dw > 0,
                   "kernel, stride and dilation must be positive, padding not negative");
   const int64_t rows = g.h + 2 * g.ph - g.dh * (g.kh - 1) - 1, columns = g.w + 2 * g.pw - g.dw * (g.kw - 1) - 1;

@@ -103,9 +103,7 @@ class Op:
 
     def autograd(self, backward: Callable[..., Any], setup_context: Callable[..., None]) -> None:
         """Registers the gradient; see ``torch.library.register_autograd``."""
-        torch.library.register_autograd(
-            f"fastnets::{self.name}", backward, setup_context=setup_context, lib=_library
-        )
+        torch.library.register_autograd(f"fastnets::{self.name}", backward, setup_context=setup_context, lib=_library)
 
     def __call__(self, *args: Any) -> Any:
         """Calls the operator with the arguments of its schema, by the shortest way that is right."""

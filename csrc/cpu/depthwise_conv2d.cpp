@@ -29,9 +29,9 @@ void cut_channels(Problem& p, int64_t pieces) {
 
 // Cuts the rows into strips. Depends on shapes only: the weight gradient's sums run over strips.
 //
-// Where lanes are channels, a strip fits the second-level cache, and there are more of them where images are few: threads
-// that wrote neighbouring channels would fetch each other's cache lines. Where lanes are pixels, one channel of it fits
-// the first-level cache, and threads take different channels.
+// Where lanes are channels, a strip fits the second-level cache, and there are more of them where images are few:
+// threads that wrote neighbouring channels would fetch each other's cache lines. Where lanes are pixels, one channel of
+// it fits the first-level cache, and threads take different channels.
 void cut_rows(Problem& p, bool lanes_are_channels, int64_t bytes) {
   const Convolution& g = p.g;
   constexpr int64_t kFirstLevel = 24 << 10, kStrip = 192 << 10, kUnits = 16;
@@ -126,8 +126,8 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward(const Tensor& dy, c
   Problem p;
   p.g = depthwise_geometry(x, w, stride, padding, dilation);
   const Convolution& g = p.g;
-  STD_TORCH_CHECK(dy.dim() == 4 && dy.size(0) == g.n && dy.size(1) == g.o && dy.size(2) == g.oh &&
-                      dy.size(3) == g.ow && dy.scalar_type() == x.scalar_type(),
+  STD_TORCH_CHECK(dy.dim() == 4 && dy.size(0) == g.n && dy.size(1) == g.o && dy.size(2) == g.oh && dy.size(3) == g.ow &&
+                      dy.scalar_type() == x.scalar_type(),
                   "expected a gradient of the result's shape and type");
   const bool last = is_channels_last(x);
   const Tensor dx = need_dx ? empty(x, {g.n, g.c, g.h, g.w}, last) : empty(x, 0);

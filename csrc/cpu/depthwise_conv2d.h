@@ -29,14 +29,14 @@ struct Problem {
   Operand x, w, y;             // y: the result, or its gradient
   const void* bias = nullptr;  // (o), bias_step apart
   int64_t bias_step = 1;
-  Operand dx;                  // no data where not asked for
-  void* dw = nullptr;          // partial sums [part][o][kh][kw] in float or double; null where not asked for
-  void* db = nullptr;          // partial sums [part][o]
-  int64_t chunk = 1;           // channels in a task
-  bool prefetches = false;     // whether the arrays are too large for a second-level cache
-  bool streams = false;        // whether the result is more than a third-level cache keeps for its reader
-  int64_t strips = 1;          // pieces that the rows of an image are cut into
-  int64_t parts = 1;           // partial sums of the weight gradient, each over some strips
+  Operand dx;               // no data where not asked for
+  void* dw = nullptr;       // partial sums [part][o][kh][kw] in float or double; null where not asked for
+  void* db = nullptr;       // partial sums [part][o]
+  int64_t chunk = 1;        // channels in a task
+  bool prefetches = false;  // whether the arrays are too large for a second-level cache
+  bool streams = false;     // whether the result is more than a third-level cache keeps for its reader
+  int64_t strips = 1;       // pieces that the rows of an image are cut into
+  int64_t parts = 1;        // partial sums of the weight gradient, each over some strips
 
   int64_t units() const { return g.n * strips; }
 
@@ -45,8 +45,8 @@ struct Problem {
   Range channels(int64_t i) const { return {i * chunk, i + 1 < chunks() ? (i + 1) * chunk : g.c}; }
 };
 
-// A kernel is called with a range of tasks. Tasks write disjoint memory and are the same whatever the number of threads,
-// so that neither their order nor that number changes a bit of the result.
+// A kernel is called with a range of tasks. Tasks write disjoint memory and are the same whatever the number of
+// threads, so that neither their order nor that number changes a bit of the result.
 struct Kernels {
   void (*forward)(const Problem&, int64_t begin, int64_t end);   // tasks: chunks * units, chunk by chunk
   void (*backward)(const Problem&, int64_t begin, int64_t end);  // tasks: chunks * parts, chunk by chunk

@@ -1,11 +1,11 @@
 // Depthwise convolution where neighbouring channels are neighbours in memory. Included by isa.h: no guard.
 //
-// Lanes are channels. A tile is four output pixels of one row: under each kernel row, the source pixels below the tile are
-// loaded once and serve every tap that meets them, (3 + k) loads for 4 k multiply-adds at stride 1; weights come from a
-// packed copy [kh][kw][channels] in the first-level cache. A task is a strip of rows of one image for a chunk of channels,
-// small enough that the rows which two kernel positions share are still cached: memory sees x read once and y written
-// once, b * n * (c * h * w + o * oh * ow) bytes. The gradient of x is the same loop over dy; the gradient of w goes over
-// the same strip while x and dy are cached, so that both together read x and dy once and write dx once.
+// Lanes are channels. A tile is four output pixels of one row: under each kernel row, the source pixels below the tile
+// are loaded once and serve every tap that meets them, (3 + k) loads for 4 k multiply-adds at stride 1; weights come
+// from a packed copy [kh][kw][channels] in the first-level cache. A task is a strip of rows of one image for a chunk of
+// channels, small enough that the rows which two kernel positions share are still cached: memory sees x read once and y
+// written once, b * n * (c * h * w + o * oh * ow) bytes. The gradient of x is the same loop over dy; the gradient of w
+// goes over the same strip while x and dy are cached, so that both together read x and dy once and write dx once.
 
 namespace fastnets::FASTNETS_ISA::channels_last {
 
@@ -14,8 +14,8 @@ using depthwise::Range;
 using depthwise::share;
 
 // The columns that share a set of taps: output column first + step * t, t < count, is the sum over k < taps of source
-// column source_step * t + offset + offset_step * k times kernel column weight + weight_step * k. A forward pass has one
-// such set; the gradient of x has one for each residue of the column modulo the stride.
+// column source_step * t + offset + offset_step * k times kernel column weight + weight_step * k. A forward pass has
+// one such set; the gradient of x has one for each residue of the column modulo the stride.
 struct Columns {
   int64_t first, step, count;
   int64_t source_step, offset, offset_step;
@@ -38,9 +38,7 @@ struct Columns {
   }
 
   // Columns t all of whose taps meet the source.
-  Range inner(int64_t width) const {
-    return {columns_of(0, width).begin, columns_of(taps - 1, width).end};
-  }
+  Range inner(int64_t width) const { return {columns_of(0, width).begin, columns_of(taps - 1, width).end}; }
 };
 
 inline Columns forward_columns(const Convolution& g) { return {0, 1, g.ow, g.sw, -g.pw, g.dw, 0, 1, g.kw}; }
@@ -63,8 +61,8 @@ inline Columns backward_columns(const Convolution& g, int64_t residue) {
 template <typename T>
 constexpr bool is_fast = std::is_same_v<T, float> || std::is_same_v<T, BFloat16>;
 
-// First channel of block b of a chunk. The last block overlaps the one before: it computes some channels again rather than
-// fewer at a time.
+// First channel of block b of a chunk. The last block overlaps the one before: it computes some channels again rather
+// than fewer at a time.
 template <int L>
 FASTNETS_INLINE int64_t block_of(Range c, int64_t b) {
   return std::min(c.begin + b * L, c.end - L);
@@ -79,8 +77,9 @@ struct Row {
   T* out = nullptr;
   int64_t source_pixel = 0, source_channel = 1, out_pixel = 0, out_channel = 1;  // strides
   int64_t width = 0, channels = 0;                                               // of the source
-  int64_t rows = 0;  // that meet it
-  // Source rows that the next output row is the first to need, fetched while this one is computed; none where x is cached.
+  int64_t rows = 0;                                                              // that meet it
+  // Source rows that the next output row is the first to need, fetched while this one is computed; none where x is
+  // cached.
   const T* next = nullptr;
   int64_t next_rows = 0, row_stride = 0;
   bool streams = false;  // whether stores go past the caches
@@ -89,10 +88,10 @@ struct Row {
   Activate<Sum<T>> activate{Activation::kNone};
 };
 
-// W output pixels from column t on, all taps of the set: K of them at adjacent columns, source_step S, channels adjacent in
-// source and output. Of the (W - 1) S + K source columns, the first Left and the last Right lie beside the source and add
-// nothing. kAny: how many do is found out at run time, they are read from `zeros`, and of the W pixels those beyond the
-// last one are written to `spare`.
+// W output pixels from column t on, all taps of the set: K of them at adjacent columns, source_step S, channels
+// adjacent in source and output. Of the (W - 1) S + K source columns, the first Left and the last Right lie beside the
+// source and add nothing. kAny: how many do is found out at run time, they are read from `zeros`, and of the W pixels
+// those beyond the last one are written to `spare`.
 constexpr int kAny = -1;
 
 template <typename T, int L, int W, int K, int S, int Left, int Right>
@@ -157,9 +156,9 @@ void pixel(const Row<T>& row, const Columns& set, int64_t t) {
     for (int64_t r = 0; r < row.rows; ++r)
       for (int64_t j = taps.begin; j < taps.end; ++j) {
         const int64_t column = set.source_step * t + set.offset + set.offset_step * j;
-        sums[0] += load_strided<T, L>(row.source[r] + column * row.source_pixel + c * row.source_channel,
-                                      row.source_channel) *
-                   load<A, L>(row.weight[r] + (set.weight + set.weight_step * j) * row.channels + c);
+        sums[0] +=
+            load_strided<T, L>(row.source[r] + column * row.source_pixel + c * row.source_channel, row.source_channel) *
+            load<A, L>(row.weight[r] + (set.weight + set.weight_step * j) * row.channels + c);
       }
     row.activate.template operator()<L, 1>(sums);
     T* out = row.out + (set.first + t * set.step) * row.out_pixel + c * row.out_channel;
@@ -169,7 +168,8 @@ void pixel(const Row<T>& row, const Columns& set, int64_t t) {
 
 template <typename T, int L, int W, int K, int S>
 void tiles(const Row<T>& row, const Columns& set) {
-  constexpr int N = (W - 1) * S + K, P = K / 2, R = S == 2 ? P - 1 : P;  // with "same" padding and a width that S divides
+  constexpr int N = (W - 1) * S + K, P = K / 2,
+                R = S == 2 ? P - 1 : P;  // with "same" padding and a width that S divides
   for (int64_t t = 0; t < set.count; t += W) {
     const int64_t column = S * t + set.offset;
     const int64_t left = std::max<int64_t>(0, -column), right = std::max<int64_t>(0, column + N - row.width);
@@ -188,7 +188,8 @@ void tiles(const Row<T>& row, const Columns& set) {
   }
 }
 
-// Tiles of seven or of four pixels, whichever compute fewer beyond the end: maps are multiples of 7 or of a power of two.
+// Tiles of seven or of four pixels, whichever compute fewer beyond the end: maps are multiples of 7 or of a power of
+// two.
 template <typename T, int L, int K, int S>
 void tiles(const Row<T>& row, const Columns& set) {
   const int64_t by_seven = (set.count + 6) / 7 * 7, by_four = (set.count + 3) / 4 * 4;
@@ -291,8 +292,8 @@ void backward_input_unit(const Problem& p, const std::vector<Sum<T>>& packed, co
   }
 }
 
-// sums[j] += x[S t + offset + d j] dy[t] over the columns t >= first of one row, for every tap j. `sums` holds L numbers for
-// each tap.
+// sums[j] += x[S t + offset + d j] dy[t] over the columns t >= first of one row, for every tap j. `sums` holds L
+// numbers for each tap.
 template <typename T, int L>
 void weight_row(const T* x, const T* dy, const Columns& set, const Problem& p, int64_t first, Sum<T>* sums) {
   for (int64_t j = 0; j < set.taps; ++j) {
@@ -300,14 +301,14 @@ void weight_row(const T* x, const T* dy, const Columns& set, const Problem& p, i
     const T* from = x + (set.offset + set.offset_step * j) * p.x.stride.w;
     Vec<Sum<T>, L> total = load<Sum<T>, L>(sums + j * L);
     for (int64_t i = std::max(first, t.begin); i < t.end; ++i)
-      total += load<T, L>(from + i * set.source_step * p.x.stride.w) *
-               load_strided<T, L>(dy + i * p.y.stride.w, p.g.m);
+      total += load<T, L>(from + i * set.source_step * p.x.stride.w) * load_strided<T, L>(dy + i * p.y.stride.w, p.g.m);
     store<Sum<T>, L>(sums + j * L, total);
   }
 }
 
-// The same in tiles of W columns: K taps at adjacent columns, stride S, channels of dy adjacent. `places` says where each
-// column of the padded row stands, negative: zeros. Each tap has two chains of sums, or the adds would wait for one another.
+// The same in tiles of W columns: K taps at adjacent columns, stride S, channels of dy adjacent. `places` says where
+// each column of the padded row stands, negative: zeros. Each tap has two chains of sums, or the adds would wait for
+// one another.
 template <typename T, int L, int W, int K, int S>
 void weight_row_tiles(const T* x, const T* dy, const Columns& set, const Problem& p, const int64_t* places,
                       Sum<T>* sums) {

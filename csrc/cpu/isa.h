@@ -1,5 +1,5 @@
-// Compiles FASTNETS_KERNELS, a header, three times: for any x86-64 or other processor, for AVX2 and for AVX-512, each in a
-// namespace of that name. FASTNETS_FOR_THIS_CPU(f) is f of the namespace that this processor runs.
+// Compiles FASTNETS_KERNELS, a header, three times: for any x86-64 or other processor, for AVX2 and for AVX-512, each
+// in a namespace of that name. FASTNETS_FOR_THIS_CPU(f) is f of the namespace that this processor runs.
 //
 // The header is written with vectors of FASTNETS_VECTOR_BYTES (vector.h). It must not define lambdas: GCC and Clang
 // compile those for the command line's target, not for the pragma's.

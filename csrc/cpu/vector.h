@@ -94,8 +94,8 @@ FASTNETS_INLINE void store(T* p, Vec<Sum<T>, L> v) {
   }
 }
 
-// Keeps a vector in its register. Without it the compiler reads a value once from memory for each use of it, which binds
-// these kernels to the load ports.
+// Keeps a vector in its register. Without it the compiler reads a value once from memory for each use of it, which
+// binds these kernels to the load ports.
 template <typename V>
 FASTNETS_INLINE void hold([[maybe_unused]] V& v) {
 #if FASTNETS_VECTOR_BYTES == 64

@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 class Eager:
-    """A network in eager PyTorch.
+    """A network in eager PyTorch, on ``torch.nn``'s own convolutions.
 
     Args:
         network: the one to compare with.
@@ -34,7 +34,7 @@ class Eager:
         self.model = copy.deepcopy(network.plain).to(memory_format=FORMATS[layout])  # type: ignore[call-overload]
         for module in self.model.modules():
             if type(module) is Conv2d:
-                module.__class__ = nn.Conv2d  # PyTorch's own layer, with nothing of ours between
+                module.__class__ = nn.Conv2d  # type: ignore[assignment]
 
     def input(self, pixels: Tensor) -> Tensor:
         """The network's input, already in its layout."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ Image = pytest.importorskip("PIL.Image")
 
 import fastnets
 from fastnets.cli import _network, classify, main
+from fastnets.cli._compare import Eager
 from fastnets.layers import Conv2d
 from fastnets.models import ModelInfo, _registry
 
@@ -172,6 +174,16 @@ def test_compare(run, photo):
     assert len(re.findall(r"logits agree \(largest difference \d.\de[-+]\d\d\), the same top five\n", out)) == 2
     assert "colour in float32 on cpu" in out
     assert "depthwise_conv2d: " in out
+
+
+def test_the_peer_is_pytorch_alone():
+    model = nn.Sequential(Conv2d(3, 3, 3, padding=1, groups=3), Conv2d(3, 1000, 8)).eval()
+    eager = Eager(SimpleNamespace(plain=model), "channels_last")
+    fastnets.backend_report(reset=True)
+    eager.model(torch.ones(1, 3, 8, 8))
+    assert not fastnets.backend_report()
+    assert [type(m) for m in eager.model] == [nn.Conv2d] * 2
+    assert [type(m) for m in model] == [Conv2d] * 2
 
 
 def test_compare_finds_another_answer(run, photo, monkeypatch):

@@ -13,11 +13,11 @@ from torch import Tensor
 
 triton = pytest.importorskip("triton")
 
-from fastnets.kernels.depthwise_conv2d import dw_launches, dx_launches, fwd_launches
 from triton.backends.compiler import GPUTarget
 from triton.language import int32, int64
 
 from fastnets._backends import INTERPRETED
+from fastnets.kernels.depthwise_conv2d import dw_launches, dx_launches, fwd_launches
 from fastnets.ops._convolution import empty, output_size
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="TRITON_INTERPRET is set: kernels are Python")
