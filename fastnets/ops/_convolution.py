@@ -8,21 +8,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Pair = int | Sequence[int]
+Ints = Sequence[int]
+Pair = int | Ints
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
-def pair(value: Pair) -> Sequence[int]:
+def pair(value: Pair) -> Ints:
     """An int as (int, int), a sequence of one likewise; anything else as it is."""
     if isinstance(value, int):
         return value, value
     return value if len(value) != 1 else (value[0], value[0])
 
 
-def pad_input(
-    input: Tensor, weight: Tensor, stride: Sequence[int], padding: Pair | str, dilation: Sequence[int]
-) -> tuple[Tensor, Sequence[int]]:
+def pad_input(input: Tensor, weight: Tensor, stride: Ints, padding: Pair | str, dilation: Ints) -> tuple[Tensor, Ints]:
     """Turns ``padding`` into a pair; where 'same' needs one more row or column at the end, adds it."""
     if not isinstance(padding, str):
         return input, pair(padding)
@@ -38,9 +37,7 @@ def pad_input(
     return input, (rows // 2, columns // 2)
 
 
-def output_size(
-    x: Tensor, w: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
-) -> tuple[int, int]:
+def output_size(x: Tensor, w: Tensor, stride: Ints, padding: Ints, dilation: Ints) -> tuple[int, int]:
     """Height and width of the convolution of x (n, c, h, w) with w (o, i, kh, kw); under 1: does not fit."""
     height = (x.shape[2] + 2 * padding[0] - dilation[0] * (w.shape[2] - 1) - 1) // stride[0] + 1
     width = (x.shape[3] + 2 * padding[1] - dilation[1] * (w.shape[3] - 1) - 1) // stride[1] + 1
@@ -58,6 +55,6 @@ def memory_format(x: Tensor) -> torch.memory_format:
     return torch.channels_last if nested and sh * h != sc else torch.contiguous_format
 
 
-def empty(x: Tensor, shape: Sequence[int]) -> Tensor:
+def empty(x: Tensor, shape: Ints) -> Tensor:
     """An uninitialised tensor of that shape with x's type, device and layout."""
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x))

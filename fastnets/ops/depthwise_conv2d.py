@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from fastnets._op import Op
 from fastnets.ops._activation import ACTIVATIONS, FROM_INPUT, FROM_OUTPUT, check_activation
-from fastnets.ops._convolution import FLOATS, Pair, empty, memory_format, output_size, pad_input, pair
+from fastnets.ops._convolution import FLOATS, Ints, Pair, empty, memory_format, output_size, pad_input, pair
 
 aten = torch.ops.aten
 
@@ -19,13 +18,7 @@ aten = torch.ops.aten
 
 
 def _check(
-    x: Tensor,
-    w: Tensor,
-    bias: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    activation: str | None,
+    x: Tensor, w: Tensor, bias: Tensor | None, stride: Ints, padding: Ints, dilation: Ints, activation: str | None
 ) -> None:
     if activation is not None:
         check_activation(activation)
@@ -38,14 +31,7 @@ def _check(
         )
 
 
-def _fits(
-    x: Tensor,
-    w: Tensor,
-    bias: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-) -> bool:
+def _fits(x: Tensor, w: Tensor, bias: Tensor | None, stride: Ints, padding: Ints, dilation: Ints) -> bool:
     if x.dim() != 4 or w.dim() != 4 or w.shape[1] != 1 or x.shape[1] == 0 or w.shape[0] % x.shape[1] != 0:
         return False
     if w.shape[0] == 0 or x.dtype != w.dtype or x.device != w.device:
@@ -61,15 +47,7 @@ def _fits(
 
 
 def _check_backward(
-    dy: Tensor,
-    x: Tensor,
-    w: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    need_dx: bool,
-    need_dw: bool,
-    need_db: bool,
+    dy: Tensor, x: Tensor, w: Tensor, stride: Ints, padding: Ints, dilation: Ints, *needed: bool
 ) -> None:
     _check(x, w, None, stride, padding, dilation, None)
     expected = (x.shape[0], w.shape[0], *output_size(x, w, stride, padding, dilation))
@@ -103,13 +81,7 @@ def _sum_type(x: Tensor) -> torch.dtype:
 
 @op.backend("reference")
 def _reference(
-    x: Tensor,
-    w: Tensor,
-    bias: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    activation: str | None,
+    x: Tensor, w: Tensor, bias: Tensor | None, stride: Ints, padding: Ints, dilation: Ints, activation: str | None
 ) -> Tensor:
     sum_type = _sum_type(x)
     bias = None if bias is None else bias.to(sum_type)
@@ -119,20 +91,12 @@ def _reference(
 
 @op_backward.backend("reference")
 def _reference_backward(
-    dy: Tensor,
-    x: Tensor,
-    w: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    need_dx: bool,
-    need_dw: bool,
-    need_db: bool,
+    dy: Tensor, x: Tensor, w: Tensor, stride: Ints, padding: Ints, dilation: Ints, *needed: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    mask = [need_dx, need_dw, need_db]
+    need_dx, need_dw, need_db = needed
     tensors = (t.to(_sum_type(x)) for t in (dy, x, w))
     dx, dw, db = aten.convolution_backward(
-        *tensors, [w.shape[0]], stride, padding, dilation, False, [0, 0], x.shape[1], mask
+        *tensors, [w.shape[0]], stride, padding, dilation, False, [0, 0], x.shape[1], needed
     )
     return (
         dx.to(x.dtype).contiguous(memory_format=memory_format(x)) if need_dx else x.new_empty(0),
@@ -155,13 +119,7 @@ for _name in ("cpu", "cuda"):
 
 @op.backend("triton", _why_not)
 def _triton(
-    x: Tensor,
-    w: Tensor,
-    bias: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    activation: str | None,
+    x: Tensor, w: Tensor, bias: Tensor | None, stride: Ints, padding: Ints, dilation: Ints, activation: str | None
 ) -> Tensor:
     from fastnets.kernels.depthwise_conv2d import depthwise_conv2d_fwd
 
@@ -172,21 +130,13 @@ def _triton(
 
 @op_backward.backend("triton", _why_not)
 def _triton_backward(
-    dy: Tensor,
-    x: Tensor,
-    w: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    need_dx: bool,
-    need_dw: bool,
-    need_db: bool,
+    dy: Tensor, x: Tensor, w: Tensor, stride: Ints, padding: Ints, dilation: Ints, *needed: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     from fastnets.kernels.depthwise_conv2d import depthwise_conv2d_bwd
 
-    dx, dw, db = _fake_backward(dy, x, w, stride, padding, dilation, need_dx, need_dw, need_db)
-    depthwise_conv2d_bwd(dy, x, w, dx, dw, db, stride, padding, dilation, need_dx, need_dw, need_db)
-    return dx, dw, db
+    gradients = _fake_backward(dy, x, w, stride, padding, dilation, *needed)
+    depthwise_conv2d_bwd(dy, x, w, *gradients, stride, padding, dilation, *needed)
+    return gradients
 
 
 # ---- fake ------------------------------------------------------------------------------------
@@ -194,29 +144,16 @@ def _triton_backward(
 
 @op.fake
 def _fake(
-    x: Tensor,
-    w: Tensor,
-    bias: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    activation: str | None,
+    x: Tensor, w: Tensor, bias: Tensor | None, stride: Ints, padding: Ints, dilation: Ints, activation: str | None
 ) -> Tensor:
     return empty(x, (x.shape[0], w.shape[0], *output_size(x, w, stride, padding, dilation)))
 
 
 @op_backward.fake
 def _fake_backward(
-    dy: Tensor,
-    x: Tensor,
-    w: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    need_dx: bool,
-    need_dw: bool,
-    need_db: bool,
+    dy: Tensor, x: Tensor, w: Tensor, stride: Ints, padding: Ints, dilation: Ints, *needed: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
+    need_dx, need_dw, need_db = needed
     return (
         empty(x, x.shape) if need_dx else x.new_empty(0),
         empty(w, w.shape) if need_dw else x.new_empty(0),
@@ -247,15 +184,14 @@ def _backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
 
 
 def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    dy, x, w, *ctx.geometry, need_dx, need_dw, need_db = inputs
-    ctx.returned = need_dx, need_dw, need_db
+    (dy, x, w), ctx.geometry, ctx.needed = inputs[:3], inputs[3:6], inputs[6:]
     ctx.save_for_backward(dy, x, w)
     ctx.set_materialize_grads(False)
 
 
 def _backward_backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
     dy, x, w = ctx.saved_tensors
-    ddx, ddw, ddb = (g if returned else None for g, returned in zip(grads, ctx.returned, strict=True))
+    ddx, ddw, ddb = (g if needed else None for g, needed in zip(grads, ctx.needed, strict=True))
     need_ddy, need_dx, need_dw = ctx.needs_input_grad[:3]
     # dx, dw and db are linear in dy; and conv(x, w) is linear in x and in w, so that
     # <ddx, dx> + <ddw, dw> + <ddb, db> = <conv(ddx, w) + conv(x, ddw) + ddb, dy>.
