@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastnets._backends import BACKENDS, named, requested
+from fastnets._backends import BACKENDS, named, requested, use_backend
 
 _library = torch.library.Library("fastnets", "DEF")
 
@@ -102,8 +102,20 @@ class Op:
         return fn
 
     def autograd(self, backward: Callable[..., Any], setup_context: Callable[..., None]) -> None:
-        """Registers the gradient; see ``torch.library.register_autograd``."""
-        torch.library.register_autograd(f"fastnets::{self.name}", backward, setup_context=setup_context, lib=_library)
+        """Registers the gradient, which runs on the backend that was asked for when the op was called.
+
+        See ``torch.library.register_autograd`` for the two functions.
+        """
+
+        def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+            ctx.backend = requested.get()
+            setup_context(ctx, inputs, output)
+
+        def on_same_backend(ctx: Any, *grads: Any) -> Any:
+            with use_backend(ctx.backend):  # autograd may call this after the block, and from a thread of its own
+                return backward(ctx, *grads)
+
+        torch.library.register_autograd(f"fastnets::{self.name}", on_same_backend, setup_context=setup, lib=_library)
 
     def __call__(self, *args: Any) -> Any:
         """Calls the operator with the arguments of its schema, by the shortest way that is right."""

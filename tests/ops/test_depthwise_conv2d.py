@@ -277,3 +277,12 @@ def test_backend_report_and_refusal():
     assert report["depthwise_conv2d"]["calls"] == {"reference": 1}
     with fastnets.use_backend("triton"), pytest.raises(RuntimeError, match="cannot run on backend 'triton': .*cpu"):
         depthwise_conv2d(x4.to(torch.int64), w4.to(torch.int64))
+
+
+def test_backward_runs_on_the_backend_of_the_forward_pass():
+    x = x4.clone().requires_grad_()
+    fastnets.backend_report(reset=True)
+    with fastnets.use_backend("reference"):
+        y = depthwise_conv2d(x, w4)
+    y.sum().backward()
+    assert fastnets.backend_report()["depthwise_conv2d_backward"]["calls"] == {"reference": 1}
