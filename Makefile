@@ -32,7 +32,7 @@ test: $(VENV)/has-test $(BUILT) ## Run every test: all, per instruction set, Tri
 	@grep -qw avx2 /proc/cpuinfo || echo "skipped: tests/ops on AVX2, which this processor lacks"
 	! grep -qw avx2 /proc/cpuinfo || FASTNETS_CPU_CAPABILITY=avx2 \
 		python -m pytest -rs -k 'cpu or threads or geometry' tests/ops $(ARGS)
-	TRITON_INTERPRET=1 python -m pytest -rs -k triton --ignore tests/ops/test_triton_compile.py tests/ops $(ARGS)
+	TRITON_INTERPRET=1 python -m pytest -rs -k triton tests/ops $(ARGS)
 	python -m pytest -rs --doctest-modules fastnets $(ARGS)
 	@grep 'CPU kernels' $(BUILT)
 

@@ -1,20 +1,12 @@
-// What the CPU and the CUDA side of a convolution share: geometry, layouts, allocation, names of activations.
+// What the CPU and the CUDA side of a convolution share: geometry and the names of activations.
 #pragma once
 
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-
-#include <cstdint>
 #include <optional>
 #include <string>
-#include <vector>
+
+#include "tensor.h"
 
 namespace fastnets {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 enum class Activation : int32_t { kNone, kRelu, kRelu6, kLeakyRelu, kSilu, kHardswish, kSigmoid };
 
@@ -24,21 +16,6 @@ inline Activation parse_activation(const std::optional<std::string>& name) {
   for (int32_t i = 1; i < 7; ++i)
     if (*name == names[i]) return static_cast<Activation>(i);
   STD_TORCH_CHECK(false, "unknown activation '", *name, "'");
-}
-
-// Sizes or strides of a tensor of four dimensions.
-struct Four {
-  int64_t n, c, h, w;
-};
-
-inline Four sizes_of(const Tensor& t) {
-  const auto s = t.sizes();
-  return {s[0], s[1], s[2], s[3]};
-}
-
-inline Four strides_of(const Tensor& t) {
-  const auto s = t.strides();
-  return {s[0], s[1], s[2], s[3]};
 }
 
 // Geometry of a convolution: x (n, c, h, w) with w (o, 1, kh, kw) gives y (n, o, oh, ow); o = c * m.
@@ -65,38 +42,6 @@ inline Convolution depthwise_geometry(const Tensor& x, const Tensor& w, const st
   g.oh = rows / g.sh + 1;
   g.ow = columns / g.sw + 1;
   return g;
-}
-
-// PyTorch's rule (as in fastnets/ops/_convolution.py): channels_last where the strides grow in the order c, w, h, n.
-inline bool is_channels_last(const Tensor& x) {
-  const Four n = sizes_of(x), s = strides_of(x);
-  const bool nested = 0 < s.c && s.c * n.c <= s.w && s.w * n.w <= s.h && s.h * n.h <= s.n && n.n * n.c * n.h * n.w > 0;
-  return nested && s.h * n.h != s.c;
-}
-
-inline Tensor empty(const Tensor& like, const Four& size, bool channels_last) {
-  const int64_t sizes[] = {size.n, size.c, size.h, size.w};
-  const auto at_least_1 = [](int64_t v) { return v > 1 ? v : 1; };
-  const int64_t c = at_least_1(size.c), h = at_least_1(size.h), w = at_least_1(size.w);
-  const int64_t contiguous[] = {c * h * w, h * w, w, 1}, last[] = {c * h * w, 1, w * c, c};
-  int32_t dtype, device_type;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
-  AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(4, sizes, channels_last ? last : contiguous, dtype,
-                                                         device_type, like.get_device_index(), &handle));
-  return Tensor(handle);
-}
-
-inline Tensor empty(const Tensor& like, int64_t length) {
-  const int64_t stride = 1;
-  int32_t dtype, device_type;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
-  AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(1, &length, &stride, dtype, device_type, like.get_device_index(), &handle));
-  return Tensor(handle);
 }
 
 }  // namespace fastnets

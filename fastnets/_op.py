@@ -15,6 +15,8 @@ from torch import Tensor
 from fastnets._backends import BACKENDS, named, requested, use_backend
 
 _library = torch.library.Library("fastnets", "DEF")
+# Where the compiled kernels register themselves, under the schemas that are given here.
+_native = {name: torch.library.Library(f"fastnets_{name}", "FRAGMENT") for name in ("cpu", "cuda")}
 
 OPS: dict[str, Op] = {}
 
@@ -57,6 +59,7 @@ class Op:
 
     def __init__(self, schema: str, check: Callable[..., Any], *, autocast: bool = False) -> None:
         self.name = schema.partition("(")[0]
+        self.schema = schema
         _library.define(schema)
         _library.impl(self.name, self.run, "CompositeExplicitAutograd")
         if autocast:
@@ -82,7 +85,11 @@ class Op:
         return register
 
     def native(self, name: str, why_not: Callable[..., list[str]] | None = None) -> None:
-        """Registers the C++ operator ``fastnets_<backend>::<name>``, of the same schema, as a backend's."""
+        """Registers the C++ operator ``fastnets_<backend>::<name>``, of the same schema, as a backend's.
+
+        The compiled library holds only its kernel: the schema is declared here.
+        """
+        _native[name].define(self.schema)
 
         def first_call(*args: Any) -> Any:  # only now is the library loaded
             operator = getattr(getattr(torch.ops, f"fastnets_{name}"), self.name).default

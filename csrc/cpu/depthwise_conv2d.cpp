@@ -140,33 +140,12 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward(const Tensor& dy, c
   const Kernels kernels = FASTNETS_FOR_THIS_CPU(depthwise_kernels)(x.scalar_type(), lanes_are_channels, g.c);
   if (dx.numel() > 0) p.dx = operand(dx), backward_input(p, kernels);
   if (!need_dw && !need_db) return {dx, dw, db};
-  switch (x.scalar_type()) {
-    case ScalarType::Double:
-      backward_weight<double>(p, kernels, dw, db);
-      break;
-    case ScalarType::BFloat16:
-      backward_weight<torch::headeronly::BFloat16>(p, kernels, dw, db);
-      break;
-    case ScalarType::Half:
-      backward_weight<torch::headeronly::Half>(p, kernels, dw, db);
-      break;
-    default:
-      backward_weight<float>(p, kernels, dw, db);
-  }
+  with_float(x.scalar_type(), [&](auto zero) { backward_weight<decltype(zero)>(p, kernels, dw, db); });
   return {dx, dw, db};
 }
 
 }  // namespace
 }  // namespace fastnets
-
-STABLE_TORCH_LIBRARY_FRAGMENT(fastnets_cpu, m) {
-  m.def(
-      "depthwise_conv2d(Tensor x, Tensor w, Tensor? bias, int[2] stride, int[2] padding, int[2] dilation, "
-      "str? activation) -> Tensor");
-  m.def(
-      "depthwise_conv2d_backward(Tensor dy, Tensor x, Tensor w, int[2] stride, int[2] padding, int[2] dilation, "
-      "bool need_dx, bool need_dw, bool need_db) -> (Tensor dx, Tensor dw, Tensor db)");
-}
 
 STABLE_TORCH_LIBRARY_IMPL(fastnets_cpu, CPU, m) {
   m.impl("depthwise_conv2d", TORCH_BOX(&fastnets::depthwise_conv2d));

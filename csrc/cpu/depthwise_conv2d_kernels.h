@@ -1,5 +1,5 @@
 // The kernels of depthwise_conv2d by type and layout. Included by isa.h: no guard.
-#include "vector.h"
+#include "activate.h"
 // Above: what the two below are written with.
 #include "depthwise_conv2d_channels_last.h"
 #include "depthwise_conv2d_planar.h"

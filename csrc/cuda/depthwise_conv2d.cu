@@ -9,28 +9,6 @@ namespace {
 
 using std::vector;
 
-template <typename T>
-const T* data(const Tensor& t) {
-  return static_cast<const T*>(t.const_data_ptr());
-}
-
-// Calls f with a value of the C++ type of a tensor's elements.
-template <typename F>
-void with_type(const Tensor& t, const F& f) {
-  switch (t.scalar_type()) {
-    case ScalarType::Float:
-      return f(float());
-    case ScalarType::Double:
-      return f(double());
-    case ScalarType::Half:
-      return f(torch::headeronly::Half());
-    case ScalarType::BFloat16:
-      return f(torch::headeronly::BFloat16());
-    default:
-      STD_TORCH_CHECK(false, "depthwise_conv2d takes float32, float64, bfloat16 and float16");
-  }
-}
-
 void check_alike(const Tensor& x, const Tensor& t, const char* name) {
   STD_TORCH_CHECK(t.scalar_type() == x.scalar_type() && t.device() == x.device(), "expected ", name,
                   " of the input's type, on its device");
@@ -178,7 +156,7 @@ Tensor depthwise_conv2d(const Tensor& x, const Tensor& w, const std::optional<Te
   g.y = strides_of(y);
   g.bias = bias ? bias->stride(0) : 0;
   const Stream stream(x);
-  with_type(x, [&](auto zero) {
+  with_float(x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     run_correlate(stream,
                   Operands<T>{data<T>(x), data<T>(w), bias ? data<T>(*bias) : nullptr,
@@ -205,7 +183,7 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward(const Tensor& dy, c
   const Tensor dw = need_dw ? empty(w, sizes_of(w), is_channels_last(w)) : empty(x, 0);
   const Tensor db = empty(x, need_db ? sizes.o : 0);
   const Stream stream(x);
-  with_type(x, [&](auto zero) {
+  with_float(x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     const auto output = [](const Tensor& t, bool needed) {
       return needed ? static_cast<T*>(t.mutable_data_ptr()) : nullptr;
@@ -226,15 +204,6 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward(const Tensor& dy, c
 
 }  // namespace
 }  // namespace fastnets
-
-STABLE_TORCH_LIBRARY_FRAGMENT(fastnets_cuda, m) {
-  m.def(
-      "depthwise_conv2d(Tensor x, Tensor w, Tensor? bias, int[2] stride, int[2] padding, int[2] dilation, "
-      "str? activation) -> Tensor");
-  m.def(
-      "depthwise_conv2d_backward(Tensor dy, Tensor x, Tensor w, int[2] stride, int[2] padding, int[2] dilation, "
-      "bool need_dx, bool need_dw, bool need_db) -> (Tensor dx, Tensor dw, Tensor db)");
-}
 
 STABLE_TORCH_LIBRARY_IMPL(fastnets_cuda, FASTNETS_CUDA_KEY, m) {
   m.impl("depthwise_conv2d", TORCH_BOX(&fastnets::depthwise_conv2d));

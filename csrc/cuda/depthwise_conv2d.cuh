@@ -25,9 +25,6 @@ constexpr int kThreads = 128;
 constexpr int kBlocks = 4;  // at least so many at once on a multiprocessor: up to 128 registers in a thread
 constexpr int kGenericTaps = 16;
 
-template <typename T>
-using Sum = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
 struct Pixels {
   int h, w;
 };

@@ -21,28 +21,44 @@ from fastnets._backends import INTERPRETED
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 EPS = {dtype: torch.finfo(dtype).eps for dtype in DTYPES}
+# What an integer tensor is surrounded with in the place of NaN.
+POISON = {dtype: torch.iinfo(dtype).max for dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)}
+POISON[torch.bool] = True
 SUM = {dtype: torch.float64 if dtype == torch.float64 else torch.float32 for dtype in DTYPES}
 
 
 @dataclass
 class Case:
-    """A call: float64 tensors, the others' arguments, and how many terms the longest sum has.
+    """A call: its tensors (floating ones in float64), and the other arguments.
 
-    ``magnitudes`` gives for the same arguments those of the call whose result bounds the sum's terms.
+    Attributes:
+        terms: how many terms the longest sum has.
+        magnitude_kwargs: the arguments of the call on absolute values whose result bounds the sum's terms, where
+            they differ from kwargs.
+        magnitude_of_inputs: whether that call takes the inputs' absolute values, or, for an op that only selects or
+            averages inputs, the inputs themselves.
+        exact: whether results are numbers of the input, and so equal the reference bit for bit; gradients may be sums.
     """
 
     name: str
-    fn: Callable[..., Tensor]
+    fn: Callable[..., Any]
     tensors: list[Tensor | None]
     kwargs: dict[str, Any] = field(default_factory=dict)
     terms: int = 1
     magnitude_kwargs: dict[str, Any] | None = None
+    magnitude_of_inputs: bool = True
+    exact: bool = False
 
     def __str__(self) -> str:
         return self.name
 
     def cast(self, dtype: torch.dtype) -> list[Tensor | None]:
-        return [None if t is None else t.to(dtype) for t in self.tensors]
+        return [t.to(dtype) if t is not None and t.is_floating_point() else t for t in self.tensors]
+
+
+def flat(results: Any) -> list[Tensor]:
+    """The tensors that an op returned: one, or a tuple."""
+    return [results] if isinstance(results, Tensor) else list(results)
 
 
 @contextmanager
@@ -59,53 +75,68 @@ def poisoned() -> Iterator[None]:
 
 
 def layouts(x: Tensor) -> dict[str, Tensor]:
-    """The same numbers (n, c, h, w) in every kind of memory layout."""
-    n, c, h, w = x.shape
-    wide = torch.full((n, c + 3, h, w), math.nan, dtype=x.dtype).contiguous(memory_format=torch.channels_last)
-    wide[:, 1 : c + 1] = x
-    sparse = torch.full((n, c, h, 2 * w), math.nan, dtype=x.dtype)
+    """The same numbers in every kind of memory layout; an image batch is (n, c, h, w)."""
+    sparse = x.new_full((*x.shape[:-1], 2 * x.shape[-1]), POISON.get(x.dtype, math.nan))
     sparse[..., ::2] = x
-    return {
+    several = {
         "contiguous": x.contiguous(),
-        "channels_last": x.contiguous(memory_format=torch.channels_last),
-        "channel slice of channels_last": wide[:, 1 : c + 1],
-        "every second column": sparse[..., ::2],
-        "transposed": x.transpose(2, 3).contiguous().transpose(2, 3),
+        "every second of the last dimension": sparse[..., ::2],
+        "transposed": x.mT.contiguous().mT if x.dim() > 1 else x.contiguous(),
     }
+    if x.dim() == 4:
+        n, c, h, w = x.shape
+        wide = x.new_full((n, c + 3, h, w), POISON.get(x.dtype, math.nan)).contiguous(memory_format=torch.channels_last)
+        wide[:, 1 : c + 1] = x
+        several["channels_last"] = x.contiguous(memory_format=torch.channels_last)
+        several["channel slice of channels_last"] = wide[:, 1 : c + 1]
+    return several
 
 
-def run(case: Case, tensors: list[Tensor | None], dy: Tensor | None = None) -> list[Tensor | None]:
-    """The result and, given its gradient, the gradients of all tensors."""
-    leaves = [None if t is None else t.detach().requires_grad_(dy is not None) for t in tensors]
-    y = case.fn(*leaves, **case.kwargs)
+def run(case: Case, tensors: list[Tensor | None], dy: list[Tensor] | None = None) -> tuple[list[Tensor], list]:
+    """The results and, given their gradients, the gradients of all tensors."""
+    leaves = [t if t is None else t.detach().requires_grad_(dy is not None and t.is_floating_point()) for t in tensors]
+    results = flat(case.fn(*leaves, **case.kwargs))
     if dy is None:
-        return [y]
-    grads = iter(torch.autograd.grad(y, [t for t in leaves if t is not None], dy))
-    return [y.detach(), *(None if t is None else next(grads) for t in leaves)]
+        return results, []
+    differentiable = [t for t in leaves if t is not None and t.requires_grad]
+    grads = iter(torch.autograd.grad([y for y in results if y.requires_grad], differentiable, dy))
+    gradients = [None if t is None or not t.requires_grad else next(grads) for t in leaves]
+    return [y.detach() for y in results], gradients
 
 
-def oracle(case: Case, tensors: list[Tensor | None], dy: Tensor | None) -> tuple[list, list]:
-    """Result and gradients in float64 on the reference, and the sums of magnitudes of their terms."""
-    exact = [None if t is None else t.double().contiguous() for t in tensors]
+def output_gradients(case: Case, tensors: list[Tensor | None]) -> list[Tensor] | None:
+    """Random gradients of the results that have one; None where none has."""
+    meta = [t if t is None else t.detach().to("meta").requires_grad_(t.is_floating_point()) for t in tensors]
+    make = torch.Generator().manual_seed(7)
+    results = [y for y in flat(case.fn(*meta, **case.kwargs)) if y.requires_grad]
+    return [torch.randn(y.shape, generator=make, dtype=torch.float64).to(y.dtype) for y in results] or None
+
+
+def oracle(case: Case, tensors: list[Tensor | None], dy: list[Tensor] | None) -> tuple[list, list]:
+    """Results and gradients in float64 on the reference, and the sums of magnitudes of their terms."""
     absolute = Case("", case.fn, [], {**case.kwargs, **(case.magnitude_kwargs or {})})
+    exact = [t.double().contiguous() if t is not None and t.is_floating_point() else t for t in tensors]
+    sizes = [t.abs() if t is not None and t.is_floating_point() and case.magnitude_of_inputs else t for t in exact]
     with fastnets.use_backend("reference"):
-        values = run(case, exact, None if dy is None else dy.double())
-        sizes = run(
-            absolute, [None if t is None else t.abs() for t in exact], None if dy is None else dy.double().abs()
-        )
-    return values, sizes
+        values, gradients = run(case, exact, dy and [d.double() for d in dy])
+        value_sizes, gradient_sizes = run(absolute, sizes, dy and [d.double().abs() for d in dy])
+    return values + gradients, value_sizes + gradient_sizes
 
 
-def assert_close(case: Case, got: list, values: list, sizes: list, dtype: torch.dtype, what: str) -> None:
-    names = ["result", *(f"gradient {i}" for i in range(len(got) - 1))]
-    for name, g, value, size in zip(names, got, values, sizes, strict=True):
+def assert_close(case: Case, got: tuple[list, list], values: list, sizes: list, dtype: torch.dtype, what: str) -> None:
+    results, gradients = got
+    names = [f"result {i}" for i in range(len(results))] + [f"gradient {i}" for i in range(len(gradients))]
+    for name, g, value, size in zip(names, results + gradients, values, sizes, strict=True):
         if g is None:
+            continue
+        if not g.is_floating_point():
+            assert torch.equal(g, value), f"{case}, {what}: {name}"
             continue
         assert g.shape == value.shape and g.dtype == dtype, f"{case}, {what}: {name} is {g.dtype} {tuple(g.shape)}"
         # Gradients add rounding of an activation's slope, and results that of the activation: a few units each.
-        bound = 8 * EPS[dtype] * value.abs() + (2 * math.sqrt(case.terms) + 6) * EPS[SUM[dtype]] * size
+        bound = 8 * EPS[dtype] * value.abs() + (2 * math.sqrt(case.terms) + 6) * EPS[SUM[dtype]] * size.abs()
         if case.kwargs.get("activation"):
-            bound = bound + 8 * EPS[dtype] * size
+            bound = bound + 8 * EPS[dtype] * size.abs()
         bound = bound + 4 * torch.finfo(dtype).smallest_normal
         error = (g.double() - value).abs()
         assert (error <= bound).all(), (
@@ -113,63 +144,96 @@ def assert_close(case: Case, got: list, values: list, sizes: list, dtype: torch.
         )
 
 
+def same(a: list, b: list) -> bool:
+    return all(x is y is None or torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
 def check_values(case: Case, dtype: torch.dtype) -> None:
     """Results and gradients, in every layout; inputs untouched, memory written, the same bits again."""
     tensors = case.cast(dtype)
-    shape = case.fn(*(None if t is None else t.to("meta") for t in tensors), **case.kwargs).shape
-    dy = torch.randn(shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64).to(dtype)
-    values, sizes = oracle(case, tensors, dy)
+    if not dtype.is_floating_point:  # an op that moves numbers of any type
+        tensors = [None if t is None else _integers(t, dtype) for t in tensors]
+    dy = output_gradients(case, tensors)
+    if dtype.is_floating_point:
+        values, sizes = oracle(case, tensors, dy)
+    with fastnets.use_backend("reference"):
+        exact = run(case, [None if t is None else t.contiguous() for t in tensors])[0]
     for what, x in layouts(tensors[0]).items():
         inputs = [x, *tensors[1:]]
         copies = [None if t is None else t.clone() for t in inputs]
         with poisoned():
             got = run(case, inputs, dy)
-        assert_close(case, got, values, sizes, dtype, what)
+        if dtype.is_floating_point:
+            assert_close(case, got, values, sizes, dtype, what)
+        assert not case.exact or same(got[0], exact), f"{case}, {dtype}, {what}: not the reference bit for bit"
         meta = torch.empty_strided(x.shape, x.stride(), dtype=dtype, device="meta")
-        expected = case.fn(meta, *(None if t is None else t.to("meta") for t in tensors[1:]), **case.kwargs)
-        assert got[0].stride() == expected.stride(), f"{case}, {what}: strides {got[0].stride()}"
-        assert all(c is None or torch.equal(c, t) for c, t in zip(copies, inputs, strict=True)), (
-            f"{case}: input changed"
-        )
-        again = got if INTERPRETED else run(case, inputs, dy)  # the interpreter knows one order of the programs
-        assert all(a is None or torch.equal(a, g) for a, g in zip(again, got, strict=True)), (
-            f"{case}: not deterministic"
-        )
+        expected = flat(case.fn(meta, *(None if t is None else t.to("meta") for t in tensors[1:]), **case.kwargs))
+        for y, fake in zip(got[0], expected, strict=True):
+            assert y.shape == fake.shape and y.stride() == fake.stride() and y.dtype == fake.dtype, (
+                f"{case}, {what}: {y.dtype} {tuple(y.shape)} strides {y.stride()}, but traced as "
+                f"{fake.dtype} {tuple(fake.shape)} {fake.stride()}"
+            )
+        assert same(copies, inputs), f"{case}: input changed"
+        if not INTERPRETED:  # the interpreter knows one order of the programs
+            again = run(case, inputs, dy)
+            assert same(again[0], got[0]) and same(again[1], got[1]), f"{case}: not deterministic"
+
+
+def _integers(t: Tensor, dtype: torch.dtype) -> Tensor:
+    """Different numbers of that type in place of random ones."""
+    return (t * 100).to(torch.int64).to(dtype) if dtype != torch.bool else t > 0
 
 
 def check_gradients(case: Case) -> None:
     """float64 gradcheck and gradgradcheck; a gradient of stride 0; only the gradients asked for."""
-    tensors = [None if t is None else t.detach().requires_grad_() for t in case.cast(torch.float64)]
-    given = [t for t in tensors if t is not None]
+    tensors = [t if t is None else t.detach().requires_grad_(t.is_floating_point()) for t in case.cast(torch.float64)]
+    given = [t for t in tensors if t is not None and t.requires_grad]
 
-    def call(*leaves: Tensor) -> Tensor:
+    def call(*leaves: Tensor) -> list[Tensor]:
         rest = iter(leaves)
-        return case.fn(*(None if t is None else next(rest) for t in tensors), **case.kwargs)
+        args = [next(rest) if t is not None and t.requires_grad else t for t in tensors]
+        return [y for y in flat(case.fn(*args, **case.kwargs)) if y.requires_grad]
+
+    def grad(leaves: list[Tensor], asked: list[Tensor], expanded: bool) -> tuple[Tensor, ...]:
+        results = call(*leaves)
+        ones = [torch.ones((), dtype=y.dtype).expand(y.shape) if expanded else torch.ones_like(y) for y in results]
+        return torch.autograd.grad(results, asked, ones)
 
     assert torch.autograd.gradcheck(call, given, fast_mode=True)
     assert torch.autograd.gradgradcheck(call, given, fast_mode=True)
-    y = call(*given)
-    expanded = torch.autograd.grad(y.sum(), given, retain_graph=True)
-    full = torch.autograd.grad(y, given, torch.ones_like(y), retain_graph=True)
-    for a, b in zip(expanded, full, strict=True):
+    full = grad(given, given, expanded=False)
+    for a, b in zip(grad(given, given, expanded=True), full, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
     for i, t in enumerate(given):
         alone = [u.detach().requires_grad_(i == j) for j, u in enumerate(given)]
-        (only,) = torch.autograd.grad(call(*alone), [alone[i]], torch.ones_like(y))
+        (only,) = grad(alone, [alone[i]], expanded=False)
         torch.testing.assert_close(only, full[i], rtol=1e-12, atol=1e-12)
         assert only.shape == t.shape
 
 
-def check_tracing(case: Case, operators: list[tuple[Any, tuple[Any, ...]]]) -> None:
-    """opcheck's four utilities on the operators; torch.compile and torch.export of the public function."""
+def other_sizes(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Two more sizes for the same graph: another batch and, of images, another height and width."""
+    n, *rest = shape
+    if len(shape) != 4:
+        return [(n + 1, *rest), (n + 3, *rest)]
+    c, h, w = rest
+    return [(n + 1, c, h + 1, w + 2), (n + 3, c, h + 4, w + 1)]
+
+
+def check_tracing(
+    case: Case, operators: list[tuple[Any, tuple[Any, ...]]], sizes: list[tuple[int, ...]] | None = None
+) -> None:
+    """opcheck's four utilities on the operators; torch.compile and torch.export of the public function.
+
+    ``sizes``: of the first tensor, in place of `other_sizes`, where some would not fit the others or the op.
+    """
     for operator, arguments in operators:
         torch.library.opcheck(operator, arguments)
     torch._dynamo.reset()
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(case.fn, backend=counter, fullgraph=True, dynamic=True)
     first, *others = case.cast(torch.float32)
-    n, c, h, w = first.shape
-    for size in ((n, c, h, w), (n + 1, c, h + 1, w + 2), (n + 3, c, h + 4, w + 1)):
+    for size in (tuple(first.shape), *(sizes or other_sizes(tuple(first.shape)))):
         x = torch.randn(size)
         torch.testing.assert_close(compiled(x, *others, **case.kwargs), case.fn(x, *others, **case.kwargs))
     assert counter.frame_count <= 2, f"{case}: compiled {counter.frame_count} times for three sizes"
@@ -194,18 +258,32 @@ class _Module(torch.nn.Module):
 
 
 def check_onnx(case: Case, tmp_path: Any) -> None:
-    """Exported with batch, height and width free it is standard ONNX, and ONNX Runtime gives the same numbers."""
+    """As a module it becomes standard ONNX; see `check_onnx_module`."""
+    x = case.cast(torch.float32)[0]
+    assert x is not None
+    check_onnx_module(_Module(case), x, tmp_path)
+
+
+def check_onnx_module(module: torch.nn.Module, x: Tensor, tmp_path: Any, step: int = 1) -> None:
+    """Exported with batch, height and width free it is standard ONNX, and ONNX Runtime gives the same numbers.
+
+    ``step``: what height and width must be a multiple of.
+    """
     import onnxruntime
 
-    x = case.cast(torch.float32)[0]
-    axes = {0: torch.export.Dim("n"), 2: torch.export.Dim("h", min=8), 3: torch.export.Dim("w", min=8)}
-    assert x is not None and min(x.shape[2:]) >= 8
-    program = torch.onnx.export(_Module(case).eval(), (x,), dynamo=True, dynamic_shapes=(axes,), verbose=False)
+    axes = {0: torch.export.Dim("n")}
+    more = (x.shape[0] + 2, *x.shape[1:])
+    if x.dim() == 4:
+        assert min(x.shape[2:]) >= 8
+        axes |= {i: step * torch.export.Dim(name, min=8 // step) for i, name in ((2, "h"), (3, "w"))}
+        more = (x.shape[0] + 2, x.shape[1], x.shape[2] + 3 * step, x.shape[3] + 5 * step)
+    program = torch.onnx.export(module.eval(), (x,), dynamo=True, dynamic_shapes=(axes,), verbose=False)
     path = str(tmp_path / "op.onnx")
     program.save(path)
     assert {node.domain for node in program.model.graph} <= {"", "ai.onnx"}, "not standard ONNX"
     session = onnxruntime.InferenceSession(path)
-    for size in (tuple(x.shape), (x.shape[0] + 2, x.shape[1], x.shape[2] + 3, x.shape[3] + 5)):
+    for size in (tuple(x.shape), more):
         y = torch.randn(size)
-        (got,) = session.run(None, {session.get_inputs()[0].name: y.numpy()})
-        torch.testing.assert_close(torch.from_numpy(got), _Module(case)(y).detach(), rtol=1e-4, atol=1e-4)
+        got = session.run(None, {session.get_inputs()[0].name: y.numpy()})
+        for a, b in zip(got, flat(module(y)), strict=True):
+            torch.testing.assert_close(torch.from_numpy(a), b.detach(), rtol=1e-4, atol=1e-4)

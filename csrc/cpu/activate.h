@@ -1,0 +1,53 @@
+// Activations in an op's store, on the vectors of vector.h. Included once for each instruction set (isa.h): no guard.
+#include "../convolution.h"
+#include "vector.h"
+
+namespace fastnets::FASTNETS_ISA {
+
+// An activation in the store: nothing, a clamp of two instructions, or a call for those that are more than that.
+template <typename A>
+struct Activate {
+  explicit Activate(Activation name)
+      : low(name == Activation::kRelu || name == Activation::kRelu6 ? A(0) : -std::numeric_limits<A>::infinity()),
+        high(name == Activation::kRelu6 ? A(6) : std::numeric_limits<A>::infinity()),
+        kind(name) {}
+
+  template <int L, int W>
+  FASTNETS_INLINE void operator()(Vec<A, L> (&z)[W]) const {
+    if (kind == Activation::kNone) return;
+    if (kind <= Activation::kRelu6) {
+      for (int i = 0; i < W; ++i) z[i] = clamp<A, L>(z[i], low, high);
+      return;
+    }
+    Vec<A, L> y[W];  // a copy, so that z itself can stay in registers
+    for (int i = 0; i < W; ++i) y[i] = z[i];
+    for (int i = 0; i < W; ++i) finish<L>(y + i);
+    for (int i = 0; i < W; ++i) z[i] = y[i];
+  }
+
+  template <int L>
+  __attribute__((noinline)) void finish(Vec<A, L>* y) const {
+    const Vec<A, L> z = *y;
+    switch (kind) {
+      case Activation::kLeakyRelu:
+        *y = z < A(0) ? z * A(0.1) : z;
+        break;
+      case Activation::kSilu:
+        *y = z / (A(1) + exponential<A, L>(-z));
+        break;
+      case Activation::kHardswish:
+        *y = z * clamp<A, L>(z + A(3), A(0), A(6)) / A(6);
+        break;
+      case Activation::kSigmoid:
+        *y = A(1) / (A(1) + exponential<A, L>(-z));
+        break;
+      default:
+        break;
+    }
+  }
+
+  A low, high;
+  Activation kind;
+};
+
+}  // namespace fastnets::FASTNETS_ISA
