@@ -32,7 +32,7 @@ X, W = torch.ones(1, 2, 4, 4), torch.ones(2, 1, 3, 3)
         ((X, W[:, 0]), "expected x"),
         ((X, torch.ones(3, 1, 3, 3)), "multiple of 2"),
         ((X, W.double()), "one type"),
-        ((X.int(), W.int()), "takes float32"),
+        ((X.int(), W.int()), "expected float32"),
         ((X, W.to("meta")), "on its device|fastnets_cuda"),
         ((X, W, torch.ones(3)), "bias of 2 values"),
         ((X, W, torch.ones(2, dtype=torch.float64)), "expected bias of the input's type"),
