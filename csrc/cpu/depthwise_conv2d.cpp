@@ -15,6 +15,7 @@ namespace fastnets {
 namespace {
 
 using depthwise::Kernels;
+using depthwise::Layout;
 using depthwise::Operand;
 using depthwise::Problem;
 
@@ -27,17 +28,31 @@ void cut_channels(Problem& p, int64_t pieces) {
   p.chunk = (p.g.c / std::max<int64_t>(1, pieces) / depthwise::kWidest + 1) * depthwise::kWidest;
 }
 
+// Whether the planes of a tensor are dense: one row follows the other.
+bool is_dense(const Operand& t, int64_t width) { return t.stride.w == 1 && t.stride.h == width; }
+
+// The kernels for tensors x, or dx, and y, or dy.
+Layout layout_of(const Convolution& g, bool channels_last, const Operand& x, const Operand& y) {
+  if (channels_last && x.stride.c == 1 && y.stride.c == 1) return Layout::kChannelsLast;
+  const int64_t k = g.kh;
+  const bool same = g.kw == k && g.ph == k / 2 && g.pw == k / 2 && g.dh == 1 && g.dw == 1 && g.sh == 1 && g.sw == 1;
+  const bool flat = same && (k == 3 || k == 5) && g.m == 1 && is_dense(x, g.w) && is_dense(y, g.w);
+  return flat ? Layout::kFlat : Layout::kPlanar;
+}
+
 // Cuts the rows into strips. Depends on shapes only: the weight gradient's sums run over strips.
 //
-// Where lanes are channels, a strip fits the second-level cache, and there are more of them where images are few:
-// threads that wrote neighbouring channels would fetch each other's cache lines. Where lanes are pixels, one channel of
-// it fits the first-level cache, and threads take different channels.
-void cut_rows(Problem& p, bool lanes_are_channels, int64_t bytes) {
+// Where channels are neighbours, a strip of all of them fits the second-level cache, and there are more strips where
+// images are few, as threads that wrote neighbouring channels would fetch each other's cache lines. Where pixels are
+// neighbours, threads take different channels; the scratch of one vector of channels fits the second-level cache, and
+// that of one plane the first-level cache.
+void cut_rows(Problem& p, int64_t bytes) {
   const Convolution& g = p.g;
   constexpr int64_t kFirstLevel = 24 << 10, kStrip = 192 << 10, kUnits = 16;
   const int64_t plane = g.h * g.w + g.m * g.oh * g.ow, images = std::max<int64_t>(1, g.n);
-  const int64_t strips = lanes_are_channels ? std::max(bytes * g.c * plane / kStrip, kUnits / images)
-                                            : ceil_div(sizeof(float) * plane, kFirstLevel);
+  int64_t strips = ceil_div(g.h * g.w * sizeof(float), kFirstLevel);
+  if (p.layout == Layout::kChannelsLast) strips = std::max(bytes * g.c * plane / kStrip, kUnits / images);
+  if (p.layout == Layout::kPlanar) strips = ceil_div(depthwise::kWidest * sizeof(float) * plane, kStrip);
   p.strips = std::clamp<int64_t>(strips, 1, g.oh);
 }
 
@@ -74,11 +89,11 @@ Tensor depthwise_conv2d(const Tensor& x, const Tensor& w, const std::optional<Te
                     "expected a bias of ", g.o, " numbers of the input's type");
     p.bias = bias->data_ptr(), p.bias_step = bias->stride(0);
   }
-  const bool lanes_are_channels = last && p.x.stride.c == 1;
+  p.layout = layout_of(g, last, p.x, p.y);
   look_at_caches(p, x.element_size(), y);
-  cut_rows(p, lanes_are_channels, x.element_size());
+  cut_rows(p, x.element_size());
   cut_channels(p, ceil_div(wanted_tasks(), p.units()));
-  const Kernels kernels = FASTNETS_FOR_THIS_CPU(depthwise_kernels)(x.scalar_type(), lanes_are_channels, g.c);
+  const Kernels kernels = FASTNETS_FOR_THIS_CPU(depthwise_kernels)(x.scalar_type(), p);
   run(kernels.forward, p, p.chunks() * p.units());
   return y;
 }
@@ -134,10 +149,10 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward(const Tensor& dy, c
   const Tensor dw = need_dw ? empty(w, {g.o, 1, g.kh, g.kw}, is_channels_last(w)) : empty(w, 0);
   const Tensor db = empty(w, need_db ? g.o : 0);
   p.x = operand(x), p.w = operand(w), p.y = operand(dy);
-  const bool lanes_are_channels = last && p.x.stride.c == 1 && p.y.stride.c == 1;
+  p.layout = layout_of(g, last, p.x, p.y);
   look_at_caches(p, x.element_size(), dx);
-  cut_rows(p, lanes_are_channels, x.element_size());
-  const Kernels kernels = FASTNETS_FOR_THIS_CPU(depthwise_kernels)(x.scalar_type(), lanes_are_channels, g.c);
+  cut_rows(p, x.element_size());
+  const Kernels kernels = FASTNETS_FOR_THIS_CPU(depthwise_kernels)(x.scalar_type(), p);
   if (dx.numel() > 0) p.dx = operand(dx), backward_input(p, kernels);
   if (!need_dw && !need_db) return {dx, dw, db};
   with_float(x.scalar_type(), [&](auto zero) { backward_weight<decltype(zero)>(p, kernels, dw, db); });

@@ -23,8 +23,12 @@ struct Operand {
   Four stride{};
 };
 
+// Where neighbours in memory are channels; pixels; pixels of dense planes as the kernels of "flat" take them.
+enum class Layout { kChannelsLast, kPlanar, kFlat };
+
 struct Problem {
   Convolution g;
+  Layout layout = Layout::kPlanar;
   Activation activation = Activation::kNone;
   Operand x, w, y;             // y: the result, or its gradient
   const void* bias = nullptr;  // (o), bias_step apart

@@ -57,6 +57,12 @@ inline Columns backward_columns(const Convolution& g, int64_t residue) {
   return c;
 }
 
+inline std::vector<Columns> all_backward_columns(const Convolution& g) {
+  std::vector<Columns> sets;
+  for (int64_t residue = 0; residue < std::min(g.sw, g.w); ++residue) sets.push_back(backward_columns(g, residue));
+  return sets;
+}
+
 // The types that networks run in on a CPU have kernels for the shapes that networks have; the others share one for all.
 template <typename T>
 constexpr bool is_fast = std::is_same_v<T, float> || std::is_same_v<T, BFloat16>;
@@ -77,7 +83,6 @@ struct Row {
   T* out = nullptr;
   int64_t source_pixel = 0, source_channel = 1, out_pixel = 0, out_channel = 1;  // strides
   int64_t width = 0, channels = 0;                                               // of the source
-  int64_t rows = 0;                                                              // that meet it
   // Source rows that the next output row is the first to need, fetched while this one is computed; none where x is
   // cached.
   const T* next = nullptr;
@@ -100,7 +105,7 @@ void tile(const Row<T>& row, const Columns& set, int64_t t) {
   constexpr int N = (W - 1) * S + K;
   constexpr bool any = Left == kAny;
   // Copies in registers: the compiler must assume that the stores below change what `row` and `set` refer to.
-  const int64_t channels = row.channels, rows = row.rows, pixel = row.source_pixel;
+  const int64_t channels = row.channels, rows = row.source.size(), pixel = row.source_pixel;
   const int64_t column = S * t + set.offset, out_step = set.step * row.out_pixel;
   const int64_t weight_start = set.weight * channels, weight_step = set.weight_step * channels;
   const T* const* const sources = row.source.data();
@@ -153,7 +158,7 @@ void pixel(const Row<T>& row, const Columns& set, int64_t t) {
   for (int64_t block = 0; block * L < row.channels; ++block) {
     const int64_t c = block_of<L>({0, row.channels}, block);
     Vec<A, L> sums[1] = {row.bias ? load<A, L>(row.bias + c) : Vec<A, L>{}};
-    for (int64_t r = 0; r < row.rows; ++r)
+    for (size_t r = 0; r < row.source.size(); ++r)
       for (int64_t j = taps.begin; j < taps.end; ++j) {
         const int64_t column = set.source_step * t + set.offset + set.offset_step * j;
         sums[0] +=
@@ -211,47 +216,45 @@ void columns(const Row<T>& row, const Columns& set) {
   for (int64_t t = 0; t < set.count; ++t) pixel<T, L>(row, set, t);
 }
 
-// Weights of input channels [c.begin, c.end), as [multiplier][kh][kw][channels].
+// Weights of input channels [c.begin, c.end) as [multiplier][kh * kw + 1][channels], the bias (or zeros) after the last
+// tap; `channels` may be more than there are.
 template <typename T>
-std::vector<Sum<T>> pack(const Problem& p, Range c) {
+std::vector<Sum<T>> pack(const Problem& p, Range c, int64_t channels) {
   const Convolution& g = p.g;
-  const int64_t channels = c.end - c.begin, taps = g.kh * g.kw;
-  std::vector<Sum<T>> packed(g.m * taps * channels);
-  const T* w = static_cast<const T*>(p.w.data);
-  for (int64_t o = 0; o < channels * g.m; ++o) {
-    const T* from = w + (c.begin * g.m + o) * p.w.stride.n;
-    Sum<T>* to = packed.data() + o % g.m * taps * channels + o / g.m;
+  const int64_t slot = (g.kh * g.kw + 1) * channels;
+  std::vector<Sum<T>> packed(g.m * slot);
+  const T *w = static_cast<const T*>(p.w.data), *bias = static_cast<const T*>(p.bias);
+  for (int64_t k = 0; k < (c.end - c.begin) * g.m; ++k) {
+    const int64_t o = c.begin * g.m + k;
+    Sum<T>* to = packed.data() + k % g.m * slot + k / g.m;
     for (int64_t i = 0; i < g.kh; ++i)
-      for (int64_t j = 0; j < g.kw; ++j)
-        to[(i * g.kw + j) * channels] = static_cast<Sum<T>>(from[i * p.w.stride.h + j * p.w.stride.w]);
+      for (int64_t j = 0; j < g.kw; ++j, to += channels)
+        *to = static_cast<Sum<T>>(w[o * p.w.stride.n + i * p.w.stride.h + j * p.w.stride.w]);
+    if (bias) *to = static_cast<Sum<T>>(bias[o * p.bias_step]);
   }
   return packed;
 }
 
 template <typename T, int L>
-void forward_unit(const Problem& p, const std::vector<Sum<T>>& packed, Range c, int64_t unit) {
+void forward_unit(const Problem& p, const std::vector<Sum<T>>& packed, Range c, int64_t unit, Row<T>& row) {
   const Convolution& g = p.g;
   const Columns set = forward_columns(g);
   const int64_t n = unit / p.strips, channels = c.end - c.begin;
   const Range rows = share(g.oh, unit % p.strips, p.strips);
-  Row<T> row;
   row.source_pixel = p.x.stride.w, row.out_pixel = p.y.stride.w, row.out_channel = g.m;
   row.width = g.w, row.channels = channels, row.activate = Activate<Sum<T>>(p.activation);
   row.streams = p.streams && channels % L == 0 && can_stream<T, L>(static_cast<T*>(p.y.data) + c.begin, p.y.stride.w);
-  std::vector<Sum<T>> bias(p.bias ? channels : 0);
   for (int64_t q = 0; q < g.m; ++q) {
-    for (size_t i = 0; i < bias.size(); ++i)
-      bias[i] = static_cast<Sum<T>>(static_cast<const T*>(p.bias)[((c.begin + i) * g.m + q) * p.bias_step]);
-    row.bias = p.bias ? bias.data() : nullptr;
+    const Sum<T>* weight = packed.data() + q * (g.kh * g.kw + 1) * channels;
+    row.bias = weight + g.kh * g.kw * channels;
     for (int64_t r = rows.begin; r < rows.end; ++r) {
       row.source.clear(), row.weight.clear();
       for (int64_t i = 0; i < g.kh; ++i) {
         const int64_t y = r * g.sh - g.ph + i * g.dh;
         if (y < 0 || y >= g.h) continue;
         row.source.push_back(static_cast<const T*>(p.x.data) + n * p.x.stride.n + y * p.x.stride.h + c.begin);
-        row.weight.push_back(packed.data() + (q * g.kh + i) * g.kw * channels);
+        row.weight.push_back(weight + i * g.kw * channels);
       }
-      row.rows = row.source.size();
       const int64_t next = std::max<int64_t>(0, r * g.sh - g.ph + (g.kh - 1) * g.dh + 1);
       row.next = static_cast<const T*>(p.x.data) + n * p.x.stride.n + next * p.x.stride.h + c.begin;
       row.next_rows = p.prefetches ? std::clamp<int64_t>(g.h - next, 0, g.sh) : 0, row.row_stride = p.x.stride.h;
@@ -264,13 +267,12 @@ void forward_unit(const Problem& p, const std::vector<Sum<T>>& packed, Range c, 
 // Rows of dx. Each row of dy that meets one counts m times, once for each multiplier's channels.
 template <typename T, int L>
 void backward_input_unit(const Problem& p, const std::vector<Sum<T>>& packed, const std::vector<Columns>& sets, Range c,
-                         int64_t unit) {
+                         int64_t unit, Row<T>& row) {
   const Convolution& g = p.g;
   const int64_t n = unit / p.strips, channels = c.end - c.begin;
   const Range rows = share(g.h, unit % p.strips, p.strips);
-  Row<T> row;
   row.source_pixel = p.y.stride.w, row.source_channel = g.m, row.out_pixel = p.dx.stride.w;
-  row.width = g.ow, row.channels = channels;
+  row.width = g.ow, row.channels = channels, row.bias = nullptr;
   row.streams = p.streams && channels % L == 0 && can_stream<T, L>(static_cast<T*>(p.dx.data) + c.begin, p.dx.stride.w);
   for (int64_t r = rows.begin; r < rows.end; ++r) {
     row.source.clear(), row.weight.clear();
@@ -280,10 +282,9 @@ void backward_input_unit(const Problem& p, const std::vector<Sum<T>>& packed, co
       for (int64_t q = 0; q < g.m; ++q) {
         row.source.push_back(static_cast<const T*>(p.y.data) + n * p.y.stride.n + y / g.sh * p.y.stride.h +
                              c.begin * g.m + q);
-        row.weight.push_back(packed.data() + (q * g.kh + i) * g.kw * channels);
+        row.weight.push_back(packed.data() + (q * (g.kh * g.kw + 1) + i * g.kw) * channels);
       }
     }
-    row.rows = row.source.size();
     const int64_t next = (r + g.ph) / g.sh + 1;
     row.next = static_cast<const T*>(p.y.data) + n * p.y.stride.n + next * p.y.stride.h + c.begin * g.m;
     row.next_rows = p.prefetches && (r + g.ph) % g.sh == 0 && next < g.oh, row.row_stride = p.y.stride.h;
@@ -387,12 +388,12 @@ void backward_weight_unit(const Problem& p, int64_t c, int64_t q, int64_t unit, 
   store<A, L>(db, (total[0] + total[1]) + (total[2] + total[3]));
 }
 
-// Writes the sums of L channels from c on to their part of dw and db.
+// Writes the sums of at most L channels to their part of dw and db.
 template <typename A, int L>
-void write_sums(const Problem& p, int64_t part, int64_t c, int64_t q, const A* sums) {
+void write_sums(const Problem& p, int64_t part, Range c, int64_t q, const A* sums) {
   const int64_t taps = p.g.kh * p.g.kw;
-  for (int64_t l = 0; l < L; ++l) {
-    const int64_t o = part * p.g.o + (c + l) * p.g.m + q;
+  for (int64_t l = 0; l < c.end - c.begin; ++l) {
+    const int64_t o = part * p.g.o + (c.begin + l) * p.g.m + q;
     if (p.db) static_cast<A*>(p.db)[o] = sums[taps * L + l];
     for (int64_t k = 0; p.dw && k < taps; ++k) static_cast<A*>(p.dw)[o * taps + k] = sums[k * L + l];
   }
@@ -401,12 +402,13 @@ void write_sums(const Problem& p, int64_t part, int64_t c, int64_t q, const A* s
 template <typename T, int L>
 void forward(const Problem& p, int64_t begin, int64_t end) {
   int64_t packed_chunk = -1;
+  Row<T> row;
   std::vector<Sum<T>> packed;
   for (int64_t task = begin; task < end; ++task) {
     const int64_t chunk = task / p.units();
     const Range c = p.channels(chunk);
-    if (chunk != packed_chunk) packed = pack<T>(p, c), packed_chunk = chunk;
-    forward_unit<T, L>(p, packed, c, task % p.units());
+    if (chunk != packed_chunk) packed = pack<T>(p, c, c.end - c.begin), packed_chunk = chunk;
+    forward_unit<T, L>(p, packed, c, task % p.units(), row);
   }
   if (p.streams) finish_streams();
 }
@@ -415,25 +417,26 @@ template <typename T, int L>
 void backward(const Problem& p, int64_t begin, int64_t end) {
   const int64_t slot = (p.g.kh * p.g.kw + 1) * L;
   const std::vector<int64_t> places = padded_places(p);
-  std::vector<Columns> sets;
-  for (int64_t residue = 0; residue < std::min(p.g.sw, p.g.w); ++residue)
-    sets.push_back(backward_columns(p.g, residue));
+  const std::vector<Columns> sets = all_backward_columns(p.g);
   int64_t packed_chunk = -1;
+  Row<T> row;
   std::vector<Sum<T>> packed, sums;
   for (int64_t task = begin; task < end; ++task) {
     const int64_t chunk = task / p.parts, part = task % p.parts;
     const Range c = p.channels(chunk), units = share(p.units(), part, p.parts);
-    if (p.dx.data && chunk != packed_chunk) packed = pack<T>(p, c), packed_chunk = chunk;
+    if (p.dx.data && chunk != packed_chunk) packed = pack<T>(p, c, c.end - c.begin), packed_chunk = chunk;
     const int64_t blocks = p.dw || p.db ? (c.end - c.begin + L - 1) / L * p.g.m : 0;
     sums.assign(blocks * slot, 0);
     for (int64_t unit = units.begin; unit < units.end; ++unit) {
-      if (p.dx.data) backward_input_unit<T, L>(p, packed, sets, c, unit);
+      if (p.dx.data) backward_input_unit<T, L>(p, packed, sets, c, unit, row);
       for (int64_t b = 0; b < blocks; ++b)
         backward_weight_unit<T, L>(p, block_of<L>(c, b / p.g.m), b % p.g.m, unit, places.data(),
                                    sums.data() + b * slot);
     }
-    for (int64_t b = 0; b < blocks; ++b)
-      write_sums<Sum<T>, L>(p, part, block_of<L>(c, b / p.g.m), b % p.g.m, sums.data() + b * slot);
+    for (int64_t b = 0; b < blocks; ++b) {
+      const int64_t first = block_of<L>(c, b / p.g.m);
+      write_sums<Sum<T>, L>(p, part, {first, first + L}, b % p.g.m, sums.data() + b * slot);
+    }
   }
   if (p.streams) finish_streams();
 }

@@ -1,26 +1,30 @@
 // The kernels of depthwise_conv2d by type and layout. Included by isa.h: no guard.
 #include "activate.h"
-// Above: what the two below are written with.
+// Above: what those below are written with.
 #include "depthwise_conv2d_channels_last.h"
 #include "depthwise_conv2d_planar.h"
+// And this one with that.
+#include "depthwise_conv2d_flat.h"
 
 namespace fastnets::FASTNETS_ISA {
 
 template <typename T>
-depthwise::Kernels depthwise_kernels_of(bool channels_last, int64_t channels) {
-  return channels_last ? channels_last::kernels<T>(channels) : planar::kernels<T>();
+depthwise::Kernels depthwise_kernels_of(const depthwise::Problem& p) {
+  if (p.layout == depthwise::Layout::kChannelsLast) return channels_last::kernels<T>(p.g.c);
+  if (p.layout == depthwise::Layout::kFlat) return flat::kernels<T>(p.g.kh);
+  return planar::kernels<T>();
 }
 
-inline depthwise::Kernels depthwise_kernels(ScalarType type, bool channels_last, int64_t channels) {
+inline depthwise::Kernels depthwise_kernels(ScalarType type, const depthwise::Problem& p) {
   switch (type) {
     case ScalarType::Float:
-      return depthwise_kernels_of<float>(channels_last, channels);
+      return depthwise_kernels_of<float>(p);
     case ScalarType::Double:
-      return depthwise_kernels_of<double>(channels_last, channels);
+      return depthwise_kernels_of<double>(p);
     case ScalarType::BFloat16:
-      return depthwise_kernels_of<BFloat16>(channels_last, channels);
+      return depthwise_kernels_of<BFloat16>(p);
     case ScalarType::Half:
-      return depthwise_kernels_of<Half>(channels_last, channels);
+      return depthwise_kernels_of<Half>(p);
     default:
       STD_TORCH_CHECK(false, "depthwise_conv2d takes float32, float64, bfloat16 and float16");
   }

@@ -1,336 +1,245 @@
 // Depthwise convolution where the pixels of a row are neighbours in memory, and for every other layout. Included by
 // isa.h: no guard.
 //
-// Lanes are pixels. A strip of rows of one plane is copied, in float, into a buffer with zeros around it and with rows
-// and columns split by their residues modulo the stride. Every tap, whatever the stride, dilation or padding, is then
-// that buffer read from some place on, and the whole strip of results one weighted sum of such reads: no edges, no
-// gathers, and full vectors on maps of 7 columns. Between two rows it also computes a few numbers that nobody wants (7
-// of 9 are wanted on a map of 7). The copy costs a load and a store for each number against kh * kw multiply-adds. The
-// buffer fits the first-level cache: memory sees x read once and y written once, b * n * (c * h * w + o * oh * ow)
-// bytes.
+// A vector's worth of channels at a time is brought into channels_last order in a scratch array, by transposing blocks
+// of L pixels by L channels in registers (L log2 L shuffles for L * L numbers: at stride 1 a third of the time of a 3x3
+// kernel); the kernels of the channels_last layout run on it; and the result is transposed back. The scratch of a strip
+// of rows stays in the second-level cache: memory sees x read once and y written once, b * n * (c * h * w + o * oh *
+// ow) bytes. It holds sums' type, so that all types but double run the kernels of float.
 
 namespace fastnets::FASTNETS_ISA::planar {
 
+using depthwise::Operand;
 using depthwise::Problem;
 using depthwise::Range;
 using depthwise::share;
 
-constexpr int64_t kSlack = 4 * FASTNETS_VECTOR_BYTES / sizeof(float);  // sums run to a multiple of four vectors
+// Lane j of one of the two vectors that `exchange` makes of a and b; lanes of b are counted on from those of a.
+template <int D, typename A, int L>
+constexpr int lane_of(int j, bool second) {
+  constexpr int quad = 16 / sizeof(A);  // lanes in 128 bits: shuffles within them are cheaper than across
+  if (D < quad) return j / D % 2 * L + j / quad * quad + second * quad / 2 + j % quad / (2 * D) * D + j % D;
+  const int k = j / quad, half = L / quad / 2;
+  return k / half * L + (k % half * 2 + second) * quad + j % quad;
+}
 
-template <typename T>
-void copy_row(const T* from, int64_t step, Sum<T>* to, int64_t count) {
-  constexpr int L = kLanes<Sum<T>>;
-  int64_t i = 0;
-  if (step == 1) {
-    for (; i + L <= count; i += L) store<Sum<T>, L>(to + i, load<T, L>(from + i));
-#if FASTNETS_VECTOR_BYTES == 64
-    if constexpr (std::is_same_v<T, float>) {
-      const __mmask16 rest = (1u << (count - i)) - 1;
-      return _mm512_mask_storeu_ps(to + i, rest, _mm512_maskz_loadu_ps(rest, from + i));
-    }
-#endif
+// Exchanges bit D of the vector's number for a bit of the lane's number, in pairs of vectors.
+template <int D, typename A, int L, int... J>
+FASTNETS_INLINE void exchange(Vec<A, L> (&v)[L], std::integer_sequence<int, J...> lanes) {
+  for (int i = 0; i < L; ++i) {
+    if (i & D) continue;
+    const Vec<A, L> a = v[i], b = v[i + D];
+    v[i] = __builtin_shufflevector(a, b, lane_of<D, A, L>(J, false)...);
+    v[i + D] = __builtin_shufflevector(a, b, lane_of<D, A, L>(J, true)...);
   }
-  for (; i < count; ++i) to[i] = static_cast<Sum<T>>(from[i * step]);
+  if constexpr (2 * D < L) exchange<2 * D, A, L>(v, lanes);
 }
 
-template <typename T>
-void write_row(const Sum<T>* from, T* to, int64_t step, int64_t count) {
-  if constexpr (std::is_same_v<T, float>)
-    if (step == 1) return copy_row<T>(from, 1, to, count);
-  for (int64_t i = 0; i < count; ++i) to[i * step] = static_cast<T>(from[i]);
+template <typename A, int L>
+FASTNETS_INLINE void transpose(Vec<A, L> (&v)[L]) {
+  exchange<1, A, L>(v, std::make_integer_sequence<int, L>());
+  // Within 128 bits the two bits of a float's lane come out in each other's place.
+  for (int i = 0; i < L && sizeof(A) == 4; i += 4) std::swap(v[i + 1], v[i + 2]);
 }
 
-// A plane in memory.
-template <typename T>
-struct Plane {
-  const T* data;
-  int64_t height, row_stride, column_stride;
-};
+// `count` pixels of `channels` planes to `to` [pixel][step]. Lanes beyond the last plane become zero.
+template <typename T, int L>
+void gather_run(const T* from, int64_t plane, int64_t pixel, int64_t channels, int64_t count, Sum<T>* to,
+                int64_t step) {
+  using A = Sum<T>;
+  if (pixel != 1 || count < L) {
+    for (int64_t i = 0; i < count; ++i)
+      for (int64_t c = 0; c < L; ++c) to[i * step + c] = c < channels ? A(from[c * plane + i * pixel]) : A(0);
+    return;
+  }
+  for (int64_t t = 0; t < count; t += L) {
+    const int64_t i = std::min(t, count - L);  // the last block overlaps the one before
+    Vec<A, L> v[L];
+    for (int64_t c = 0; c < L; ++c) v[c] = c < channels ? load<T, L>(from + c * plane + i) : Vec<A, L>{};
+    transpose<A, L>(v);
+    for (int64_t j = 0; j < L; ++j) store<A, L>(to + (i + j) * step, v[j]);
+  }
+}
 
-// Rows of a plane of `width` columns with zeros around. Row u, column v stand at `at(u, v)`; row u is the plane's row
-// `first` + u, column v its column v - left. Splits: by what residues are apart. All places are found out once.
+// The way back; lanes beyond the last plane are dropped.
+template <typename T, int L>
+void scatter_run(const Sum<T>* from, int64_t step, T* to, int64_t plane, int64_t pixel, int64_t channels,
+                 int64_t count) {
+  using A = Sum<T>;
+  if (pixel != 1 || count < L) {
+    for (int64_t c = 0; c < channels; ++c)
+      for (int64_t i = 0; i < count; ++i) to[c * plane + i * pixel] = static_cast<T>(from[i * step + c]);
+    return;
+  }
+  for (int64_t t = 0; t < count; t += L) {
+    const int64_t i = std::min(t, count - L);
+    Vec<A, L> v[L];
+    for (int64_t j = 0; j < L; ++j) v[j] = load<A, L>(from + (i + j) * step);
+    transpose<A, L>(v);
+    for (int64_t c = 0; c < std::min<int64_t>(L, channels); ++c) store<T, L>(to + c * plane + i, v[c]);
+  }
+}
+
+// Rows of some channels of one image as [row][column][channel], a multiple of L channels.
 template <typename T>
-class Strip {
+class Scratch {
  public:
   using A = Sum<T>;
+  static constexpr int L = kLanes<A>;
 
-  Strip(int64_t rows, int64_t columns, int64_t left, int64_t width, int64_t row_split, int64_t column_split)
-      : pitch((columns + column_split - 1) / column_split),
-        rows_(rows),
-        row_split_(row_split),
-        column_split_(column_split),
-        part_((rows + row_split - 1) / row_split * pitch),
-        data_(part_ * row_split * column_split + kSlack) {
-    for (int64_t residue = 0; residue < column_split; ++residue) {
-      // The first column x with (x + left) % split == residue, and how many such there are.
-      const int64_t x = ((residue - left) % column_split + column_split) % column_split;
-      const int64_t there = x < width ? (width - x + column_split - 1) / column_split : 0;
-      columns_.push_back({x, std::min(there, pitch - (x + left) / column_split)});
-      for (int64_t u = 0; u < rows; ++u) places_.push_back(place(u, x + left));
-    }
+  Scratch(int64_t channels, int64_t width) : channels_(channels), step_((channels + L - 1) / L * L), width_(width) {}
+
+  // Makes room for these rows; what the kernels are told of them, as if all rows were there.
+  Operand at(Range rows) {
+    const int64_t row = width_ * step_;
+    numbers_.resize(std::max<size_t>(numbers_.size(), std::max<int64_t>(0, rows.end - rows.begin) * row + kLine));
+    auto* start = numbers_.data();
+    start += (kLine - reinterpret_cast<uintptr_t>(start) / sizeof(A) % kLine) % kLine;
+    begin_ = rows.begin, end_ = rows.end, base_ = start - rows.begin * row;
+    return {base_, {0, 1, row, step_}};
   }
 
-  const A* at(int64_t u, int64_t v) const { return data_.data() + place(u, v); }
-
-  void fill(const Plane<T>& plane, int64_t first) {
-    const bool moved = first != first_;  // where not, the rows beside the plane are still zero
-    first_ = first;
-    for (int64_t residue = 0; residue < column_split_; ++residue) {
-      const auto [x, count] = columns_[residue];  // the zeros beside them are never overwritten
-      const T* from = plane.data + first * plane.row_stride + x * plane.column_stride;
-      for (int64_t u = 0; u < rows_; ++u, from += plane.row_stride) {
-        A* to = data_.data() + places_[residue * rows_ + u];
-        if (first + u >= 0 && first + u < plane.height)
-          copy_row<T>(from, column_split_ * plane.column_stride, to, count);
-        else if (moved)
-          std::fill(to, to + count, A(0));
-      }
-    }
-  }
-
-  const int64_t pitch;  // from one row to the next of the same residue
+  // From, or to, channels c.begin to c.end of image n of a tensor.
+  void gather(const Operand& t, int64_t n, Range c) { move<true>(t, n, c); }
+  void scatter(const Operand& t, int64_t n, Range c) { move<false>(t, n, c); }
 
  private:
-  struct Columns {
-    int64_t first, count;
-  };
+  static constexpr int64_t kLine = 64 / sizeof(A);
 
-  int64_t place(int64_t u, int64_t v) const {
-    return (u % row_split_ * column_split_ + v % column_split_) * part_ + u / row_split_ * pitch + v / column_split_;
+  template <bool In>
+  void move(const Operand& t, int64_t n, Range c) {
+    const bool dense = t.stride.h == width_ * t.stride.w;  // rows follow each other: one long run
+    const int64_t runs = dense ? 1 : end_ - begin_, count = dense ? (end_ - begin_) * width_ : width_;
+    for (int64_t first = c.begin; first < c.end; first += L)
+      for (int64_t r = 0; r < runs && end_ > begin_; ++r) {
+        T* tensor = static_cast<T*>(t.data) + n * t.stride.n + first * t.stride.c + (begin_ + r) * t.stride.h;
+        A* here = base_ + (begin_ + r) * width_ * step_ + (first - c.begin);
+        if constexpr (In)
+          gather_run<T, L>(tensor, t.stride.c, t.stride.w, c.end - first, count, here, step_);
+        else
+          scatter_run<T, L>(here, step_, tensor, t.stride.c, t.stride.w, c.end - first, count);
+      }
   }
 
-  int64_t rows_, row_split_, column_split_, part_, first_ = INT64_MIN;
-  std::vector<Columns> columns_;  // of the plane, by residue
-  std::vector<int64_t> places_;   // where they go, by residue and row
-  std::vector<A> data_;
+  int64_t channels_, step_, width_, begin_ = 0, end_ = 0;
+  A* base_ = nullptr;
+  std::vector<A> numbers_;
 };
 
-// One summand: where it is read from, its weight, and where that stands after the weights of the first output channel.
-template <typename A>
-struct Tap {
-  const A* from;
-  int64_t place;
-  A weight = 0;
-};
+// The rows of x that a range of rows of y is computed from.
+inline Range source_rows(const Convolution& g, Range rows) {
+  return {std::max<int64_t>(0, rows.begin * g.sh - g.ph),
+          std::min(g.h, (rows.end - 1) * g.sh - g.ph + (g.kh - 1) * g.dh + 1)};
+}
 
+// The rows of dy that a range of rows of dx is computed from.
+inline Range gradient_rows(const Convolution& g, Range rows) {
+  const int64_t first = rows.begin + g.ph - (g.kh - 1) * g.dh;
+  return {first > 0 ? (first + g.sh - 1) / g.sh : 0, std::min(g.oh, (rows.end - 1 + g.ph) / g.sh + 1)};
+}
+
+// A block of at most L channels as a problem of exactly L of them, with operands still to be set: the weights and
+// biases are packed once for all images.
 template <typename T>
-void set_weights(const Problem& p, int64_t o, std::vector<Tap<Sum<T>>>& taps) {
-  const T* w = static_cast<const T*>(p.w.data) + o * p.w.stride.n;
-  for (Tap<Sum<T>>& tap : taps) tap.weight = static_cast<Sum<T>>(w[tap.place]);
-}
-
-// W vectors of the sum below.
-template <typename A, int W>
-void weighted_vectors(const std::vector<Tap<A>>& taps, A bias, const Activate<A>& activate, A* out, int64_t t) {
-  constexpr int L = kLanes<A>;
-  Vec<A, L> sums[W];
-  for (int i = 0; i < W; ++i) sums[i] = splat<A, L>(bias);
-  for (const Tap<A>& tap : taps)
-    for (int i = 0; i < W; ++i) sums[i] += load<A, L>(tap.from + t + i * L) * tap.weight;
-  activate.template operator()<L, W>(sums);
-  for (int i = 0; i < W; ++i) store<A, L>(out + t + i * L, sums[i]);
-}
-
-// out[t] = activation(bias + sum of weight * from[t]) for t < count and on to a multiple of the vector length. Four to
-// seven vectors at a time where there are as many: one alone would wait for each of its own sums.
-template <typename A>
-void weighted_sum(const std::vector<Tap<A>>& taps, A bias, const Activate<A>& activate, A* out, int64_t count) {
-  constexpr int L = kLanes<A>;
-  int64_t t = 0;
-  for (; count - t > 7 * L; t += 4 * L) weighted_vectors<A, 4>(taps, bias, activate, out, t);
-  const int64_t rest = (count - t + L - 1) / L;
-  if (rest == 7) return weighted_vectors<A, 7>(taps, bias, activate, out, t);
-  if (rest == 6) return weighted_vectors<A, 6>(taps, bias, activate, out, t);
-  if (rest == 5) return weighted_vectors<A, 5>(taps, bias, activate, out, t);
-  if (rest > 2) return weighted_vectors<A, 4>(taps, bias, activate, out, t);
-  weighted_vectors<A, 2>(taps, bias, activate, out, t);
-}
-
-template <typename T>
-T* at(const depthwise::Operand& t, int64_t n, int64_t c, int64_t y) {
-  return static_cast<T*>(t.data) + n * t.stride.n + c * t.stride.c + y * t.stride.h;
-}
-
-// Most rows that a strip of `count` rows cut into p.strips has.
-inline int64_t most_rows(const Problem& p, int64_t count) { return (count + p.strips - 1) / p.strips; }
-
-// The rows of x under a strip of results.
-template <typename T>
-Strip<T> source_strip(const Problem& p) {
-  const Convolution& g = p.g;
-  return Strip<T>((most_rows(p, g.oh) - 1) * g.sh + (g.kh - 1) * g.dh + 1, (g.ow - 1) * g.sw + (g.kw - 1) * g.dw + 1,
-                  g.pw, g.w, g.sh, g.sw);
-}
-
-template <typename T>
-void fill_source(const Problem& p, int64_t n, int64_t c, int64_t first_result, Strip<T>& strip) {
-  strip.fill({at<T>(p.x, n, c, 0), p.g.h, p.x.stride.h, p.x.stride.w}, first_result * p.g.sh - p.g.ph);
-}
-
-// Taps of the result, for one output channel.
-template <typename T>
-std::vector<Tap<Sum<T>>> source_taps(const Problem& p, const Strip<T>& strip) {
-  std::vector<Tap<Sum<T>>> taps;
-  for (int64_t i = 0; i < p.g.kh; ++i)
-    for (int64_t j = 0; j < p.g.kw; ++j)
-      taps.push_back({strip.at(i * p.g.dh, j * p.g.dw), i * p.w.stride.h + j * p.w.stride.w});
-  return taps;
-}
-
-template <typename T>
-void forward_unit(const Problem& p, int64_t c, int64_t unit, Strip<T>& strip, std::vector<Tap<Sum<T>>>& taps,
-                  std::vector<Sum<T>>& out) {
-  const Convolution& g = p.g;
-  const int64_t n = unit / p.strips;
-  const Range rows = share(g.oh, unit % p.strips, p.strips);
-  const Activate<Sum<T>> activate(p.activation);
-  fill_source(p, n, c, rows.begin, strip);
-  for (int64_t o = c * g.m; o < (c + 1) * g.m; ++o) {
-    set_weights<T>(p, o, taps);
-    const Sum<T> bias = p.bias ? static_cast<Sum<T>>(static_cast<const T*>(p.bias)[o * p.bias_step]) : Sum<T>(0);
-    weighted_sum<Sum<T>>(taps, bias, activate, out.data(), (rows.end - rows.begin - 1) * strip.pitch + g.ow);
-    for (int64_t r = rows.begin; r < rows.end; ++r)
-      write_row<T>(out.data() + (r - rows.begin) * strip.pitch, at<T>(p.y, n, o, r), p.y.stride.w, g.ow);
-  }
-}
-
-// dx[i] = sum over j of dy[(i + p - j d) / s] w[j] where s divides. Row i = s q + a of dx reads rows q + (a + p - j d)
-// / s of dy; `before` of these lie before row q.
-inline int64_t before(int64_t kernel, int64_t stride, int64_t padding, int64_t dilation) {
-  return (std::max<int64_t>(0, (kernel - 1) * dilation - padding) + stride - 1) / stride;
-}
-
-// The rows of dy under a strip of dx; strips of dx begin at multiples of the stride.
-template <typename T>
-Strip<T> gradient_strip(const Problem& p) {
-  const Convolution& g = p.g;
-  const int64_t top = before(g.kh, g.sh, g.ph, g.dh), left = before(g.kw, g.sw, g.pw, g.dw);
-  return Strip<T>(top + most_rows(p, (g.h + g.sh - 1) / g.sh) + (g.sh - 1 + g.ph) / g.sh,
-                  left + (g.w + g.sw - 1) / g.sw + (g.sw - 1 + g.pw) / g.sw, left, g.ow, 1, 1);
-}
-
-// Taps of dx for each residue of row and column modulo the stride; `strips` holds one plane of dy for each multiplier.
-template <typename T>
-std::vector<std::vector<Tap<Sum<T>>>> gradient_taps(const Problem& p, const std::vector<Strip<T>>& strips) {
-  const Convolution& g = p.g;
-  const int64_t top = before(g.kh, g.sh, g.ph, g.dh), left = before(g.kw, g.sw, g.pw, g.dw);
-  std::vector<std::vector<Tap<Sum<T>>>> taps(g.sh * g.sw);
-  for (int64_t a = 0; a < g.sh; ++a)
-    for (int64_t b = 0; b < g.sw; ++b)
-      for (int64_t i = 0; i < g.kh; ++i)
-        for (int64_t j = 0; j < g.kw; ++j) {
-          const int64_t y = a + g.ph - i * g.dh, x = b + g.pw - j * g.dw;
-          for (int64_t k = 0; y % g.sh == 0 && x % g.sw == 0 && k < g.m; ++k)
-            taps[a * g.sw + b].push_back({strips[k].at(top + y / g.sh, left + x / g.sw),
-                                          k * p.w.stride.n + i * p.w.stride.h + j * p.w.stride.w});
-        }
-  return taps;
-}
-
-template <typename T>
-void backward_input_unit(const Problem& p, int64_t c, int64_t unit, std::vector<Strip<T>>& strips,
-                         std::vector<std::vector<Tap<Sum<T>>>>& taps, std::vector<Sum<T>>& out) {
-  const Convolution& g = p.g;
-  const Activate<Sum<T>> none(Activation::kNone);
-  const int64_t n = unit / p.strips, pitch = strips[0].pitch, top = before(g.kh, g.sh, g.ph, g.dh);
-  const Range q = share((g.h + g.sh - 1) / g.sh, unit % p.strips, p.strips);
-  for (int64_t k = 0; k < g.m; ++k)
-    strips[k].fill({at<T>(p.y, n, c * g.m + k, 0), g.oh, p.y.stride.h, p.y.stride.w}, q.begin - top);
-  for (int64_t a = 0; a < g.sh; ++a)
-    for (int64_t b = 0; b < g.sw; ++b) {
-      const int64_t rows = std::min(q.end, (g.h - a + g.sh - 1) / g.sh) - q.begin;
-      const int64_t columns = (g.w - b + g.sw - 1) / g.sw;
-      if (rows <= 0 || columns <= 0) continue;
-      std::vector<Tap<Sum<T>>>& some = taps[a * g.sw + b];
-      set_weights<T>(p, c * g.m, some);
-      weighted_sum<Sum<T>>(some, Sum<T>(0), none, out.data(), (rows - 1) * pitch + columns);
-      for (int64_t r = 0; r < rows; ++r)
-        write_row<T>(out.data() + r * pitch, at<T>(p.dx, n, c, (q.begin + r) * g.sh + a) + b * p.dx.stride.w,
-                     g.sw * p.dx.stride.w, columns);
-    }
-}
-
-// Sum of a[t] * b[t]. Lanes past the end are cut out of the product: what stands there may be NaN.
-template <typename A>
-FASTNETS_INLINE Vec<A, kLanes<A>> product(const A* a, const A* b, int64_t count) {
-  constexpr int L = kLanes<A>;
-  Vec<A, L> total{}, lane;
-  for (int i = 0; i < L; ++i) lane[i] = A(i);
-  int64_t t = 0;
-  for (; t + L <= count; t += L) total += load<A, L>(a + t) * load<A, L>(b + t);
-  if (t < count) {
-    const Vec<A, L> last = load<A, L>(a + t) * load<A, L>(b + t);
-    total += lane < A(count - t) ? last : Vec<A, L>{};
-  }
-  return total;
-}
-
-// Adds a strip to the sums [multiplier][kh * kw + 1][lanes] of dw, and of db in the last place.
-template <typename T>
-void backward_weight_unit(const Problem& p, int64_t c, int64_t unit, Strip<T>& strip,
-                          const std::vector<Tap<Sum<T>>>& from, std::vector<Sum<T>>& row, std::vector<Sum<T>>& sums) {
+struct Block {
   using A = Sum<T>;
-  constexpr int L = kLanes<A>;
-  const Convolution& g = p.g;
-  const int64_t n = unit / p.strips, taps = g.kh * g.kw;
-  const Range rows = share(g.oh, unit % p.strips, p.strips);
-  const std::vector<A> ones(g.ow + kSlack, A(1));
-  fill_source(p, n, c, rows.begin, strip);
-  for (int64_t r = rows.begin; r < rows.end; ++r)
-    for (int64_t k = 0; k < g.m; ++k) {
-      copy_row<T>(at<T>(p.y, n, c * g.m + k, r), p.y.stride.w, row.data(), g.ow);
-      A* to = sums.data() + k * (taps + 1) * L;
-      const int64_t shift = (r - rows.begin) * strip.pitch;
-      for (int64_t tap = 0; p.dw && tap < taps; ++tap)
-        store<A, L>(to + tap * L, load<A, L>(to + tap * L) + product<A>(from[tap].from + shift, row.data(), g.ow));
-      if (p.db) store<A, L>(to + taps * L, load<A, L>(to + taps * L) + product<A>(ones.data(), row.data(), g.ow));
-    }
-}
+  static constexpr int L = kLanes<A>;
 
-// Writes one channel's sums to its part of dw and db.
-template <typename A>
-void write_sums(const Problem& p, int64_t part, int64_t c, const std::vector<A>& sums) {
-  constexpr int L = kLanes<A>;
-  const int64_t taps = p.g.kh * p.g.kw;
-  for (int64_t k = 0; k < p.g.m; ++k) {
-    const int64_t o = part * p.g.o + c * p.g.m + k;
-    const A* from = sums.data() + k * (taps + 1) * L;
-    for (int64_t i = 0; p.dw && i < taps; ++i)
-      static_cast<A*>(p.dw)[o * taps + i] = sum<A, L>(load<A, L>(from + i * L));
-    if (p.db) static_cast<A*>(p.db)[o] = sum<A, L>(load<A, L>(from + taps * L));
+  Block(const Problem& p, Range c) : channels(c), problem(p) {
+    packed = channels_last::pack<T>(p, c, L);
+    problem.prefetches = problem.streams = false;
   }
+
+  Range outputs() const { return {channels.begin * problem.g.m, channels.end * problem.g.m}; }
+
+  Range channels;
+  Problem problem;
+  std::vector<A> packed;
+};
+
+// Blocks of a chunk. The last one overlaps the one before, where there are enough channels for that.
+template <typename T>
+std::vector<Block<T>> blocks_of(const Problem& p, Range chunk) {
+  constexpr int L = kLanes<Sum<T>>;
+  std::vector<Block<T>> blocks;
+  for (int64_t c = chunk.begin; c < chunk.end; c += L) {
+    const int64_t first = std::max(chunk.begin, std::min(c, chunk.end - L));
+    blocks.emplace_back(p, Range{first, std::min(chunk.end, first + L)});
+  }
+  return blocks;
 }
 
 template <typename T>
 void forward(const Problem& p, int64_t begin, int64_t end) {
-  Strip<T> strip = source_strip<T>(p);
-  std::vector<Tap<Sum<T>>> taps = source_taps(p, strip);
-  std::vector<Sum<T>> out(most_rows(p, p.g.oh) * strip.pitch + kSlack);
+  using A = Sum<T>;
+  constexpr int L = kLanes<A>;
+  const Convolution& g = p.g;
+  Scratch<T> x(L, g.w), y(L * g.m, g.ow);
+  channels_last::Row<A> row;
+  std::vector<Block<T>> blocks;
+  int64_t chunk = -1;
   for (int64_t task = begin; task < end; ++task) {
-    const Range channels = p.channels(task / p.units());
-    for (int64_t c = channels.begin; c < channels.end; ++c) forward_unit<T>(p, c, task % p.units(), strip, taps, out);
+    if (chunk != task / p.units()) chunk = task / p.units(), blocks = blocks_of<T>(p, p.channels(chunk));
+    const int64_t unit = task % p.units(), n = unit / p.strips;
+    const Range rows = share(g.oh, unit % p.strips, p.strips);
+    for (Block<T>& block : blocks) {
+      Problem& q = block.problem;
+      q.x = x.at(source_rows(g, rows)), q.y = y.at(rows);
+      x.gather(p.x, n, block.channels);
+      channels_last::forward_unit<A, L>(q, block.packed, {0, L}, unit, row);
+      y.scatter(p.y, n, block.outputs());
+    }
+  }
+}
+
+template <typename T>
+void backward_unit(const Problem& p, Block<T>& block, const std::vector<channels_last::Columns>& sets, int64_t unit,
+                   Scratch<T> (&scratch)[3], channels_last::Row<Sum<T>>& row, std::vector<Sum<T>>& sums) {
+  using A = Sum<T>;
+  constexpr int L = kLanes<A>;
+  const Convolution& g = p.g;
+  const int64_t n = unit / p.strips, strip = unit % p.strips, slot = (g.kh * g.kw + 1) * L;
+  auto& [x, dy, dx] = scratch;
+  Problem& q = block.problem;
+  if (p.dx.data) {
+    const Range rows = share(g.h, strip, p.strips);
+    q.y = dy.at(gradient_rows(g, rows)), q.dx = dx.at(rows);
+    dy.gather(p.y, n, block.outputs());
+    channels_last::backward_input_unit<A, L>(q, block.packed, sets, {0, L}, unit, row);
+    dx.scatter(p.dx, n, block.channels);
+  }
+  if (p.dw || p.db) {
+    const Range rows = share(g.oh, strip, p.strips);
+    q.x = x.at(source_rows(g, rows)), q.y = dy.at(rows);
+    x.gather(p.x, n, block.channels);
+    dy.gather(p.y, n, block.outputs());
+    const std::vector<int64_t> places = channels_last::padded_places(q);
+    for (int64_t m = 0; m < g.m; ++m)
+      channels_last::backward_weight_unit<A, L>(q, 0, m, unit, places.data(), sums.data() + m * slot);
   }
 }
 
 template <typename T>
 void backward(const Problem& p, int64_t begin, int64_t end) {
+  using A = Sum<T>;
+  constexpr int L = kLanes<A>;
   const Convolution& g = p.g;
-  Strip<T> x_strip = source_strip<T>(p);
-  const std::vector<Tap<Sum<T>>> x_taps = source_taps(p, x_strip);
-  std::vector<Strip<T>> dy_strips(g.m, gradient_strip<T>(p));
-  std::vector<std::vector<Tap<Sum<T>>>> dy_taps = gradient_taps(p, dy_strips);
-  std::vector<Sum<T>> out(most_rows(p, (g.h + g.sh - 1) / g.sh) * dy_strips[0].pitch + kSlack), row(g.ow + kSlack),
-      sums;
+  const int64_t slot = (g.kh * g.kw + 1) * L;
+  Scratch<T> scratch[3] = {{L, g.w}, {L * g.m, g.ow}, {L, g.w}};
+  const std::vector<channels_last::Columns> sets = channels_last::all_backward_columns(g);
+  channels_last::Row<A> row;
+  std::vector<Block<T>> blocks;
+  std::vector<A> sums;
+  int64_t chunk = -1;
   for (int64_t task = begin; task < end; ++task) {
-    const int64_t part = task % p.parts;
-    const Range channels = p.channels(task / p.parts), units = share(p.units(), part, p.parts);
-    for (int64_t c = channels.begin; c < channels.end; ++c) {
-      sums.assign(g.m * (g.kh * g.kw + 1) * kLanes<Sum<T>>, 0);
-      for (int64_t unit = units.begin; unit < units.end; ++unit) {
-        if (p.dx.data) backward_input_unit<T>(p, c, unit, dy_strips, dy_taps, out);
-        if (p.dw || p.db) backward_weight_unit<T>(p, c, unit, x_strip, x_taps, row, sums);
-      }
-      if (p.dw || p.db) write_sums<Sum<T>>(p, part, c, sums);
+    if (chunk != task / p.parts) chunk = task / p.parts, blocks = blocks_of<T>(p, p.channels(chunk));
+    const Range units = share(p.units(), task % p.parts, p.parts);
+    for (Block<T>& block : blocks) {
+      sums.assign(g.m * slot, 0);
+      for (int64_t unit = units.begin; unit < units.end; ++unit)
+        backward_unit<T>(p, block, sets, unit, scratch, row, sums);
+      for (int64_t m = 0; m < g.m; ++m)
+        channels_last::write_sums<A, L>(p, task % p.parts, block.channels, m, sums.data() + m * slot);
     }
   }
 }

@@ -19,7 +19,8 @@
 
 #if !defined(__clang__)
 #pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12's own AVX-512 header
+#pragma GCC diagnostic ignored "-Wuninitialized"  // GCC 12's own AVX-512 header
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #endif
 
 #if defined(__clang__)
