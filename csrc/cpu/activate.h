@@ -1,6 +1,5 @@
 // Activations in an op's store, on the vectors of vector.h. Included once for each instruction set (isa.h): no guard.
 #include "../convolution.h"
-#include "vector.h"
 
 namespace fastnets::FASTNETS_ISA {
 

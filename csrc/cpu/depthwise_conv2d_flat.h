@@ -25,16 +25,6 @@ FASTNETS_INLINE Vec<A, L> shift(const Vec<A, L>& a, const Vec<A, L>& b, std::int
   return __builtin_shufflevector(a, b, (S + J)...);
 }
 
-// The first `count` lanes.
-template <typename T, int L>
-FASTNETS_INLINE void store_some(T* p, Vec<Sum<T>, L> v, int64_t count) {
-#if FASTNETS_VECTOR_BYTES == 64
-  if constexpr (std::is_same_v<T, float>)
-    return _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << count) - 1), bits<__m512>(v));
-#endif
-  for (int64_t i = 0; i < count; ++i) p[i] = static_cast<T>(v[i]);
-}
-
 // What a strip is computed with.
 template <typename T, int K>
 struct Strip {
@@ -89,8 +79,7 @@ struct Strip {
     }
     activate.template operator()<L, U>(sums[P]);
     for (int u = 0; u + 1 < U; ++u) store<T, L>(out + t + u * L, sums[P][u]);
-    if (last == L) return store<T, L>(out + t + (U - 1) * L, sums[P][U - 1]);
-    store_some<T, L>(out + t + (U - 1) * L, sums[P][U - 1], last);
+    store_first<T, L>(out + t + (U - 1) * L, sums[P][U - 1], last);
   }
 
   // Results of `count` places.

@@ -14,34 +14,6 @@ using depthwise::Problem;
 using depthwise::Range;
 using depthwise::share;
 
-// Lane j of one of the two vectors that `exchange` makes of a and b; lanes of b are counted on from those of a.
-template <int D, typename A, int L>
-constexpr int lane_of(int j, bool second) {
-  constexpr int quad = 16 / sizeof(A);  // lanes in 128 bits: shuffles within them are cheaper than across
-  if (D < quad) return j / D % 2 * L + j / quad * quad + second * quad / 2 + j % quad / (2 * D) * D + j % D;
-  const int k = j / quad, half = L / quad / 2;
-  return k / half * L + (k % half * 2 + second) * quad + j % quad;
-}
-
-// Exchanges bit D of the vector's number for a bit of the lane's number, in pairs of vectors.
-template <int D, typename A, int L, int... J>
-FASTNETS_INLINE void exchange(Vec<A, L> (&v)[L], std::integer_sequence<int, J...> lanes) {
-  for (int i = 0; i < L; ++i) {
-    if (i & D) continue;
-    const Vec<A, L> a = v[i], b = v[i + D];
-    v[i] = __builtin_shufflevector(a, b, lane_of<D, A, L>(J, false)...);
-    v[i + D] = __builtin_shufflevector(a, b, lane_of<D, A, L>(J, true)...);
-  }
-  if constexpr (2 * D < L) exchange<2 * D, A, L>(v, lanes);
-}
-
-template <typename A, int L>
-FASTNETS_INLINE void transpose(Vec<A, L> (&v)[L]) {
-  exchange<1, A, L>(v, std::make_integer_sequence<int, L>());
-  // Within 128 bits the two bits of a float's lane come out in each other's place.
-  for (int i = 0; i < L && sizeof(A) == 4; i += 4) std::swap(v[i + 1], v[i + 2]);
-}
-
 // `count` pixels of `channels` planes to `to` [pixel][step]. Lanes beyond the last plane become zero.
 template <typename T, int L>
 void gather_run(const T* from, int64_t plane, int64_t pixel, int64_t channels, int64_t count, Sum<T>* to,

@@ -1,8 +1,8 @@
 // Compiles FASTNETS_KERNELS, a header, three times: for any x86-64 or other processor, for AVX2 and for AVX-512, each
 // in a namespace of that name. FASTNETS_FOR_THIS_CPU(f) is f of the namespace that this processor runs.
 //
-// The header is written with vectors of FASTNETS_VECTOR_BYTES (vector.h). It must not define lambdas: GCC and Clang
-// compile those for the command line's target, not for the pragma's.
+// The header is written with vectors of FASTNETS_VECTOR_BYTES: vector.h comes before it. It must not define lambdas:
+// GCC and Clang compile those for the command line's target, not for the pragma's.
 #include "capability.h"
 
 #if defined(__x86_64__)
@@ -11,6 +11,7 @@
 
 #define FASTNETS_ISA portable
 #define FASTNETS_VECTOR_BYTES 16
+#include "vector.h"
 #include FASTNETS_KERNELS
 #undef FASTNETS_ISA
 #undef FASTNETS_VECTOR_BYTES
@@ -31,6 +32,7 @@
 #endif
 #define FASTNETS_ISA avx2
 #define FASTNETS_VECTOR_BYTES 32
+#include "vector.h"
 #include FASTNETS_KERNELS
 #undef FASTNETS_ISA
 #undef FASTNETS_VECTOR_BYTES
@@ -45,6 +47,7 @@
 #endif
 #define FASTNETS_ISA avx512
 #define FASTNETS_VECTOR_BYTES 64
+#include "vector.h"
 #include FASTNETS_KERNELS
 #undef FASTNETS_ISA
 #undef FASTNETS_VECTOR_BYTES

@@ -84,6 +84,29 @@ FASTNETS_INLINE void store(T* p, Vec<Sum<T>, L> v) {
   }
 }
 
+// The first `count` of L numbers; the other lanes are zero.
+template <typename T, int L>
+FASTNETS_INLINE Vec<Sum<T>, L> load_first(const T* p, int64_t count) {
+  if (count >= L) return load<T, L>(p);
+#if FASTNETS_VECTOR_BYTES == 64
+  if constexpr (std::is_same_v<T, float>)
+    return bits<Vec<float, L>>(_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), p));
+#endif
+  Vec<Sum<T>, L> v{};
+  for (int64_t i = 0; i < count; ++i) v[i] = static_cast<Sum<T>>(p[i]);
+  return v;
+}
+
+template <typename T, int L>
+FASTNETS_INLINE void store_first(T* p, Vec<Sum<T>, L> v, int64_t count) {
+  if (count >= L) return store<T, L>(p, v);
+#if FASTNETS_VECTOR_BYTES == 64
+  if constexpr (std::is_same_v<T, float>)
+    return _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << count) - 1), bits<__m512>(v));
+#endif
+  for (int64_t i = 0; i < count; ++i) p[i] = static_cast<T>(v[i]);
+}
+
 // Keeps a vector in its register. Without it the compiler reads a value once from memory for each use of it, which
 // binds these kernels to the load ports.
 template <typename V>
