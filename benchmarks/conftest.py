@@ -26,6 +26,7 @@ if sys.platform == "linux":
     libc.mallopt(M_TRIM_THRESHOLD, 1 << 30)
 
 _rows: list[tuple[str, str, dict[str, float], float]] = []
+_lines: dict[str, list[str]] = {}
 
 
 def _relative_error(got: tuple[Tensor, ...], exact: tuple[Tensor, ...]) -> float:
@@ -79,8 +80,18 @@ def race(request, benchmark):
     return run
 
 
+@pytest.fixture
+def record_line():
+    """Prints a line under a heading at the end."""
+    return lambda heading, line: _lines.setdefault(heading, []).append(line)
+
+
 def pytest_terminal_summary(terminalreporter):
     write = terminalreporter.write_line
+    for heading, lines in _lines.items():
+        write(f"\n{heading}")
+        for line in lines:
+            write(f"  {line}")
     for group in dict.fromkeys(row[0] for row in _rows):
         rows = [row for row in _rows if row[0] == group]
         write("")
