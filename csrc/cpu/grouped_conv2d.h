@@ -20,6 +20,7 @@ inline Range share(int64_t count, int64_t i, int64_t n) { return {count * i / n,
 struct Tap {
   int64_t offset, index;
 };
+inline bool by_offset(const Tap& a, const Tap& b) { return a.offset < b.offset; }
 
 // Rows or columns of a correlation. Result place step * q + residue is the sum, over the taps of that residue, of
 // source place source_step * q + offset times kernel place index.

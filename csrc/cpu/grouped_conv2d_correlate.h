@@ -3,9 +3,11 @@
 // Lanes are result channels. A tile is W pixels of one row times V vectors of channels; for each tap and source channel
 // of a group its weights are loaded once and meet the W pixels. A group of at least a vector's channels broadcasts its
 // source channel to all lanes. Narrower groups share a vector: the source channels under it are one vector too, and a
-// permutation gives every lane the k-th channel of its own group, so that no lane computes zeros. Operations: 2 * taps
-// * in for each result, all of them useful where a vector is full. Memory sees the source read once (and the rows that
-// two strips share twice) and the result written once.
+// permutation gives every lane the k-th channel of its own group, so that no lane computes zeros. Three or two adjacent
+// taps of a kernel row meet the same source columns: one broadcast or permutation then serves them all.
+//
+// Operations: 2 * taps * in for each result, all of them useful where a vector is full. Memory sees the source read
+// once (and the rows that two strips share twice) and the result written once.
 
 namespace fastnets::FASTNETS_ISA::grouped {
 
@@ -31,9 +33,15 @@ std::vector<int32_t> lane_sources(const Problem& p) {
   return index;
 }
 
-// Where a tap's source and weights stand, from those of the tile on.
+// Where a run of adjacent taps stands in the source and in the weights, from those of the tile on.
 struct Place {
   int64_t source, weight;
+};
+
+// The taps of one residue of row and column: runs of `length` taps, their weights weight_step apart.
+struct Taps {
+  int64_t length = 1, weight_step = 0;
+  std::vector<Place> runs;
 };
 
 // What the tiles of one block of channels share.
@@ -41,35 +49,58 @@ template <typename A>
 struct Block {
   const A *weights, *bias;
   const int32_t* lane_sources;  // null: the source channel is broadcast
-  int64_t depth, weight_step, weight_vector;
+  int64_t depth, weight_channel, weight_vector;
   int64_t pixel, out_pixel, lanes;  // lanes: how many are stored
-  Activate<A> activate;
+  Activate<A> activate{Activation::kNone};
 };
 
-template <typename A, int W, int V, bool Permute>
-void tile(const Block<A>& b, const A* source, const std::vector<Place>& places, A* out) {
+// Source column I of a tile, and of the taps j < K and pixels those that meet there: I = pixel * S + j.
+template <typename A, int W, int V, int K, int S, int I>
+FASTNETS_INLINE void meet(Vec<A, kLanes<A>> in, const Vec<A, kLanes<A>> (&w)[V][K], Vec<A, kLanes<A>> (&sums)[V][W]) {
+  if constexpr (V * K > 1) hold(in);
+  for (int j = 0; j < K; ++j)
+    if (I >= j && (I - j) % S == 0 && (I - j) / S < W)
+      for (int v = 0; v < V; ++v) sums[v][(I - j) / S] += in * w[v][j];
+}
+
+// All source columns of a tile. Unrolled by hand: sums in an array that a loop indexes would stay in memory.
+template <typename A, int W, int V, int K, int S, int... I>
+FASTNETS_INLINE void meet_all(const A* x, int64_t pixel, const Vec<A, kLanes<A>> (&w)[V][K],
+                              Vec<A, kLanes<A>> (&sums)[V][W], std::integer_sequence<int, I...>) {
+  (meet<A, W, V, K, S, I>(splat<A, kLanes<A>>(x[I * pixel]), w, sums), ...);
+}
+
+template <typename A, int W, int V, int K, int S, int... I>
+FASTNETS_INLINE void meet_all(const A* x, int64_t pixel, Vec<int32_t, kLanes<A>> lanes,
+                              const Vec<A, kLanes<A>> (&w)[V][K], Vec<A, kLanes<A>> (&sums)[V][W],
+                              std::integer_sequence<int, I...>) {
+  (meet<A, W, V, K, S, I>(permute<A, kLanes<A>>(load<A, kLanes<A>>(x + I * pixel), lanes), w, sums), ...);
+}
+
+// W pixels, V vectors; runs of K taps, source columns of neighbouring pixels S apart.
+template <typename A, int W, int V, int K, int S, bool Permute>
+void tile(const Block<A>& b, const A* source, const Taps& taps, A* out) {
   constexpr int L = kLanes<A>;
-  const int64_t depth = b.depth, weight_step = b.weight_step, weight_vector = b.weight_vector, pixel = b.pixel;
+  using Columns = std::make_integer_sequence<int, (W - 1) * S + K>;
+  const int64_t depth = b.depth, channel = b.weight_channel, vector = b.weight_vector, pixel = b.pixel;
+  const int64_t tap = taps.weight_step;
   const int32_t* const index = b.lane_sources;
   Vec<A, L> sums[V][W];
   for (int v = 0; v < V; ++v)
     for (int i = 0; i < W; ++i) sums[v][i] = load<A, L>(b.bias + v * L);
-  for (const Place& place : places) {
-    const A* x = source + place.source;
-    const A* weight = b.weights + place.weight;
-    for (int64_t k = 0; k < depth; ++k, weight += weight_step) {
-      Vec<A, L> w[V];
-      for (int v = 0; v < V; ++v) w[v] = load<A, L>(weight + v * weight_vector);
+  for (const Place& run : taps.runs) {
+    const A* x = source + run.source;
+    const A* weight = b.weights + run.weight;
+    for (int64_t k = 0; k < depth; ++k, weight += channel) {
+      Vec<A, L> w[V][K];
+      for (int v = 0; v < V; ++v)
+        for (int j = 0; j < K; ++j) w[v][j] = load<A, L>(weight + v * vector + j * tap);
       if constexpr (Permute) {
         Vec<int32_t, L> lanes;
         std::memcpy(&lanes, index + k * L, sizeof lanes);
-        for (int i = 0; i < W; ++i) sums[0][i] += permute<A, L>(load<A, L>(x + i * pixel), lanes) * w[0];
+        meet_all<A, W, V, K, S>(x, pixel, lanes, w, sums, Columns());
       } else {
-        for (int i = 0; i < W; ++i) {
-          Vec<A, L> in = splat<A, L>(x[i * pixel + k]);
-          if constexpr (V > 1) hold(in);
-          for (int v = 0; v < V; ++v) sums[v][i] += in * w[v];
-        }
+        meet_all<A, W, V, K, S>(x + k, pixel, w, sums, Columns());
       }
     }
   }
@@ -80,30 +111,38 @@ void tile(const Block<A>& b, const A* source, const std::vector<Place>& places, 
 }
 
 // `count` pixels; the last tile overlaps the one before rather than be narrower.
-template <typename A, int V, bool Permute>
-void tiles(const Block<A>& b, const A* source, int64_t source_pixel, const std::vector<Place>& places, int64_t count,
-           A* out) {
+template <typename A, int V, int K, int S, bool Permute>
+void tiles(const Block<A>& b, const A* source, const Taps& taps, int64_t count, A* out) {
   const bool seven = count >= 7 && (count + 6) / 7 * 7 <= (count + 3) / 4 * 4;
   const int64_t width = seven ? 7 : count >= 4 ? 4 : 1;
   for (int64_t t = 0; t < count; t += width) {
     const int64_t at = std::min(t, count - width);
-    const A* from = source + at * source_pixel;
+    const A* from = source + at * S * b.pixel;
     A* to = out + at * b.out_pixel;
     if (seven)
-      tile<A, 7, V, Permute>(b, from, places, to);
+      tile<A, 7, V, K, S, Permute>(b, from, taps, to);
     else if (width == 4)
-      tile<A, 4, V, Permute>(b, from, places, to);
+      tile<A, 4, V, K, S, Permute>(b, from, taps, to);
     else
-      tile<A, 1, V, Permute>(b, from, places, to);
+      tile<A, 1, V, K, S, Permute>(b, from, taps, to);
   }
 }
 
+template <typename A, int V, bool Permute>
+void tiles(const Block<A>& b, int64_t source_step, const A* source, const Taps& taps, int64_t count, A* out) {
+  if constexpr (std::is_same_v<A, float>) {
+    if (taps.length == 3 && source_step == 1) return tiles<A, V, 3, 1, Permute>(b, source, taps, count, out);
+    if (taps.length == 3) return tiles<A, V, 3, 2, Permute>(b, source, taps, count, out);
+    if (taps.length == 2) return tiles<A, V, 2, 1, Permute>(b, source, taps, count, out);
+  }
+  tiles<A, V, 1, 1, Permute>(b, source, taps, count, out);
+}
+
 template <typename A>
-void tiles(const Block<A>& b, int64_t vectors, const A* source, int64_t source_pixel, const std::vector<Place>& places,
-           int64_t count, A* out) {
-  if (b.lane_sources) return tiles<A, 1, true>(b, source, source_pixel, places, count, out);
-  if (vectors == 2) return tiles<A, 2, false>(b, source, source_pixel, places, count, out);
-  tiles<A, 1, false>(b, source, source_pixel, places, count, out);
+void tiles(const Block<A>& b, int64_t source_step, const A* source, const Taps& taps, int64_t count, A* out) {
+  if (b.lane_sources) return tiles<A, 1, true>(b, source_step, source, taps, count, out);
+  if (b.lanes > kLanes<A>) return tiles<A, 2, false>(b, source_step, source, taps, count, out);
+  tiles<A, 1, false>(b, source_step, source, taps, count, out);
 }
 
 // Weights of one unit, [vector][in][tap][lane], or [vector][tap][in][lane] where source channels are neighbours in w.
@@ -166,19 +205,34 @@ class Weights {
   std::vector<A> data_;
 };
 
-// For each residue of row and column, where its taps stand.
+// How many taps of a kernel row a tile takes at once: those at adjacent source columns, for the shapes that networks
+// have.
+template <typename A>
+int64_t run_length(const std::vector<Tap>& columns, int64_t source_step) {
+  if (!std::is_same_v<A, float> || columns.size() < 2) return 1;
+  const int64_t count = columns.size(), step = columns[1].offset - columns[0].offset;
+  if (step != 1 && step != -1) return 1;
+  return (count == 3 && source_step <= 2) || (count == 2 && source_step == 1) ? count : 1;
+}
+
+// Where the taps stand, for each residue of row and column.
 template <typename T>
-std::vector<std::vector<Place>> places_of(const Problem& p, const Strip<T>& strip, const Weights<T>& weights) {
-  std::vector<std::vector<Place>> places;
+std::vector<Taps> taps_of(const Problem& p, const Strip<T>& strip, const Weights<T>& weights) {
+  std::vector<Taps> all;
   for (const auto& rows : p.rows.taps)
-    for (const auto& columns : p.columns.taps) {
-      places.emplace_back();
-      for (const auto& i : rows)
-        for (const auto& j : columns)
-          places.back().push_back({(i.offset - p.rows.first) * strip.row + (j.offset - p.columns.first) * strip.pixel,
-                                   (i.index * p.kw + j.index) * weights.tap});
+    for (std::vector<Tap> columns : p.columns.taps) {
+      std::sort(columns.begin(), columns.end(), by_offset);
+      Taps taps;
+      taps.length = run_length<Sum<T>>(columns, p.columns.source_step);
+      if (taps.length > 1) taps.weight_step = (columns[1].index - columns[0].index) * weights.tap;
+      for (const Tap& i : rows)
+        for (size_t j = 0; j < columns.size(); j += taps.length)
+          taps.runs.push_back(
+              {(i.offset - p.rows.first) * strip.row + (columns[j].offset - p.columns.first) * strip.pixel,
+               (i.index * p.kw + columns[j].index) * weights.tap});
+      all.push_back(taps);
     }
-  return places;
+  return all;
 }
 
 // A result row of a block of channels: pixels `pitch` apart in `from`.
@@ -202,37 +256,34 @@ void write_row(const Sum<T>* from, int64_t pitch, const Problem& p, T* to, int64
 // Rows [q.begin, q.end) of one unit, `source` its strip.
 template <typename T>
 void correlate_unit(const Problem& p, const Strip<T>& strip, const Sum<T>* source, const Weights<T>& weights,
-                    const std::vector<std::vector<Place>>& places, const std::vector<int32_t>& lane_sources, int64_t n,
-                    int64_t unit, Range q, std::vector<Sum<T>>& row) {
+                    const std::vector<Taps>& taps, const std::vector<int32_t>& lane_sources, int64_t n, int64_t unit,
+                    Range q, std::vector<Sum<T>>& row) {
   using A = Sum<T>;
   constexpr int64_t L = kLanes<A>, kVectors = FASTNETS_VECTOR_BYTES == 64 ? 2 : 1;  // as registers allow
   const Four& s = p.result.stride;
   const bool direct = std::is_same_v<T, A> && s.c == 1;
   const int64_t first = unit * p.unit_out(), channels = std::min(p.unit_out(), p.groups * p.out - first);
+  const int64_t out_pixel = direct ? s.w : kVectors * L;
+  Block<A> block{};
+  block.lane_sources = p.together > 1 ? lane_sources.data() : nullptr;
+  block.depth = p.in, block.weight_channel = weights.in, block.weight_vector = weights.vector;
+  block.out_pixel = p.columns.step * out_pixel, block.activate = Activate<A>(p.activation);
   for (int64_t c = 0; c < channels; c += kVectors * L) {
-    Block<A> block{weights.data() + c / L * weights.vector,
-                   weights.bias.data() + c,
-                   p.together > 1 ? lane_sources.data() : nullptr,
-                   p.in,
-                   weights.in,
-                   weights.vector,
-                   strip.pixel * p.columns.source_step,
-                   p.columns.step * (direct ? s.w : kVectors * L),
-                   std::min(kVectors * L, channels - c),
-                   Activate<A>(p.activation)};
-    const int64_t vectors = block.lanes > L ? 2 : 1;
-    for (int64_t i = q.begin; i < q.end; ++i)
-      for (int64_t a = 0; a < p.rows.step && i * p.rows.step + a < p.rows.size; ++a) {
-        T* to = static_cast<T*>(p.result.data) + n * s.n + (first + c) * s.c + (i * p.rows.step + a) * s.h;
-        A* out = row.data();
-        if constexpr (std::is_same_v<T, A>)
-          if (direct) out = to;
-        const A* from = source + (i - q.begin) * p.rows.source_step * strip.row;
-        for (int64_t b = 0; b < p.columns.step; ++b)
-          tiles<A>(block, vectors, from, block.pixel, places[a * p.columns.step + b], p.columns.count(b),
-                   out + b * (direct ? s.w : kVectors * L));
-        if (!direct) write_row<T>(row.data(), kVectors * L, p, to, block.lanes);
+    block.weights = weights.data() + c / L * weights.vector, block.bias = weights.bias.data() + c;
+    block.lanes = std::min(kVectors * L, channels - c);
+    for (int64_t r = q.begin * p.rows.step; r < std::min(q.end * p.rows.step, p.rows.size); ++r) {
+      T* to = static_cast<T*>(p.result.data) + n * s.n + (first + c) * s.c + r * s.h;
+      A* out = row.data();
+      if constexpr (std::is_same_v<T, A>)
+        if (direct) out = to;
+      const A* from = source + (r / p.rows.step - q.begin) * p.rows.source_step * strip.row;
+      for (int64_t b = 0; b < p.columns.step; ++b) {
+        const Taps& some = taps[r % p.rows.step * p.columns.step + b];
+        block.pixel = strip.pixel * (some.length > 1 ? 1 : p.columns.source_step);
+        tiles<A>(block, p.columns.source_step, from, some, p.columns.count(b), out + b * out_pixel);
       }
+      if (!direct) write_row<T>(row.data(), out_pixel, p, to, block.lanes);
+    }
   }
 }
 
@@ -241,7 +292,7 @@ void correlate(const Problem& p, int64_t begin, int64_t end) {
   constexpr int64_t L = kLanes<Sum<T>>;
   Strip<T> strip(p.source, p.unit_in(), p.groups * p.in, p.rows, p.columns, p.most_rows(), p.chunk, p.together > 1);
   std::vector<Weights<T>> weights(p.chunk, Weights<T>(p));
-  const auto places = places_of(p, strip, weights[0]);
+  const std::vector<Taps> taps = taps_of(p, strip, weights[0]);
   const std::vector<int32_t> index = p.together > 1 ? lane_sources<L>(p) : std::vector<int32_t>();
   std::vector<Sum<T>> row(p.columns.size * 2 * L);
   int64_t packed = -1;
@@ -252,7 +303,7 @@ void correlate(const Problem& p, int64_t begin, int64_t end) {
     packed = chunk;
     strip.fill(n, units, q.begin * p.rows.source_step + p.rows.first, p.rows.span(q.end - q.begin));
     for (int64_t u = units.begin; u < units.end; ++u)
-      correlate_unit<T>(p, strip, strip.at(u - units.begin), weights[u - units.begin], places, index, n, u, q, row);
+      correlate_unit<T>(p, strip, strip.at(u - units.begin), weights[u - units.begin], taps, index, n, u, q, row);
   }
 }
 
