@@ -33,6 +33,7 @@ struct Axis {
   int64_t count(int64_t residue = 0) const { return (size - residue + step - 1) / step; }
   // Source places that `q` neighbouring results reach over.
   int64_t span(int64_t q) const { return (q - 1) * source_step + last - first + 1; }
+  bool holds(int64_t place) const { return place >= 0 && place < source; }
   // Whether no result reaches beside the source.
   bool inside() const { return first >= 0 && first + span(count()) <= source; }
 

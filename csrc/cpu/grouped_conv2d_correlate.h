@@ -38,9 +38,10 @@ struct Place {
   int64_t source, weight;
 };
 
-// The taps of one residue of row and column: runs of `length` taps, their weights weight_step apart.
+// The taps of one residue of row and column: for each row of the kernel, runs of `length` taps, their weights
+// weight_step apart.
 struct Taps {
-  int64_t length = 1, weight_step = 0;
+  int64_t length = 1, weight_step = 0, runs_in_row = 0;
   std::vector<Place> runs;
 };
 
@@ -51,6 +52,8 @@ struct Block {
   const int32_t* lane_sources;  // null: the source channel is broadcast
   int64_t depth, weight_channel, weight_vector;
   int64_t pixel, out_pixel, lanes;  // lanes: how many are stored
+  const Place *runs, *runs_end;     // of the row at hand
+  int64_t weight_tap;
   Activate<A> activate{Activation::kNone};
 };
 
@@ -79,18 +82,18 @@ FASTNETS_INLINE void meet_all(const A* x, int64_t pixel, Vec<int32_t, kLanes<A>>
 
 // W pixels, V vectors; runs of K taps, source columns of neighbouring pixels S apart.
 template <typename A, int W, int V, int K, int S, bool Permute>
-void tile(const Block<A>& b, const A* source, const Taps& taps, A* out) {
+void tile(const Block<A>& b, const A* source, A* out) {
   constexpr int L = kLanes<A>;
   using Columns = std::make_integer_sequence<int, (W - 1) * S + K>;
-  const int64_t depth = b.depth, channel = b.weight_channel, vector = b.weight_vector, pixel = b.pixel;
-  const int64_t tap = taps.weight_step;
+  const int64_t depth = b.depth, channel = b.weight_channel, vector = b.weight_vector, pixel = b.pixel,
+                tap = b.weight_tap;
   const int32_t* const index = b.lane_sources;
   Vec<A, L> sums[V][W];
   for (int v = 0; v < V; ++v)
     for (int i = 0; i < W; ++i) sums[v][i] = load<A, L>(b.bias + v * L);
-  for (const Place& run : taps.runs) {
-    const A* x = source + run.source;
-    const A* weight = b.weights + run.weight;
+  for (const Place* run = b.runs; run != b.runs_end; ++run) {
+    const A* x = source + run->source;
+    const A* weight = b.weights + run->weight;
     for (int64_t k = 0; k < depth; ++k, weight += channel) {
       Vec<A, L> w[V][K];
       for (int v = 0; v < V; ++v)
@@ -112,7 +115,7 @@ void tile(const Block<A>& b, const A* source, const Taps& taps, A* out) {
 
 // `count` pixels; the last tile overlaps the one before rather than be narrower.
 template <typename A, int V, int K, int S, bool Permute>
-void tiles(const Block<A>& b, const A* source, const Taps& taps, int64_t count, A* out) {
+void tiles(const Block<A>& b, const A* source, int64_t count, A* out) {
   const bool seven = count >= 7 && (count + 6) / 7 * 7 <= (count + 3) / 4 * 4;
   const int64_t width = seven ? 7 : count >= 4 ? 4 : 1;
   for (int64_t t = 0; t < count; t += width) {
@@ -120,29 +123,29 @@ void tiles(const Block<A>& b, const A* source, const Taps& taps, int64_t count, 
     const A* from = source + at * S * b.pixel;
     A* to = out + at * b.out_pixel;
     if (seven)
-      tile<A, 7, V, K, S, Permute>(b, from, taps, to);
+      tile<A, 7, V, K, S, Permute>(b, from, to);
     else if (width == 4)
-      tile<A, 4, V, K, S, Permute>(b, from, taps, to);
+      tile<A, 4, V, K, S, Permute>(b, from, to);
     else
-      tile<A, 1, V, K, S, Permute>(b, from, taps, to);
+      tile<A, 1, V, K, S, Permute>(b, from, to);
   }
 }
 
 template <typename A, int V, bool Permute>
-void tiles(const Block<A>& b, int64_t source_step, const A* source, const Taps& taps, int64_t count, A* out) {
+void tiles(const Block<A>& b, int64_t run_length, int64_t source_step, const A* source, int64_t count, A* out) {
   if constexpr (std::is_same_v<A, float>) {
-    if (taps.length == 3 && source_step == 1) return tiles<A, V, 3, 1, Permute>(b, source, taps, count, out);
-    if (taps.length == 3) return tiles<A, V, 3, 2, Permute>(b, source, taps, count, out);
-    if (taps.length == 2) return tiles<A, V, 2, 1, Permute>(b, source, taps, count, out);
+    if (run_length == 3 && source_step == 1) return tiles<A, V, 3, 1, Permute>(b, source, count, out);
+    if (run_length == 3) return tiles<A, V, 3, 2, Permute>(b, source, count, out);
+    if (run_length == 2) return tiles<A, V, 2, 1, Permute>(b, source, count, out);
   }
-  tiles<A, V, 1, 1, Permute>(b, source, taps, count, out);
+  tiles<A, V, 1, 1, Permute>(b, source, count, out);
 }
 
 template <typename A>
-void tiles(const Block<A>& b, int64_t source_step, const A* source, const Taps& taps, int64_t count, A* out) {
-  if (b.lane_sources) return tiles<A, 1, true>(b, source_step, source, taps, count, out);
-  if (b.lanes > kLanes<A>) return tiles<A, 2, false>(b, source_step, source, taps, count, out);
-  tiles<A, 1, false>(b, source_step, source, taps, count, out);
+void tiles(const Block<A>& b, int64_t run_length, int64_t source_step, const A* source, int64_t count, A* out) {
+  if (b.lane_sources) return tiles<A, 1, true>(b, run_length, source_step, source, count, out);
+  if (b.lanes > kLanes<A>) return tiles<A, 2, false>(b, run_length, source_step, source, count, out);
+  tiles<A, 1, false>(b, run_length, source_step, source, count, out);
 }
 
 // Weights of one unit, [vector][in][tap][lane], or [vector][tap][in][lane] where source channels are neighbours in w.
@@ -225,6 +228,7 @@ std::vector<Taps> taps_of(const Problem& p, const Strip<T>& strip, const Weights
       Taps taps;
       taps.length = run_length<Sum<T>>(columns, p.columns.source_step);
       if (taps.length > 1) taps.weight_step = (columns[1].index - columns[0].index) * weights.tap;
+      taps.runs_in_row = columns.size() / taps.length;
       for (const Tap& i : rows)
         for (size_t j = 0; j < columns.size(); j += taps.length)
           taps.runs.push_back(
@@ -253,6 +257,16 @@ void write_row(const Sum<T>* from, int64_t pitch, const Problem& p, T* to, int64
   }
 }
 
+// Taps of a kernel column whose source row lies inside the source, for results at place q: their offsets ascend or
+// descend.
+inline Range taps_inside(const std::vector<Tap>& taps, const Axis& axis, int64_t q) {
+  Range range{0, static_cast<int64_t>(taps.size())};
+  const int64_t at = q * axis.source_step;
+  while (range.begin < range.end && !axis.holds(at + taps[range.begin].offset)) ++range.begin;
+  while (range.begin < range.end && !axis.holds(at + taps[range.end - 1].offset)) --range.end;
+  return range;
+}
+
 // Rows [q.begin, q.end) of one unit, `source` its strip.
 template <typename T>
 void correlate_unit(const Problem& p, const Strip<T>& strip, const Sum<T>* source, const Weights<T>& weights,
@@ -277,10 +291,13 @@ void correlate_unit(const Problem& p, const Strip<T>& strip, const Sum<T>* sourc
       if constexpr (std::is_same_v<T, A>)
         if (direct) out = to;
       const A* from = source + (r / p.rows.step - q.begin) * p.rows.source_step * strip.row;
+      const Range inside = taps_inside(p.rows.taps[r % p.rows.step], p.rows, r / p.rows.step);
       for (int64_t b = 0; b < p.columns.step; ++b) {
         const Taps& some = taps[r % p.rows.step * p.columns.step + b];
-        block.pixel = strip.pixel * (some.length > 1 ? 1 : p.columns.source_step);
-        tiles<A>(block, p.columns.source_step, from, some, p.columns.count(b), out + b * out_pixel);
+        block.pixel = strip.pixel * (some.length > 1 ? 1 : p.columns.source_step), block.weight_tap = some.weight_step;
+        block.runs = some.runs.data() + inside.begin * some.runs_in_row;
+        block.runs_end = some.runs.data() + inside.end * some.runs_in_row;
+        tiles<A>(block, some.length, p.columns.source_step, from, p.columns.count(b), out + b * out_pixel);
       }
       if (!direct) write_row<T>(row.data(), out_pixel, p, to, block.lanes);
     }

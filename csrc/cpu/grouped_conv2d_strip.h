@@ -50,14 +50,16 @@ class Strip {
         return;
       }
     start_ = copy_.data();
-    for (int64_t r = 0; r < rows; ++r)
-      for (int64_t u = units.begin; u < units.end; ++u) {
-        A* to = copy_.data() + (u - units.begin) * unit + r * row;
-        if (first_row + r < 0 || first_row + r >= height_)
-          std::fill(to, to + row, A(0));
-        else
-          copy_row(image + (first_row + r) * from_.stride.h, u * channels_, to);
-      }
+    for (int64_t r = 0; r < rows; ++r) {
+      A* const to = copy_.data() + r * row;
+      const T* const from = image + (first_row + r) * from_.stride.h;
+      if (first_row + r < 0 || first_row + r >= height_)
+        for (int64_t u = 0; u < units.end - units.begin; ++u) std::fill_n(to + u * unit, row, A(0));
+      else if (from_.stride.c == 1)
+        copy_pixels(from, units, first_row + r + 1 < height_ ? from_.stride.h : 0, to);
+      else
+        copy_planes(from, units, to);
+    }
   }
 
   const A* at(int64_t u) const { return start_ + u * unit; }  // of the u-th unit filled
@@ -65,27 +67,43 @@ class Strip {
   int64_t unit, row, pixel;  // strides
 
  private:
+  // Channels from c on of unit u, up to a vector.
+  int64_t lanes_at(int64_t u, int64_t c) const {
+    return std::min({int64_t{L}, channels_ - c, total_ - u * channels_ - c});
+  }
+
   // The columns beside the source are never written and stay zero.
-  void copy_row(const T* image_row, int64_t first_channel, A* to) const {
-    const int64_t begin = std::max<int64_t>(0, left_), count = std::min(width_, left_ + columns_) - begin;
-    const T* from = image_row + begin * from_.stride.w;
-    to += (begin - left_) * pixel;
-    for (int64_t c = 0; c < channels_ && first_channel + c < total_; c += L) {
-      const int64_t there = std::min({int64_t{L}, channels_ - c, total_ - first_channel - c});
-      const T* lanes = from + (first_channel + c) * from_.stride.c;
-      if (from_.stride.c == 1) {
-        for (int64_t i = 0; i < count; ++i)
-          store<A, L>(to + i * pixel + c, load_first<T, L>(lanes + i * from_.stride.w, there));
-      } else if (from_.stride.w == 1 && count > 0) {
+  int64_t first_column() const { return std::max<int64_t>(0, left_); }
+  int64_t column_count() const { return std::min(width_, left_ + columns_) - first_column(); }
+
+  // A row of pixels; the next one, `next` further on, is fetched meanwhile: units are shorter than the hardware's
+  // prefetchers follow.
+  void copy_pixels(const T* from, Range units, int64_t next, A* to) const {
+    from += first_column() * from_.stride.w, to += (first_column() - left_) * pixel;
+    for (int64_t i = 0; i < column_count(); ++i, from += from_.stride.w, to += pixel)
+      for (int64_t u = units.begin; u < units.end; ++u)
+        for (int64_t c = 0; c < channels_; c += L) {
+          const T* const lanes = from + u * channels_ + c;
+          __builtin_prefetch(lanes + next);
+          store<A, L>(to + (u - units.begin) * unit + c, load_first<T, L>(lanes, lanes_at(u, c)));
+        }
+  }
+
+  // A row of every channel.
+  void copy_planes(const T* from, Range units, A* to) const {
+    const int64_t count = column_count();
+    from += first_column() * from_.stride.w, to += (first_column() - left_) * pixel;
+    for (int64_t u = units.begin; u < units.end; ++u, to += unit)
+      for (int64_t c = 0; c < channels_; c += L) {
+        const int64_t there = lanes_at(u, c);
         const T* rows[L] = {};
-        for (int64_t r = 0; r < there; ++r) rows[r] = lanes + r * from_.stride.c;
-        rows_to_lanes<T>(rows, there, count, to + c, pixel);
-      } else {
-        for (int64_t i = 0; i < count; ++i)
-          for (int64_t r = 0; r < there; ++r)
-            to[i * pixel + c + r] = static_cast<A>(lanes[r * from_.stride.c + i * from_.stride.w]);
+        for (int64_t r = 0; r < there; ++r) rows[r] = from + (u * channels_ + c + r) * from_.stride.c;
+        if (from_.stride.w == 1)
+          rows_to_lanes<T>(rows, there, count, to + c, pixel);
+        else
+          for (int64_t i = 0; i < count; ++i)
+            for (int64_t r = 0; r < there; ++r) to[i * pixel + c + r] = static_cast<A>(rows[r][i * from_.stride.w]);
       }
-    }
   }
 
   Operand from_;
