@@ -18,23 +18,26 @@ inline Activation parse_activation(const std::optional<std::string>& name) {
   STD_TORCH_CHECK(false, "unknown activation '", *name, "'");
 }
 
-// Geometry of a convolution: x (n, c, h, w) with w (o, 1, kh, kw) gives y (n, o, oh, ow); o = c * m.
+// Geometry of a convolution: x (n, c, h, w) with w (o, depth, kh, kw) gives y (n, o, oh, ow). Output channels fall into
+// groups of m, and each group reads `depth` input channels of its own; depthwise: depth = 1.
 struct Convolution {
   int64_t n, c, h, w;
   int64_t o, m, kh, kw;
   int64_t oh, ow;
   int64_t sh, sw, ph, pw, dh, dw;
+  int64_t groups, depth;
 };
 
-inline Convolution depthwise_geometry(const Tensor& x, const Tensor& w, const std::vector<int64_t>& stride,
-                                      const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation) {
-  STD_TORCH_CHECK(x.dim() == 4 && w.dim() == 4 && w.size(1) == 1, "expected x (n, c, h, w) and w (c * m, 1, kh, kw)");
+inline Convolution geometry(const Tensor& x, const Tensor& w, const std::vector<int64_t>& stride,
+                            const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation, int64_t groups) {
+  STD_TORCH_CHECK(x.dim() == 4 && w.dim() == 4, "expected x (n, c, h, w) and w (o, c / groups, kh, kw)");
   STD_TORCH_CHECK(x.scalar_type() == w.scalar_type(), "expected x and w of one type");
   STD_TORCH_CHECK(stride.size() == 2 && padding.size() == 2 && dilation.size() == 2, "expected pairs");
   const Four s = sizes_of(x), k = sizes_of(w);
-  STD_TORCH_CHECK(s.c > 0 && k.n > 0 && k.n % s.c == 0, "expected a multiple of ", s.c, " kernels, got ", k.n);
-  Convolution g{s.n, s.c, s.h,       s.w,       k.n,        k.n / s.c,  k.h,         k.w,
-                0,   0,   stride[0], stride[1], padding[0], padding[1], dilation[0], dilation[1]};
+  STD_TORCH_CHECK(groups > 0 && k.n > 0 && k.n % groups == 0, "expected a multiple of ", groups, " kernels, got ", k.n);
+  STD_TORCH_CHECK(k.c > 0 && s.c == groups * k.c, "expected ", groups, " groups of ", k.c, " channels, got ", s.c);
+  Convolution g{s.n, s.c,       s.h,       s.w,        k.n,        k.n / groups, k.h,         k.w,    0,
+                0,   stride[0], stride[1], padding[0], padding[1], dilation[0],  dilation[1], groups, k.c};
   STD_TORCH_CHECK(g.kh > 0 && g.kw > 0 && g.sh > 0 && g.sw > 0 && g.ph >= 0 && g.pw >= 0 && g.dh > 0 && g.dw > 0,
                   "kernel, stride and dilation must be positive, padding not negative");
   const int64_t rows = g.h + 2 * g.ph - g.dh * (g.kh - 1) - 1, columns = g.w + 2 * g.pw - g.dw * (g.kw - 1) - 1;
@@ -42,6 +45,12 @@ inline Convolution depthwise_geometry(const Tensor& x, const Tensor& w, const st
   g.oh = rows / g.sh + 1;
   g.ow = columns / g.sw + 1;
   return g;
+}
+
+inline Convolution depthwise_geometry(const Tensor& x, const Tensor& w, const std::vector<int64_t>& stride,
+                                      const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation) {
+  STD_TORCH_CHECK(x.dim() == 4 && w.dim() == 4 && w.size(1) == 1, "expected x (n, c, h, w) and w (c * m, 1, kh, kw)");
+  return geometry(x, w, stride, padding, dilation, x.size(1));
 }
 
 }  // namespace fastnets

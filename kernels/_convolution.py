@@ -28,9 +28,10 @@ def sizes(x: Tensor, y: Tensor) -> tuple[int, ...]:
 
 
 def constants(x: Tensor, w: Tensor, stride: Pair, padding: Pair, dilation: Pair) -> dict[str, Any]:
-    """What a kernel is compiled for: channel multiplier, geometry and the type of its sums."""
+    """What a kernel is compiled for: channels of a group in x and in y, geometry and the type of its sums."""
     geometry = {"STRIDE": tuple(stride), "PADDING": tuple(padding), "DILATION": tuple(dilation)}
-    return {"M": w.shape[0] // x.shape[1], "KW": w.shape[3], **geometry, "ACC": sum_type(x)}
+    group = {"DEPTH": w.shape[1], "M": w.shape[0] * w.shape[1] // x.shape[1]}
+    return {**group, "KW": w.shape[3], **geometry, "ACC": sum_type(x)}
 
 
 def pixels(y: Tensor) -> int:

@@ -25,7 +25,7 @@ inline constexpr int kLanes = FASTNETS_VECTOR_BYTES / sizeof(A);
 
 template <typename A, int L>
 FASTNETS_INLINE Vec<A, L> splat(A value) {
-  return Vec<A, L>{} + value;
+  return value - Vec<A, L>{};  // x - 0 is x, also for -0: one broadcast
 }
 
 template <typename To, typename From>

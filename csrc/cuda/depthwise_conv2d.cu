@@ -1,169 +1,17 @@
-// Depthwise convolution on CUDA: which kernel runs, over which grid; and registration. The kernels are in the .cuh.
-#include <algorithm>
-#include <tuple>
-
-#include "depthwise_conv2d.cuh"
+// Depthwise convolution on CUDA: a grouped one, whose groups have one input channel each.
+#include "grouped_conv2d.h"
+#include "launch.h"
 
 namespace fastnets {
 namespace {
 
 using std::vector;
 
-void check_alike(const Tensor& x, const Tensor& t, const char* name) {
-  STD_TORCH_CHECK(t.scalar_type() == x.scalar_type() && t.device() == x.device(), "expected ", name,
-                  " of the input's type, on its device");
-}
-
-// Kernels count pixels in 32 bits, with room to step over an edge; elements in 64.
-int narrow(int64_t count) {
-  STD_TORCH_CHECK(count < int64_t{1} << 30, "sizes, strides, paddings and dilations must be under 2^30, got ", count);
-  return static_cast<int>(count);
-}
-
-Pixels pixels(int64_t h, int64_t w) { return {narrow(h), narrow(w)}; }
-
-// Without the strides of y, which may not be allocated yet.
-Correlation forward(const Convolution& g, const Tensor& x, const Tensor& w) {
-  pixels(g.h + 2 * g.ph, g.w + 2 * g.pw);
-  return {narrow(g.n),        narrow(g.o),
-          /*depth=*/1,        narrow(g.m),        pixels(g.h, g.w),   pixels(g.oh, g.ow),
-          pixels(g.kh, g.kw), pixels(g.sh, g.sw), pixels(g.ph, g.pw), pixels(g.dh, g.dw),
-          /*up=*/{1, 1},      strides_of(x),      /*y=*/{},           strides_of(w),
-          /*bias=*/0};
-}
-
-// The gradient of the input: dy, with zeros between for a stride, correlated with the kernels turned by 180 degrees.
-Correlation turned(const Correlation& g, const Convolution& sizes, const Tensor& dx) {
-  Correlation t = g;
-  t.channels = narrow(sizes.c);
-  t.depth = g.share;
-  t.share = 1;
-  t.in = {(g.out.h - 1) * g.stride.h + 1, (g.out.w - 1) * g.stride.w + 1};
-  t.out = g.in;
-  t.padding = {g.dilation.h * (g.kernel.h - 1) - g.padding.h, g.dilation.w * (g.kernel.w - 1) - g.padding.w};
-  t.up = g.stride;
-  t.stride = {1, 1};
-  t.x = g.y;
-  t.y = strides_of(dx);
-  t.weight.h = -g.weight.h;
-  t.weight.w = -g.weight.w;
-  return t;
-}
-
-// `width` channels and `rows` rows to a thread; about `blocks` blocks, of at most `most` rounds each.
-Work plan(const Correlation& g, int width, int rows, int64_t most_lanes, int64_t blocks, int64_t most) {
-  const auto ceil_div = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
-  const int64_t units = ceil_div(g.channels, width), runs = ceil_div(g.out.h, rows), items = g.n * runs * g.out.w;
-  int64_t lanes = 1;
-  while (g.y.c == 1 && lanes < std::min(units, most_lanes)) lanes *= 2;
-  const int64_t groups = ceil_div(units, lanes), step = kThreads / lanes;
-  const int64_t chunk = step * std::clamp<int64_t>(groups * ceil_div(items, step) / blocks, 1, most);
-  return {static_cast<int>(lanes), static_cast<int>(groups), static_cast<int>(runs), items, chunk};
-}
-
-int64_t chunks(const Work& work) { return (work.items + work.chunk - 1) / work.chunk; }
-
-unsigned blocks(const Work& work) { return static_cast<unsigned>(chunks(work) * work.groups); }
-
-template <typename T>
-struct Operands {
-  const T *x, *w, *bias;
-  T* y;
-  Activation activation;
-};
-
-template <typename T, int V, int K, int S, int U>
-void run(const Stream& stream, const Operands<T>& t, const Correlation& g) {
-  // 8 lanes of V channels are 64 to 128 neighbouring bytes.
-  const Work work = plan(g, V, K ? 4 : 1, V > 1 ? 8 : 32, 2048, 8);
-  launch(stream, {blocks(work), kThreads}, correlate<T, V, K, S, U>, t.x, t.w, t.bias, t.y, g, work, t.activation);
-}
-
-// Whether every thread can load and store V neighbouring channels at once.
-template <int V, typename T>
-bool can_pack(const Operands<T>& t, const Correlation& g) {
-  const auto aligned = [](const void* pointer, const Four& s) {
-    const bool strides = s.n % V == 0 && s.h % V == 0 && s.w % V == 0;
-    return s.c == 1 && strides && reinterpret_cast<uintptr_t>(pointer) % (V * sizeof(T)) == 0;
-  };
-  return g.channels % V == 0 && g.share == 1 && aligned(t.x, g.x) && aligned(t.y, g.y);
-}
-
-template <int K, int S, int U, typename T>
-void run_square(const Stream& stream, const Operands<T>& t, const Correlation& g) {
-  constexpr int V = K == 3 ? 4 : 2;
-  return can_pack<V>(t, g) ? run<T, V, K, S, U>(stream, t, g) : run<T, 1, K, S, U>(stream, t, g);
-}
-
-template <int K, typename T>
-bool try_square(const Stream& stream, const Operands<T>& t, const Correlation& g) {
-  if (g.kernel.h != K || g.kernel.w != K || g.depth != 1 || g.dilation.h != 1 || g.dilation.w != 1) return false;
-  const bool plain = g.up.h == 1 && g.up.w == 1;
-  if (plain && g.stride.h == 1) return run_square<K, 1, 1>(stream, t, g), true;
-  if (plain && g.stride.h == 2) return run_square<K, 2, 1>(stream, t, g), true;
-  if (g.up.h == 2 && g.up.w == 2) return run_square<K, 1, 2>(stream, t, g), true;
-  return false;
-}
-
-template <typename T>
-void run_correlate(const Stream& stream, const Operands<T>& t, const Correlation& g) {
-  if (int64_t{g.n} * g.out.h * g.out.w == 0) return;
-  if constexpr (!std::is_same_v<T, double>)
-    if (try_square<3>(stream, t, g) || try_square<5>(stream, t, g)) return;
-  run<T, 1, 0, 1, 1>(stream, t, g);
-}
-
-template <typename T, int K, int S>
-void run_weight_gradient(const Stream& stream, const Tensor& dy, const Tensor& x, T* dw, T* db, const Correlation& g) {
-  const Work work = plan(g, 1, K ? 4 : 1, 32, 1024, INT64_MAX);
-  const int taps = g.kernel.h * g.kernel.w, tap_groups = K || taps == 0 ? 1 : (taps - 1) / kGenericTaps + 1;
-  const int64_t count = chunks(work), rows = g.channels * int64_t{taps + 1};
-  const Tensor partial = empty(x, rows * count * sizeof(Sum<T>) / sizeof(T));
-  auto* sums = static_cast<Sum<T>*>(partial.mutable_data_ptr());
-  if (count > 0)
-    launch(stream, {blocks(work) * tap_groups, kThreads}, weight_gradient<T, K, S>, data<T>(dy), data<T>(x), sums, g,
-           work);
-  constexpr int kWarps = kThreads / 32;
-  launch(stream, {static_cast<unsigned>((rows + kWarps - 1) / kWarps), kThreads}, sum_partials<T>, sums, dw, db, g,
-         count);
-}
-
-template <typename T>
-void run_weight_gradient(const Stream& stream, const Tensor& dy, const Tensor& x, T* dw, T* db, Correlation g) {
-  if (!dw) g.kernel = {0, 0};
-  if constexpr (!std::is_same_v<T, double>) {
-    const int k = g.kernel.h == g.kernel.w && g.dilation.h == 1 && g.dilation.w == 1 ? g.kernel.h : 0;
-    const int s = g.stride.h;
-    if (k == 3 && s == 1) return run_weight_gradient<T, 3, 1>(stream, dy, x, dw, db, g);
-    if (k == 3 && s == 2) return run_weight_gradient<T, 3, 2>(stream, dy, x, dw, db, g);
-    if (k == 5 && s == 1) return run_weight_gradient<T, 5, 1>(stream, dy, x, dw, db, g);
-    if (k == 5 && s == 2) return run_weight_gradient<T, 5, 2>(stream, dy, x, dw, db, g);
-  }
-  run_weight_gradient<T, 0, 0>(stream, dy, x, dw, db, g);
-}
-
 Tensor depthwise_conv2d(const Tensor& x, const Tensor& w, const std::optional<Tensor>& bias,
                         const vector<int64_t>& stride, const vector<int64_t>& padding, const vector<int64_t>& dilation,
                         const std::optional<std::string>& activation) {
-  const Convolution sizes = depthwise_geometry(x, w, stride, padding, dilation);
-  check_alike(x, w, "weight");
-  if (bias) {
-    check_alike(x, *bias, "bias");
-    STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == sizes.o, "expected a bias of ", sizes.o, " values");
-  }
-  Correlation g = forward(sizes, x, w);
-  const Tensor y = empty(x, {sizes.n, sizes.o, sizes.oh, sizes.ow}, is_channels_last(x));
-  g.y = strides_of(y);
-  g.bias = bias ? bias->stride(0) : 0;
-  const Stream stream(x);
-  with_float(x.scalar_type(), [&](auto zero) {
-    using T = decltype(zero);
-    run_correlate(stream,
-                  Operands<T>{data<T>(x), data<T>(w), bias ? data<T>(*bias) : nullptr,
-                              static_cast<T*>(y.mutable_data_ptr()), parse_activation(activation)},
-                  g);
-  });
-  return y;
+  const Convolution g = depthwise_geometry(x, w, stride, padding, dilation);
+  return grouped_conv2d(x, w, bias, stride, padding, dilation, g.groups, activation);
 }
 
 std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward(const Tensor& dy, const Tensor& x, const Tensor& w,
@@ -171,35 +19,8 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward(const Tensor& dy, c
                                                              const vector<int64_t>& padding,
                                                              const vector<int64_t>& dilation, bool need_dx,
                                                              bool need_dw, bool need_db) {
-  const Convolution sizes = depthwise_geometry(x, w, stride, padding, dilation);
-  check_alike(x, w, "weight");
-  check_alike(x, dy, "gradient");
-  const Four expected{sizes.n, sizes.o, sizes.oh, sizes.ow};
-  const bool fits = dy.dim() == 4 && std::equal(&expected.n, &expected.n + 4, dy.sizes().begin());
-  STD_TORCH_CHECK(fits, "expected a gradient of the output's shape");
-  Correlation g = forward(sizes, x, w);
-  g.y = strides_of(dy);
-  const Tensor dx = need_dx ? empty(x, sizes_of(x), is_channels_last(x)) : empty(x, 0);
-  const Tensor dw = need_dw ? empty(w, sizes_of(w), is_channels_last(w)) : empty(x, 0);
-  const Tensor db = empty(x, need_db ? sizes.o : 0);
-  const Stream stream(x);
-  with_float(x.scalar_type(), [&](auto zero) {
-    using T = decltype(zero);
-    const auto output = [](const Tensor& t, bool needed) {
-      return needed ? static_cast<T*>(t.mutable_data_ptr()) : nullptr;
-    };
-    if (need_dx) {
-      const T* last_tap = data<T>(w) + (g.kernel.h - 1) * g.weight.h + (g.kernel.w - 1) * g.weight.w;
-      run_correlate(stream, Operands<T>{data<T>(dy), last_tap, nullptr, output(dx, true), Activation::kNone},
-                    turned(g, sizes, dx));
-    }
-    if (need_dw || need_db) {
-      Correlation out = g;
-      out.weight = strides_of(need_dw ? dw : w);
-      run_weight_gradient(stream, dy, x, output(dw, need_dw), output(db, need_db), out);
-    }
-  });
-  return {dx, dw, db};
+  const Convolution g = depthwise_geometry(x, w, stride, padding, dilation);
+  return grouped_conv2d_backward(dy, x, w, stride, padding, dilation, g.groups, need_dx, need_dw, need_db);
 }
 
 }  // namespace

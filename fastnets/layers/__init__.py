@@ -4,4 +4,5 @@ from fastnets.layers.blocks import DepthwiseSeparable as DepthwiseSeparable
 from fastnets.layers.blocks import InvertedResidual as InvertedResidual
 from fastnets.layers.conv import Conv2d as Conv2d
 from fastnets.layers.conv import DepthwiseConv2d as DepthwiseConv2d
+from fastnets.layers.conv import GroupedConv2d as GroupedConv2d
 from fastnets.layers.pointwise import PointwiseConv2d as PointwiseConv2d

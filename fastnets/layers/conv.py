@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastnets.ops import conv2d, depthwise_conv2d
+from fastnets.ops import conv2d, depthwise_conv2d, grouped_conv2d
 from fastnets.ops._activation import check_activation
 from fastnets.ops._convolution import Pair
 
@@ -112,6 +112,83 @@ class DepthwiseConv2d(Conv2d):
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         input, padding = self._pad(input)
         return depthwise_conv2d(input, weight, bias, self.stride, padding, self.dilation, activation=self.activation)
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + (f", activation={self.activation}" if self.activation else "")
+
+
+class GroupedConv2d(Conv2d):
+    """Convolves each of ``groups`` equal parts of the channels by itself, then applies an activation in the same pass.
+
+    The activation needs no pass over memory of its own where the padding is of zeros.
+
+    Args:
+        in_channels: c, channels of the input, a multiple of groups.
+        out_channels: o, channels of the result, a multiple of groups.
+        kernel_size: rows and columns of a kernel in pixels, an int or (vertical, horizontal).
+        stride: steps of the kernel in pixels, an int or (vertical, horizontal).
+        padding: pixels added on each side, an int or (vertical, horizontal), 'valid' or 'same'.
+        dilation: distance between taps in pixels, an int or (vertical, horizontal).
+        groups: how many parts the channels fall into.
+        bias: whether a learnt bias is added.
+        padding_mode: what is added: 'zeros', 'reflect', 'replicate' or 'circular'.
+        activation: None, 'relu', 'relu6', 'leaky_relu' (slope 0.1), 'silu', 'hardswish' or 'sigmoid'.
+        device, dtype: of the parameters ``weight`` (o, c / groups, kh, kw) and ``bias`` (o).
+
+    Returns:
+        (from a call) (n, o, h', w') in the type of the input (n, c, h, w).
+
+    Raises:
+        ValueError: an argument is not one of those listed.
+        RuntimeError: (from a call) as ``torch.nn.Conv2d``.
+
+    Paper: S. Xie et al., "Aggregated Residual Transformations for Deep Neural Networks", 2017,
+    https://arxiv.org/abs/1611.05431
+
+    Example:
+        >>> import torch
+        >>> from fastnets.layers import GroupedConv2d
+        >>> layer = GroupedConv2d(8, 4, 3, padding=1, groups=2, activation="relu")
+        >>> layer(torch.ones(1, 8, 6, 6)).shape
+        torch.Size([1, 4, 6, 6])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Pair,
+        stride: Pair = 1,
+        padding: Pair | str = 0,
+        dilation: Pair = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        *,
+        activation: str | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        check_activation(activation)
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,  # type: ignore[arg-type]
+            stride,  # type: ignore[arg-type]
+            padding,  # type: ignore[arg-type]
+            dilation,  # type: ignore[arg-type]
+            groups,
+            bias,
+            padding_mode,  # type: ignore[arg-type]
+            device=device,
+            dtype=dtype,
+        )
+        self.activation = activation
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        input, padding = self._pad(input)
+        geometry = self.stride, padding, self.dilation, self.groups
+        return grouped_conv2d(input, weight, bias, *geometry, activation=self.activation)
 
     def extra_repr(self) -> str:
         return super().extra_repr() + (f", activation={self.activation}" if self.activation else "")

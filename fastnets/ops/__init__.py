@@ -2,3 +2,4 @@
 
 from fastnets.ops.conv2d import conv2d as conv2d
 from fastnets.ops.depthwise_conv2d import depthwise_conv2d as depthwise_conv2d
+from fastnets.ops.grouped_conv2d import grouped_conv2d as grouped_conv2d

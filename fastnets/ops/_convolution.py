@@ -1,12 +1,21 @@
-"""Arguments, layouts and output sizes that all convolutions share."""
+"""What all convolutions share: arguments, layouts and sizes, the reference, fakes and gradients.
+
+A geometry is (stride, padding, dilation, groups).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from fastnets._op import Op
+from fastnets.ops._activation import ACTIVATIONS, FROM_INPUT, FROM_OUTPUT
+
+aten = torch.ops.aten
 
 Ints = Sequence[int]
 Pair = int | Ints
@@ -58,3 +67,161 @@ def memory_format(x: Tensor) -> torch.memory_format:
 def empty(x: Tensor, shape: Ints) -> Tensor:
     """An uninitialised tensor of that shape with x's type, device and layout."""
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
+
+
+# ---- check -----------------------------------------------------------------------------------
+
+
+def fits(x: Tensor, w: Tensor, bias: Tensor | None, stride: Ints, padding: Ints, dilation: Ints, groups: int) -> bool:
+    """Whether x (n, c, h, w), w (o, c / groups, kh, kw) and bias (o) are a convolution's."""
+    if x.dim() != 4 or w.dim() != 4 or groups < 1 or w.shape[0] % groups != 0 or x.shape[1] != w.shape[1] * groups:
+        return False
+    if 0 in w.shape or x.dtype != w.dtype or x.device != w.device:
+        return False
+    if bias is not None and (bias.shape != w.shape[:1] or bias.dtype != x.dtype or bias.device != x.device):
+        return False
+    if len(stride) != 2 or len(padding) != 2 or len(dilation) != 2:
+        return False
+    if min(stride) < 1 or min(padding) < 0 or min(dilation) < 1:
+        return False
+    height, width = output_size(x, w, stride, padding, dilation)
+    return height > 0 and width > 0
+
+
+def check_gradient(name: str, dy: Tensor, x: Tensor, w: Tensor, stride: Ints, padding: Ints, dilation: Ints) -> None:
+    """Raises if dy is not a gradient of the result."""
+    expected = (x.shape[0], w.shape[0], *output_size(x, w, stride, padding, dilation))
+    if dy.shape != expected or dy.dtype != x.dtype or dy.device != x.device:
+        raise RuntimeError(
+            f"{name} expects a gradient of shape {expected}, type {x.dtype}, on {x.device}, "
+            f"but got shape {tuple(dy.shape)}, type {dy.dtype}, on {dy.device}"
+        )
+
+
+# ---- reference -------------------------------------------------------------------------------
+
+
+def _sum_type(x: Tensor) -> torch.dtype:
+    # PyTorch adds up float16 in float16 on a CPU.
+    return torch.float32 if x.dtype == torch.float16 and x.device.type == "cpu" else x.dtype
+
+
+def reference(
+    x: Tensor,
+    w: Tensor,
+    bias: Tensor | None,
+    stride: Ints,
+    padding: Ints,
+    dilation: Ints,
+    groups: int,
+    activation: str | None,
+) -> Tensor:
+    """activation(conv(x, w) + bias) in PyTorch's ops."""
+    sum_type = _sum_type(x)
+    bias = None if bias is None else bias.to(sum_type)
+    y = F.conv2d(x.to(sum_type), w.to(sum_type), bias, stride, padding, dilation, groups)
+    return ACTIVATIONS[activation](y).to(x.dtype).contiguous(memory_format=memory_format(x))
+
+
+def reference_backward(
+    dy: Tensor,
+    x: Tensor,
+    w: Tensor,
+    stride: Ints,
+    padding: Ints,
+    dilation: Ints,
+    groups: int,
+    need_dx: bool,
+    need_dw: bool,
+    need_db: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Those of dx, dw and db that are needed; empty tensors for the others."""
+    tensors = (t.to(_sum_type(x)) for t in (dy, x, w))
+    dx, dw, db = aten.convolution_backward(
+        *tensors, [w.shape[0]], stride, padding, dilation, False, [0, 0], groups, [need_dx, need_dw, need_db]
+    )
+    return (
+        dx.to(x.dtype).contiguous(memory_format=memory_format(x)) if need_dx else x.new_empty(0),
+        dw.to(x.dtype).contiguous(memory_format=memory_format(w)) if need_dw else x.new_empty(0),
+        db.to(x.dtype) if need_db else x.new_empty(0),
+    )
+
+
+# ---- backends and fakes ----------------------------------------------------------------------
+
+
+def why_not(x: Tensor, *args: Any) -> list[str]:
+    """The types that our kernels do not take."""
+    return [] if x.dtype in FLOATS else [f"its kernels take float32, float64, bfloat16 and float16, not {x.dtype}"]
+
+
+def empty_result(x: Tensor, w: Tensor, stride: Ints, padding: Ints, dilation: Ints) -> Tensor:
+    """Where the convolution of x with w goes."""
+    return empty(x, (x.shape[0], w.shape[0], *output_size(x, w, stride, padding, dilation)))
+
+
+def empty_gradients(x: Tensor, w: Tensor, need_dx: bool, need_dw: bool, need_db: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Where dx, dw and db go; one that is not needed has no elements: an operator cannot return None."""
+    return (
+        empty(x, x.shape) if need_dx else x.new_empty(0),
+        empty(w, w.shape) if need_dw else x.new_empty(0),
+        x.new_empty(w.shape[0] if need_db else 0),
+    )
+
+
+# ---- autograd --------------------------------------------------------------------------------
+
+
+def differentiate(op: Op, op_backward: Op) -> None:
+    """Registers first and second gradients.
+
+    ``op`` takes (x, w, bias, *geometry, activation), ``op_backward`` (dy, x, w, *geometry, need_dx, need_dw, need_db).
+    """
+
+    def setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, w, bias, *ctx.geometry, ctx.activation = inputs
+        ctx.save_for_backward(x, w, bias, output if ctx.activation in FROM_OUTPUT else None)
+
+    def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
+        x, w, bias, y = ctx.saved_tensors
+        if ctx.activation in FROM_OUTPUT:
+            dy = FROM_OUTPUT[ctx.activation](dy, y)
+        elif ctx.activation in FROM_INPUT:
+            # One more forward instead of one more saved tensor: these slopes need the value before.
+            dy = FROM_INPUT[ctx.activation](dy, op.torch_op(x, w, bias, *ctx.geometry, None))
+        # A gradient in another layout (or of stride 0) is brought into the input's, once, for all kernels.
+        dy = dy.contiguous(memory_format=memory_format(x))
+        needed = ctx.needs_input_grad[:3]
+        gradients = op_backward(dy, x, w, *ctx.geometry, *needed)
+        dx, dw, db = (g if n else None for g, n in zip(gradients, needed, strict=True))
+        return dx, dw, db, *(None for _ in ctx.geometry), None
+
+    def setup_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        dy, x, w, *ctx.geometry = inputs[:-3]
+        ctx.needed = inputs[-3:]
+        ctx.save_for_backward(dy, x, w)
+        ctx.set_materialize_grads(False)
+
+    def backward_backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        dy, x, w = ctx.saved_tensors
+        ddx, ddw, ddb = (g if needed else None for g, needed in zip(grads, ctx.needed, strict=True))
+        need_ddy, need_dx, need_dw = ctx.needs_input_grad[:3]
+        # dx, dw and db are linear in dy; and conv(x, w) is linear in x and in w, so that
+        # <ddx, dx> + <ddw, dw> + <ddb, db> = <conv(ddx, w) + conv(x, ddw) + ddb, dy>.
+        ddy = dx = dw = None
+        if need_ddy:
+            ddy = torch.zeros_like(dy)
+            if ddx is not None:
+                ddy = ddy + op(ddx, w, None, *ctx.geometry, None)
+            if ddw is not None:
+                ddy = ddy + op(x, ddw, None, *ctx.geometry, None)
+            if ddb is not None:
+                ddy = ddy + ddb.view(-1, 1, 1)
+        if need_dx and ddw is not None:
+            dx = op_backward(dy, x, ddw, *ctx.geometry, True, False, False)[0]
+        if need_dw and ddx is not None:
+            dw = op_backward(dy, ddx, w, *ctx.geometry, False, True, False)[1]
+        return ddy, dx, dw, *(None for _ in ctx.geometry), None, None, None
+
+    op.autograd(backward, setup)
+    op_backward.autograd(backward_backward, setup_backward)

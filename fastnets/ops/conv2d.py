@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fastnets.ops._convolution import Pair
 from fastnets.ops.depthwise_conv2d import depthwise_conv2d
+from fastnets.ops.grouped_conv2d import grouped_conv2d
 
 
 def conv2d(
@@ -18,13 +19,14 @@ def conv2d(
     dilation: Pair = 1,
     groups: int = 1,
 ) -> Tensor:
-    r"""Convolves as ``torch.nn.functional.conv2d`` does, depthwise convolutions on kernels of our own.
+    r"""Convolves as ``torch.nn.functional.conv2d`` does, depthwise and grouped convolutions on kernels of our own.
 
     .. math::
         y_{n,o,i,j} = b_o + \sum_{k,p,q} w_{o,k,p,q} \; x_{n,\,g(o) C + k,\; i s_h - p_h + p d_h,\; j s_w - p_w + q d_w}
 
     with C = c / groups channels in a group and g(o) the group of output channel o. One input channel
-    per group goes to :func:`fastnets.ops.depthwise_conv2d`, everything else to PyTorch.
+    per group goes to :func:`fastnets.ops.depthwise_conv2d`, more of them in more than one group to
+    :func:`fastnets.ops.grouped_conv2d`, everything else to PyTorch.
 
     Args:
         input: (n, c, h, w) or (c, h, w).
@@ -50,7 +52,9 @@ def conv2d(
         >>> conv2d(torch.ones(1, 2, 3, 3), torch.ones(2, 1, 3, 3), groups=2).flatten().tolist()
         [9.0, 9.0]
     """
-    depthwise = weight.dim() == 4 and weight.shape[1] == 1 and input.dim() in (3, 4) and input.shape[-3] == groups
-    if depthwise:
-        return depthwise_conv2d(input, weight, bias, stride, padding, dilation)
+    if weight.dim() == 4 and input.dim() in (3, 4):
+        if weight.shape[1] == 1 and input.shape[-3] == groups:
+            return depthwise_conv2d(input, weight, bias, stride, padding, dilation)
+        if weight.shape[1] > 1 and groups > 1:
+            return grouped_conv2d(input, weight, bias, stride, padding, dilation, groups)
     return F.conv2d(input, weight, bias, stride, padding, dilation, groups)

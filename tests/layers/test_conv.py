@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import fastnets
-from fastnets.layers import Conv2d, DepthwiseConv2d, PointwiseConv2d
+from fastnets.layers import Conv2d, DepthwiseConv2d, GroupedConv2d, PointwiseConv2d
 
 CASES = {
     "dense": {"in_channels": 4, "out_channels": 6, "kernel_size": 3},
@@ -64,9 +64,20 @@ def test_conv2d_is_torchs(case, mode, layout):
     assert torch.equal(ours(x := torch.randn(4, 9, 8, dtype=torch.float64)), ours(x[None])[0])
 
 
+ACTIVATIONS = {
+    None: nn.Identity(),
+    "relu": nn.ReLU(),
+    "relu6": nn.ReLU6(),
+    "leaky_relu": nn.LeakyReLU(0.1),
+    "silu": nn.SiLU(),
+    "hardswish": nn.Hardswish(),
+    "sigmoid": nn.Sigmoid(),
+}
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("multiplier", [1, 3])
-@pytest.mark.parametrize("activation", [None, "relu", "relu6", "leaky_relu", "silu", "hardswish", "sigmoid"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_depthwise_conv2d_is_a_grouped_convolution_and_an_activation(activation, multiplier, mode):
     geometry = {
         "kernel_size": (3, 5),
@@ -79,16 +90,20 @@ def test_depthwise_conv2d_is_a_grouped_convolution_and_an_activation(activation,
     torchs = nn.Conv2d(4, 4 * multiplier, **geometry, groups=4)
     assert {k: v.shape for k, v in ours.state_dict().items()} == {k: v.shape for k, v in torchs.state_dict().items()}
     ours.load_state_dict(torchs.state_dict())
-    function = {
-        None: nn.Identity(),
-        "leaky_relu": nn.LeakyReLU(0.1),
-        "relu": nn.ReLU(),
-        "relu6": nn.ReLU6(),
-        "silu": nn.SiLU(),
-        "hardswish": nn.Hardswish(),
-        "sigmoid": nn.Sigmoid(),
-    }[activation]
+    function = ACTIVATIONS[activation]
     assert_same(ours, nn.Sequential(torchs, function), 4 * torch.randn(2, 4, 9, 8, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_grouped_conv2d_is_a_convolution_and_an_activation(activation, mode):
+    geometry = {"kernel_size": (3, 5), "stride": (1, 2), "padding": (1, 2), "groups": 2, "padding_mode": mode}
+    ours = GroupedConv2d(4, 6, **geometry, activation=activation, dtype=torch.float64)
+    torchs = nn.Conv2d(4, 6, **geometry, dtype=torch.float64)
+    ours.load_state_dict(torchs.state_dict())
+    x = 4 * torch.randn(2, 4, 9, 8, dtype=torch.float64)
+    assert_same(ours, nn.Sequential(torchs, ACTIVATIONS[activation]), x)
+    assert (f"activation={activation}" in repr(ours)) == (activation is not None)
 
 
 def test_depthwise_conv2d_by_hand():
@@ -116,11 +131,12 @@ def test_pointwise_conv2d_is_torchs(shape, layout):
 LAYERS = [
     lambda: Conv2d(4, 4, 3, groups=4, padding=1),
     lambda: DepthwiseConv2d(4, 3, padding=1, multiplier=2, activation="silu"),
+    lambda: GroupedConv2d(4, 6, 3, padding=1, groups=2, activation="relu6"),
     lambda: PointwiseConv2d(4, 6),
 ]
 
 
-@pytest.mark.parametrize("build", LAYERS, ids=["Conv2d", "DepthwiseConv2d", "PointwiseConv2d"])
+@pytest.mark.parametrize("build", LAYERS, ids=["Conv2d", "DepthwiseConv2d", "GroupedConv2d", "PointwiseConv2d"])
 def test_layers_copy_pickle_compile_and_export(build):
     layer, x = build(), torch.randn(1, 4, 6, 6).contiguous(memory_format=torch.channels_last)
     expected = layer(x)
@@ -142,6 +158,7 @@ def test_a_wrong_input_gets_torchs_error(wrong):
     wrong = wrong.contiguous(memory_format=torch.channels_last) if wrong.dim() == 4 else wrong
     for ours, torchs in (
         (Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 4, 3, groups=4)),
+        (GroupedConv2d(4, 6, 3, groups=2), nn.Conv2d(4, 6, 3, groups=2)),
         (PointwiseConv2d(4, 6), nn.Conv2d(4, 6, 1)),
     ):
         with pytest.raises(RuntimeError) as expected:
@@ -156,19 +173,24 @@ def test_a_wrong_input_gets_torchs_error(wrong):
 def test_wrong_arguments_are_refused_when_the_layer_is_made():
     with pytest.raises(ValueError, match="activation must be one of"):
         DepthwiseConv2d(4, 3, activation="gelu")
+    with pytest.raises(ValueError, match="activation must be one of"):
+        GroupedConv2d(4, 6, 3, groups=2, activation="gelu")
     with pytest.raises(ValueError, match="padding_mode"):
         DepthwiseConv2d(4, 3, padding_mode="mirror")
     with pytest.raises(ValueError, match="groups"):
         Conv2d(4, 6, 3, groups=4)
 
 
-def test_depthwise_layers_run_the_op():
+def test_layers_run_the_op():
     x = torch.ones(1, 4, 5, 5)
     fastnets.backend_report(reset=True)
     with torch.inference_mode():
         Conv2d(4, 4, 3, groups=4)(x)
         DepthwiseConv2d(4, 3)(x)
+        Conv2d(4, 4, 3, groups=2)(x)
+        GroupedConv2d(4, 4, 3, groups=2)(x)
         Conv2d(4, 4, 3)(x)
+    assert sum(fastnets.backend_report()["grouped_conv2d"]["calls"].values()) == 2
     assert sum(fastnets.backend_report()["depthwise_conv2d"]["calls"].values()) == 2
 
 

@@ -1,4 +1,4 @@
-// Kernels of the depthwise convolution: correlate (forward, and the input's gradient), weight_gradient, and
+// Kernels of the grouped convolution: correlate (forward, and the input's gradient), weight_gradient, and
 // sum_partials.
 //
 // Work. A block is 128 threads: `lanes` neighbouring channels (V in each thread) times 128 / lanes items. An item is
@@ -6,6 +6,9 @@
 // outputs that need it. Neighbouring lanes are neighbours in memory: channels where the output is channels_last,
 // otherwise (lanes = 1) columns of one channel. A block takes several rounds of items, so that its weights are loaded
 // once.
+//
+// Groups. A result channel sums over `depth` source channels, those of its group of `share` result channels. The weight
+// gradient has a channel for each pair of an output channel and one of its input channels, the latter fastest.
 //
 // Bytes. correlate reads x and writes y; R + K - 1 input rows are loaded for R output rows (R = 4), the surplus from L1
 // and L2. weight_gradient reads x and dy once and writes one partial sum per block, channel and tap, which
@@ -29,15 +32,22 @@ struct Pixels {
   int h, w;
 };
 
-// y[n, o, i, j] = sum over k < depth and taps p, q of w[o * depth + k, p, q] * u[n, (o * depth + k) / share, r, s] with
-// r = i * stride.h - padding.h + p * dilation.h and s likewise, where u (`in` pixels) is x with up.h - 1 rows and
-// up.w - 1 columns of zeros between its own. Forward: depth = up = 1; gradient of the input: share = stride = 1.
+// y[n, o, i, j] = sum over k < depth and taps p, q of w[o / share, o % share, k, p, q] * u[n, o / share * depth + k, r,
+// s] with r = i * stride.h - padding.h + p * dilation.h and s likewise, where u (`in` pixels) is x with up.h - 1 rows
+// and up.w - 1 columns of zeros between its own. Forward: up = 1; gradient of the input: stride = 1.
 struct Correlation {
   int n, channels, depth, share;
   Pixels in, out, kernel, stride, padding, dilation, up;
-  Four x, y, weight;  // strides, in elements
-  int64_t bias;       // stride
+  Four x, y;      // strides, in elements
+  Four weight;    // of w's dimensions: n is that of o % share, c that of k
+  int64_t group;  // stride of w from group to group
+  int64_t bias;   // stride
 };
+
+// Where the first weight of a result channel stands.
+__device__ inline int64_t weight_of(const Correlation& g, int o) {
+  return o / g.share * g.group + o % g.share * g.weight.n;
+}
 
 // How channels and items are dealt to blocks. Depends on shapes and strides only, so that sums are reproducible.
 struct Work {
@@ -125,7 +135,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     for (int p = 0; p < K; ++p)
 #pragma unroll
       for (int q = 0; q < K; ++q)
-        weight[v][p * K + q] = static_cast<A>(w[(o + v) * g.weight.n + p * g.weight.h + q * g.weight.w]);
+        weight[v][p * K + q] = static_cast<A>(w[weight_of(g, o + v) + p * g.weight.h + q * g.weight.w]);
   }
 
   const Range range = items_of_thread(work, blockIdx.x);
@@ -166,9 +176,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
         }
       }
     } else {
-      for (int k = 0; k < g.depth; ++k) {
-        const int channel = o * g.depth + k;
-        const T *image = x + item.n * g.x.n + channel / g.share * g.x.c, *kernel = w + channel * g.weight.n;
+      const T *image = x + item.n * g.x.n + o / g.share * g.depth * g.x.c, *kernel = w + weight_of(g, o);
+      for (int k = 0; k < g.depth; ++k, image += g.x.c, kernel += g.weight.c) {
         for (int p = 0; p < g.kernel.h; ++p) {
           const int row = i * g.stride.h - g.padding.h + p * g.dilation.h;
           if (!is_value(row, g.in.h, g.up.h)) continue;
@@ -194,7 +203,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   }
 }
 
-// partial[o, tap, chunk] = sum over a chunk of items of dy * x, with the sum of dy itself as tap kh * kw (for the
+// partial[pair, tap, chunk] = sum over a chunk of items of dy * x, with the sum of dy itself as tap kh * kw (for the
 // bias). K, S as in correlate; K = 0: kGenericTaps taps in a block, the tap groups of a chunk in neighbouring blocks.
 // An empty kernel: the bias alone.
 template <typename T, int K, int S>
@@ -206,10 +215,11 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   const int taps = g.kernel.h * g.kernel.w, tap_groups = max(1, (taps + kTaps - 1) / kTaps);
   const int tap_group = blockIdx.x % tap_groups, first_tap = tap_group * kTaps;
   const unsigned block = blockIdx.x / tap_groups;
-  const int o = first_channel(work, block, 1);
+  const int pair = first_channel(work, block, 1), pairs = g.channels * g.depth;
+  const int o = pair / g.depth, source = o / g.share * g.depth + pair % g.depth;
   const Range range = items_of_thread(work, block);
   A sum[kTaps + 1] = {};  // the last for the bias
-  for (int64_t index = range.first; index < range.end && o < g.channels; index += range.step) {
+  for (int64_t index = range.first; index < range.end && pair < pairs; index += range.step) {
     const Item item = item_at(index, g.out.w, work.runs);
     const int left = item.column * g.stride.w - g.padding.w, i = item.run * R;
     const T* gradient = dy + item.n * g.y.n + o * g.y.c + i * g.y.h + item.column * g.y.w;
@@ -221,7 +231,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     }
     if (taps == 0) continue;
 
-    const T* image = x + item.n * g.x.n + o / g.share * g.x.c;
+    const T* image = x + item.n * g.x.n + source * g.x.c;
     if constexpr (K > 0) {
       const int top = i * S - g.padding.h;
 #pragma unroll
@@ -266,21 +276,22 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   for (int slot = threadIdx.x; slot < (kTaps + 1) * work.lanes; slot += kThreads) {
     const int t = slot / work.lanes, tap = t < kTaps ? first_tap + t : taps;
     const int channel = static_cast<int>(block % work.groups) * work.lanes + slot % work.lanes;
-    if (channel >= g.channels || tap > taps || (t == kTaps ? tap_group > 0 : tap == taps)) continue;
+    if (channel >= pairs || tap > taps || (t == kTaps ? tap_group > 0 : tap == taps)) continue;
     A total = 0;
     for (int from = 0; from < kWarps; ++from) total += shared[(t * kWarps + from) * work.lanes + slot % work.lanes];
     partial[(channel * (taps + int64_t{1}) + tap) * chunks + chunk] = total;
   }
 }
 
-// One warp for each (o, tap): dw[o, tap] or, for the tap after the last, db[o]; a null pointer is not asked for.
+// One warp for each (pair, tap): dw[pair, tap] or, for the tap after the last of a first pair, db[o]; a null pointer is
+// not asked for.
 template <typename T>
 __global__ void __launch_bounds__(kThreads, kBlocks)
     sum_partials(const Sum<T>* __restrict__ partial, T* __restrict__ dw, T* __restrict__ db, const Correlation g,
                  const int64_t chunks) {
   const int taps = g.kernel.h * g.kernel.w, lane = threadIdx.x % 32;
   const int64_t row = blockIdx.x * int64_t{kThreads / 32} + threadIdx.x / 32;
-  const int64_t o = row / (taps + 1);
+  const int64_t pair = row / (taps + 1), o = pair / g.depth;
   const int tap = static_cast<int>(row % (taps + 1));
   Sum<T> sum = 0;
   if (o < g.channels)
@@ -288,8 +299,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   for (int distance = 16; distance >= 1; distance /= 2) sum += shuffle_xor(sum, distance);
   if (lane > 0 || o >= g.channels) return;
   if (tap < taps && dw)
-    dw[o * g.weight.n + tap / g.kernel.w * g.weight.h + tap % g.kernel.w * g.weight.w] = static_cast<T>(sum);
-  if (tap == taps && db) db[o] = static_cast<T>(sum);
+    dw[o * g.weight.n + pair % g.depth * g.weight.c + tap / g.kernel.w * g.weight.h + tap % g.kernel.w * g.weight.w] =
+        static_cast<T>(sum);
+  if (tap == taps && pair % g.depth == 0 && db) db[o] = static_cast<T>(sum);
 }
 
 }  // namespace fastnets

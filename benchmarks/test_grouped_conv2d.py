@@ -1,0 +1,95 @@
+"""grouped_conv2d against F.conv2d on the layers of ResNeXt-50 (32x4d) and ShuffleNet v1 (1x) at 224 x 224."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fastnets.ops import grouped_conv2d
+
+# channels, height and width, stride: the 3x3 convolutions in 32 groups (S. Xie et al. 2017, table 1)
+RESNEXT50_32X4D = [
+    (128, 56, 1), (256, 56, 2), (256, 28, 1), (512, 28, 2), (512, 14, 1), (1024, 14, 2), (1024, 7, 1),
+]  # fmt: skip
+# groups -> channels of the stage at 28 pixels, twice as many at 14 and again at 7 (X. Zhang et al. 2018, table 1). Its
+# 1x1 convolutions go to a quarter of the channels and back.
+SHUFFLENET = {1: 144, 2: 200, 3: 240, 4: 272, 8: 384}
+POINTWISE = [
+    (groups, *((wide, wide // 4) if narrows else (wide // 4, wide)), 28 >> stage)
+    for groups, first in SHUFFLENET.items()
+    for stage, wide in enumerate((first, 2 * first, 4 * first))
+    for narrows in (True, False)
+]
+CONTIGUOUS, LAST = torch.contiguous_format, torch.channels_last
+
+# Bytes: 4 n (c h² + o oh²), oh = h / stride. Operations: 2 n o oh² k² c / groups. The backward pass moves 4 n (2 c h² + o
+# oh²) bytes (x and dy read, dx written) and does twice the operations.
+
+
+def layer(n, c, o, groups, h, k):
+    make = torch.Generator().manual_seed(0)
+    x = torch.randn(n, c, h, h, generator=make)
+    return x, torch.randn(o, c // groups, k, k, generator=make), torch.randn(o, generator=make)
+
+
+def race_forward(race, group, name, tensors, kw, layout=LAST):
+    x, w, b = tensors
+    xl, wl = (t.contiguous(memory_format=LAST) for t in (x, w))
+    xo, wo = (t.contiguous(memory_format=layout) for t in (x, w))
+    candidates = {
+        "contiguous": lambda: (F.conv2d(x, w, b, **kw),),
+        "channels_last": lambda: (F.conv2d(xl, wl, b, **kw),),
+        "fastnets": lambda: (grouped_conv2d(xo, wo, b, **kw),),
+    }
+    if layout == CONTIGUOUS:
+        del candidates["channels_last"]
+    race(group, name, candidates, (F.conv2d(x.double(), w.double(), b.double(), **kw),))
+
+
+def resnext(n, c, h, stride):
+    name = f"{c}x{h}x{h} 3x3/{stride}"
+    return name, layer(n, c, c, 32, h, 3), {"stride": stride, "padding": 1, "groups": 32}
+
+
+@pytest.mark.parametrize("shape", RESNEXT50_32X4D, ids=str)
+@pytest.mark.parametrize("n", (1, 16))
+def test_resnext(race, n, shape):
+    race_forward(race, f"ResNeXt-50, batch {n}", *resnext(n, *shape))
+
+
+@pytest.mark.parametrize("shape", RESNEXT50_32X4D, ids=str)
+@pytest.mark.parametrize("n", (1, 16))
+def test_resnext_contiguous(race, n, shape):
+    race_forward(race, f"ResNeXt-50, batch {n}, both contiguous", *resnext(n, *shape), layout=CONTIGUOUS)
+
+
+@pytest.mark.parametrize("shape", POINTWISE, ids=str)
+@pytest.mark.parametrize("n", (1, 16))
+def test_shufflenet(race, n, shape):
+    groups, c, o, h = shape
+    name, kw = f"{groups}: {c} to {o} x{h}x{h}", {"groups": groups}
+    race_forward(race, f"ShuffleNet 1x1, batch {n}", name, layer(n, c, o, groups, h, 1), kw)
+
+
+@pytest.mark.parametrize("shape", RESNEXT50_32X4D, ids=str)
+@pytest.mark.parametrize("n", (1, 16))
+def test_resnext_backward(race, n, shape):
+    """Gradients of input, weight and bias, without the forward pass."""
+    name, (x, w, b), kw = resnext(n, *shape)
+    dy = torch.randn(F.conv2d(x[:1], w, b, **kw).shape[1:], generator=torch.Generator().manual_seed(1))
+    dy = dy.expand(n, *dy.shape).contiguous()
+    xl, wl, dyl = (t.contiguous(memory_format=LAST) for t in (x, w, dy))
+    geometry = [[kw["stride"]] * 2, [1, 1], [1, 1]]
+    theirs, ours = torch.ops.aten.convolution_backward.default, torch.ops.fastnets.grouped_conv2d_backward.default
+    rest = [[len(b)], *geometry, False, [0, 0], 32, [True] * 3]
+    race(
+        f"ResNeXt-50 backward, batch {n}",
+        name,
+        {
+            "contiguous": lambda: theirs(dy, x, w, *rest),
+            "channels_last": lambda: theirs(dyl, xl, wl, *rest),
+            "fastnets": lambda: ours(dyl, xl, wl, *geometry, 32, True, True, True),
+        },
+        theirs(dy.double(), x.double(), w.double(), *rest),
+    )

@@ -1,0 +1,160 @@
+// Grouped convolution on a CPU: arguments, the cut into tasks, registration. The kernels are in the headers.
+#include "grouped_conv2d.h"
+
+#include <torch/csrc/stable/ops.h>
+
+#include <memory>
+#include <tuple>
+
+#define FASTNETS_KERNELS "grouped_conv2d_kernels.h"
+#include "isa.h"
+
+namespace fastnets {
+namespace {
+
+using grouped::Axis;
+using grouped::backward_axis;
+using grouped::ceil_div;
+using grouped::forward_axis;
+using grouped::Kernels;
+using grouped::Operand;
+using grouped::Problem;
+
+Operand operand(const Tensor& t) { return {t.data_ptr(), strides_of(t)}; }
+
+Problem forward_problem(const Convolution& g, const Tensor& x, const Tensor& w, const Tensor& y) {
+  Problem p{g.n,
+            g.groups,
+            g.depth,
+            g.m,
+            g.kh,
+            g.kw,
+            forward_axis(g.oh, g.h, g.kh, g.sh, g.ph, g.dh),
+            forward_axis(g.ow, g.w, g.kw, g.sw, g.pw, g.dw),
+            operand(x),
+            operand(y)};
+  p.w = w.data_ptr(), p.w_stride = strides_of(w), p.w_group = g.m * p.w_stride.n;
+  return p;
+}
+
+Problem backward_problem(const Convolution& g, const Tensor& dy, const Tensor& w, const Tensor& dx) {
+  Problem p{g.n,
+            g.groups,
+            g.m,
+            g.depth,
+            g.kh,
+            g.kw,
+            backward_axis(g.h, g.oh, g.kh, g.sh, g.ph, g.dh),
+            backward_axis(g.w, g.ow, g.kw, g.sw, g.pw, g.dw),
+            operand(dy),
+            operand(dx)};
+  p.w = w.data_ptr(), p.w_stride = strides_of(w), p.w_group = g.m * p.w_stride.n;
+  std::swap(p.w_stride.n, p.w_stride.c);
+  return p;
+}
+
+// Units of groups; about 64 channels to a task, so that threads write different cache lines; strips of rows whose copy
+// fits the second-level cache. Depends on shapes only: the weight gradient's sums run over strips.
+void cut(Problem& p, const Kernels& kernels, int64_t bytes) {
+  constexpr int64_t kChannels = 64, kCopy = 192 << 10, kTasks = 16, kRows = 4;
+  const bool narrow = p.out < kernels.lanes && kernels.lanes % p.out == 0 && p.in <= p.out;
+  if (kernels.permutes && narrow) p.together = std::min(kernels.lanes / p.out, p.groups);
+  p.chunk = std::clamp<int64_t>(kChannels / std::max(p.unit_in(), p.unit_out()), 1, p.units());
+  const int64_t channels = p.chunk * ceil_div(p.unit_in(), kernels.lanes) * kernels.lanes, rows = p.rows.count();
+  const int64_t row = bytes * channels * p.columns.span(p.columns.count());
+  const int64_t fitting = std::max<int64_t>(1, (kCopy / row - p.rows.last + p.rows.first) / p.rows.source_step);
+  const int64_t wanted = std::min(ceil_div(kTasks, std::max<int64_t>(1, p.n * p.chunks())), ceil_div(rows, kRows));
+  p.strips = std::clamp<int64_t>(std::max(ceil_div(rows, fitting), wanted), 1, rows);
+}
+
+// Calls kernel(begin, end) on ranges of tasks, of a size worth a thread.
+template <typename F>
+void run(const Problem& p, int64_t tasks, const F& kernel) {
+  const int64_t results = p.n * p.groups * p.out * p.rows.size * p.columns.size;
+  const int64_t work = std::max<int64_t>(1, results * p.in * p.taps() / tasks);  // multiply-adds in a task
+  torch::stable::parallel_for(0, tasks, std::max<int64_t>(1, (1 << 17) / work), kernel);
+}
+
+void correlate(Problem p, const Kernels& kernels, int64_t bytes) {
+  cut(p, kernels, bytes);
+  run(p, p.chunks() * p.n * p.strips, [&](int64_t begin, int64_t end) { kernels.correlate(p, begin, end); });
+}
+
+Tensor grouped_conv2d(const Tensor& x, const Tensor& w, const std::optional<Tensor>& bias,
+                      const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+                      const std::vector<int64_t>& dilation, int64_t groups,
+                      const std::optional<std::string>& activation) {
+  const Convolution g = geometry(x, w, stride, padding, dilation, groups);
+  const Tensor y = empty(x, {g.n, g.o, g.oh, g.ow}, is_channels_last(x));
+  const Activation f = parse_activation(activation);
+  const Kernels kernels = FASTNETS_FOR_THIS_CPU(grouped_kernels)(x.scalar_type());
+  if (y.numel() == 0) return y;
+  Problem p = forward_problem(g, x, w, y);
+  p.activation = f;
+  if (bias) {
+    STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == g.o && bias->scalar_type() == x.scalar_type(),
+                    "expected a bias of ", g.o, " numbers of the input's type");
+    p.bias = bias->data_ptr(), p.bias_step = bias->stride(0);
+  }
+  correlate(p, kernels, x.element_size());
+  return y;
+}
+
+// Gradients of weight and bias: partial sums over some strips each, added up in their order.
+template <typename T>
+void weight_gradient(Problem p, const Kernels& kernels, const Tensor& dw, const Tensor& db) {
+  using A = Sum<T>;
+  constexpr int64_t kTasks = 16;
+  p.weighs = dw.numel() > 0;
+  cut(p, kernels, sizeof(A));
+  p.parts = std::clamp<int64_t>(ceil_div(kTasks, p.chunks()), 1, std::max<int64_t>(1, p.n * p.strips));
+  const int64_t lanes = kernels.lanes, rows = p.pairs() + 1;
+  const int64_t slot = ceil_div(p.unit_out(), lanes) * rows * lanes, count = p.units() * slot;
+  const std::unique_ptr<A[]> partial(new A[p.parts * count]);
+  run(p, p.chunks() * p.parts,
+      [&](int64_t begin, int64_t end) { kernels.weight_gradient(p, partial.get(), begin, end); });
+  T* const weight = p.weighs ? mutable_data<T>(dw) : nullptr;
+  T* const biases = db.numel() ? mutable_data<T>(db) : nullptr;
+  const Four s = p.weighs ? strides_of(dw) : Four{};
+  torch::stable::parallel_for(0, p.units(), 1 + (1 << 14) / (slot * p.parts), [&](int64_t begin, int64_t end) {
+    A* const sums = partial.get();
+    for (int64_t part = 1; part < p.parts; ++part)
+      for (int64_t i = begin * slot; i < end * slot; ++i) sums[i] += sums[part * count + i];
+    for (int64_t o = begin * p.unit_out(); o < std::min(end * p.unit_out(), p.groups * p.out); ++o) {
+      const int64_t c = o % p.unit_out();
+      const A* from = sums + o / p.unit_out() * slot + c / lanes * rows * lanes + c % lanes;
+      for (int64_t k = 0; p.weighs && k < p.in; ++k)
+        for (int64_t t = 0; t < p.taps(); ++t, from += lanes)
+          weight[o * s.n + k * s.c + t / p.kw * s.h + t % p.kw * s.w] = static_cast<T>(*from);
+      if (biases) biases[o] = static_cast<T>(*from);
+    }
+  });
+}
+
+std::tuple<Tensor, Tensor, Tensor> grouped_conv2d_backward(const Tensor& dy, const Tensor& x, const Tensor& w,
+                                                           const std::vector<int64_t>& stride,
+                                                           const std::vector<int64_t>& padding,
+                                                           const std::vector<int64_t>& dilation, int64_t groups,
+                                                           bool need_dx, bool need_dw, bool need_db) {
+  const Convolution g = geometry(x, w, stride, padding, dilation, groups);
+  STD_TORCH_CHECK(dy.dim() == 4 && dy.size(0) == g.n && dy.size(1) == g.o && dy.size(2) == g.oh && dy.size(3) == g.ow &&
+                      dy.scalar_type() == x.scalar_type(),
+                  "expected a gradient of the result's shape and type");
+  const Tensor dx = need_dx ? empty(x, sizes_of(x), is_channels_last(x)) : empty(x, 0);
+  const Tensor dw = need_dw ? empty(w, sizes_of(w), is_channels_last(w)) : empty(w, 0);
+  const Tensor db = empty(w, need_db ? g.o : 0);
+  const Kernels kernels = FASTNETS_FOR_THIS_CPU(grouped_kernels)(x.scalar_type());
+  if (dx.numel() > 0) correlate(backward_problem(g, dy, w, dx), kernels, x.element_size());
+  if (need_dw || need_db)
+    with_float(x.scalar_type(),
+               [&](auto zero) { weight_gradient<decltype(zero)>(forward_problem(g, x, w, dy), kernels, dw, db); });
+  return {dx, dw, db};
+}
+
+}  // namespace
+}  // namespace fastnets
+
+STABLE_TORCH_LIBRARY_IMPL(fastnets_cpu, CPU, m) {
+  m.impl("grouped_conv2d", TORCH_BOX(&fastnets::grouped_conv2d));
+  m.impl("grouped_conv2d_backward", TORCH_BOX(&fastnets::grouped_conv2d_backward));
+}

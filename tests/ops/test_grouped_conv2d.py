@@ -1,0 +1,330 @@
+"""grouped_conv2d on every backend: the contract, literal values, edges, errors."""
+
+from __future__ import annotations
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+
+import hypothesis
+import hypothesis.strategies as st
+import pytest
+import torch
+import torch.nn.functional as F
+from check_op import (
+    DTYPES,
+    Case,
+    check_gradients,
+    check_onnx,
+    check_tracing,
+    check_values,
+    oracle,
+    output_gradients,
+    run,
+    same,
+)
+from check_op import assert_close as assert_close_to_oracle
+
+import fastnets
+from fastnets._backends import INTERPRETED
+from fastnets.ops import grouped_conv2d
+from fastnets.ops._activation import ACTIVATIONS
+
+LAST = torch.channels_last
+LAYOUTS = (torch.contiguous_format, LAST)
+
+
+def case(
+    name, shape, out, groups, kernel=(3, 3), stride=(1, 1), padding=(1, 1), dilation=(1, 1), bias=True, activation=None
+):
+    make = torch.Generator().manual_seed(len(name))
+    x = torch.randn(shape, generator=make, dtype=torch.float64)
+    w = torch.randn(out, shape[1] // groups, *kernel, generator=make, dtype=torch.float64)
+    b = torch.randn(out, generator=make, dtype=torch.float64) if bias else None
+    kwargs = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups, "activation": activation}
+    taps = kernel[0] * kernel[1]
+    terms = max(taps * w.shape[1], taps * out // groups, shape[0] * shape[2] * shape[3])
+    return Case(name, grouped_conv2d, [x, w, b], kwargs, terms, {"activation": None})
+
+
+# One of each class: channels of a group that divide a vector of 4, 8 and 16 lanes, that fill it, that are wider and that
+# leave a rest; groups that fill the last vector or not; columns in tiles of 7 and of 4, with a rest, and fewer.
+CASES = [
+    case("one number", (1, 1, 1, 1), 1, 1, padding=(0, 0), kernel=(1, 1)),
+    case("one pixel", (2, 8, 1, 1), 8, 2),
+    case("one column", (1, 6, 6, 1), 4, 2),
+    case("four channels a group", (2, 32, 5, 14), 32, 8),
+    case("a vector half full", (1, 12, 4, 8), 12, 3),
+    case("two in, four out", (1, 20, 5, 9), 40, 10),
+    case("four in, two out", (1, 12, 4, 7), 6, 3),
+    case("eight channels a group", (1, 24, 6, 7), 24, 3, bias=False),
+    case("sixteen channels a group", (1, 32, 4, 11), 32, 2),
+    case("rest after a vector", (1, 10, 3, 8), 46, 2),
+    case("rest of the source", (1, 38, 3, 5), 6, 2),
+    case("one group", (2, 5, 4, 6), 7, 1),
+    case("depthwise", (1, 18, 5, 7), 18, 18),
+    case("depthwise, three kernels a channel", (1, 5, 5, 7), 15, 5),
+    case("stride 2", (2, 16, 9, 14), 16, 4, stride=(2, 2)),
+    case("1x1", (2, 24, 4, 5), 36, 3, kernel=(1, 1), padding=(0, 0)),
+    case("1x1 four channels a group", (1, 32, 3, 8), 32, 8, kernel=(1, 1), padding=(0, 0)),
+    case("1x1 stride 2", (1, 16, 7, 8), 32, 2, kernel=(1, 1), padding=(0, 0), stride=(2, 2)),
+    case("5x5", (1, 8, 6, 9), 8, 2, kernel=(5, 5), padding=(2, 2)),
+    case("dilation not a multiple of the stride", (1, 8, 9, 11), 8, 4, stride=(3, 2), dilation=(2, 3), padding=(3, 1)),
+    case("all asymmetric", (2, 4, 7, 9), 6, 2, kernel=(2, 5), stride=(1, 2), padding=(1, 3), dilation=(2, 1)),
+    case("kernel larger than the map", (1, 8, 2, 3), 8, 2, kernel=(7, 5), padding=(3, 2)),
+    case("more padding than kernel", (1, 4, 3, 3), 4, 2, padding=(4, 5)),
+    case("stride larger than kernel and map", (1, 4, 4, 5), 4, 2, kernel=(2, 1), stride=(5, 7), padding=(0, 0)),
+]
+if INTERPRETED:  # where a program takes milliseconds for each tap
+    CASES = [c for c in CASES if c.tensors[1].numel() <= 150]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_values_and_gradients(backend, case, dtype):
+    check_values(case, dtype)
+
+
+@pytest.mark.parametrize("activation", [a for a in ACTIVATIONS if a])
+def test_activations(backend, activation):
+    check_values(case("activation", (1, 4, 3, 7), 6, 2, kernel=(1, 2), activation=activation), torch.float32)
+    check_values(case("activation", (1, 4, 3, 5), 4, 2, kernel=(1, 2), activation=activation), torch.bfloat16)
+    check_gradients(case("smooth", (1, 4, 2, 3), 2, 2, kernel=(2, 1), activation=activation))
+
+
+@pytest.mark.parametrize(("out", "groups"), ((4, 2), (6, 2), (3, 1)))
+@pytest.mark.parametrize("stride", (1, 2))
+def test_gradcheck(backend, out, groups, stride):
+    check_gradients(case("gradcheck", (2, 4, 3, 4), out, groups, kernel=(3, 2), stride=(stride, 1)))
+
+
+@pytest.mark.parametrize("activation", (None, "silu", "relu6"))
+def test_tracing(backend, activation):
+    c = case("tracing", (2, 4, 5, 6), 6, 2, activation=activation)
+    leaves = [t.detach().requires_grad_() for t in c.cast(torch.float64)]
+    geometry = ([1, 1], [1, 1], [1, 1], 2)
+    dy = torch.randn(2, 6, 5, 6, dtype=torch.float64, requires_grad=True)
+    operators = torch.ops.fastnets
+    check_tracing(
+        c,
+        [
+            (operators.grouped_conv2d.default, (*leaves, *geometry, activation)),
+            (operators.grouped_conv2d_backward.default, (dy, *leaves[:2], *geometry, True, True, True)),
+            (operators.grouped_conv2d_backward.default, (dy, *leaves[:2], *geometry, False, True, False)),
+        ],
+    )
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_onnx(tmp_path, activation):
+    check_onnx(case("onnx", (2, 4, 9, 8), 6, 2, stride=(2, 1), activation=activation), tmp_path)
+
+
+def test_literal_values(backend):
+    x = torch.tensor([1.0, 2.0, 3.0, 4.0]).view(1, 4, 1, 1) * torch.tensor([1.0, 10.0])
+    w = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [2.0, -1.0]]).view(4, 2, 1, 1)
+    bias = torch.tensor([0.5, 0.0, 0.0, 0.0])
+    # The first two outputs see channels 0 and 1, the others channels 2 and 3.
+    assert grouped_conv2d(x, w, bias, groups=2)[0, :, 0].tolist() == [[1.5, 10.5], [2, 20], [7, 70], [2, 20]]
+    # A row of taps (a, b), zeros on both sides: b x0, a x0 + b x1, a x1.
+    w = torch.tensor([[[[1.0, 2.0]], [[0.0, 1.0]]]])
+    assert grouped_conv2d(x[:, :2], w, padding=(0, 1)).tolist() == [[[[4.0, 41.0, 10.0]]]]
+    assert grouped_conv2d(x[:, :2], w, padding=(0, 1), stride=(3, 2)).tolist() == [[[[4.0, 10.0]]]]
+
+
+def test_literal_gradients(backend):
+    x = torch.tensor([1.0, 2.0, 3.0, 4.0]).view(1, 4, 1, 1).requires_grad_()
+    w = torch.tensor([[5.0, 6.0], [7.0, 8.0]]).view(2, 2, 1, 1).requires_grad_()
+    bias = torch.zeros(2, requires_grad=True)
+    grouped_conv2d(x, w, bias, groups=2).backward(torch.tensor([1.0, 10.0]).view(1, 2, 1, 1))
+    assert x.grad.flatten().tolist() == [5.0, 6.0, 70.0, 80.0]
+    assert w.grad.flatten().tolist() == [1.0, 2.0, 30.0, 40.0]
+    assert bias.grad.tolist() == [1.0, 10.0]
+
+
+@pytest.mark.parametrize("groups", (4, 2))
+@pytest.mark.parametrize("format", LAYOUTS)
+def test_nan_stays_where_the_kernel_reaches(backend, format, groups):
+    x = torch.ones(2, 16, 5, 10).contiguous(memory_format=format)
+    x[0, 6, 2, 3] = math.nan
+    w = torch.ones(16, 16 // groups, 3, 3, requires_grad=True)
+    y = grouped_conv2d(x, w, padding=1, groups=groups)
+    group = 6 // (16 // groups)
+    reached = torch.zeros(2, groups, 16 // groups, 5, 10, dtype=torch.bool)
+    reached[0, group, :, 1:4, 2:5] = True
+    assert torch.equal(y.isnan(), reached.view(2, 16, 5, 10))
+    y.sum().backward()
+    reached = torch.zeros(groups, 16 // groups, 16 // groups, 3, 3, dtype=torch.bool)
+    reached[group, :, 6 % (16 // groups)] = True
+    assert torch.equal(w.grad.isnan(), reached.view(16, 16 // groups, 3, 3))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_nan_and_infinity_travel(backend, activation):
+    values = [math.nan, math.inf, -math.inf, 0.0, 1e-30, -1e30, 88.8, -88.8, 200.0, -200.0, 5.9999, 6.0]
+    x = torch.tensor(values).view(1, 1, 1, -1).repeat(1, 6, 1, 1)
+    w = torch.ones(6, 1, 1, 1)  # six groups, or the sum would be inf - inf
+    got = grouped_conv2d(x, w, groups=6, activation=activation)
+    torch.testing.assert_close(got, ACTIVATIONS[activation](x), rtol=1e-5, atol=1e-37, equal_nan=True)
+
+
+def test_unbatched_and_string_padding(backend):
+    x, w = torch.randn(6, 7, 8), torch.randn(4, 3, 3, 4)
+    for padding in ("same", "valid", 2, (1, 2)):
+        got = grouped_conv2d(x, w, None, 1, padding, (1, 2), 2)
+        torch.testing.assert_close(got, F.conv2d(x, w, None, 1, padding, (1, 2), 2), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", ("channels_last", "transposed", "strided"))
+def test_weights_in_any_layout(backend, layout):
+    c = case("weights", (1, 8, 4, 5), 12, 2, kernel=(2, 3))
+    x, w, b = c.cast(torch.float32)
+    strided = torch.full((24, 4, 2, 3), math.nan)
+    strided[::2] = w
+    w = {"channels_last": w.contiguous(memory_format=LAST), "transposed": w.mT.contiguous().mT, "strided": strided[::2]}[
+        layout
+    ]
+    tensors = [x, w, b]
+    dy = output_gradients(c, tensors)
+    values, sizes = oracle(c, tensors, dy)
+    assert_close_to_oracle(c, run(c, tensors, dy), values, sizes, torch.float32, layout)
+
+
+@pytest.mark.parametrize("format", LAYOUTS)
+def test_empty_batch(backend, format):
+    x = torch.zeros(0, 4, 5, 6).contiguous(memory_format=format).requires_grad_()
+    w = torch.randn(8, 2, 3, 3, requires_grad=True)
+    bias = torch.randn(8, requires_grad=True)
+    y = grouped_conv2d(x, w, bias, 2, groups=2)
+    assert y.shape == (0, 8, 2, 2)
+    y.sum().backward()
+    assert x.grad.shape == x.shape and not w.grad.any() and not bias.grad.any()
+
+
+def _message(fn, *args, **kwargs):
+    with pytest.raises(Exception) as error:
+        fn(*args, **kwargs)
+    return type(error.value), str(error.value)
+
+
+x4, w4 = torch.ones(1, 4, 5, 5), torch.ones(6, 2, 3, 3)
+BAD = {
+    "two dimensions": (x4[0, 0], w4),
+    "five dimensions": (x4[None], w4),
+    "weight of other channels": (x4, torch.ones(6, 3, 3, 3)),
+    "outputs not a multiple of groups": (x4, torch.ones(5, 2, 3, 3)),
+    "weight of three dimensions": (x4, w4[0]),
+    "bias too long": (x4, w4, torch.ones(5)),
+    "other type": (x4, w4.double()),
+    "bias of other type": (x4, w4, torch.ones(6).double()),
+    "stride 0": (x4, w4, None, 0),
+    "three strides": (x4, w4, None, (1, 1, 1)),
+    "negative padding": (x4, w4, None, 1, -1),
+    "unknown padding": (x4, w4, None, 1, "equal"),
+    "same with stride": (x4, w4, None, 2, "same"),
+    "dilation 0": (x4, w4, None, 1, 0, 0),
+    "kernel too large": (x4, torch.ones(4, 2, 9, 9)),
+    "no channels": (x4[:, :0], w4),
+    "no groups": (x4, w4, None, 1, 0, 1, 0),
+    "negative groups": (x4, w4, None, 1, 0, 1, -2),
+    "too many groups": (x4, w4, None, 1, 0, 1, 4),
+    "empty kernel": (x4, torch.ones(6, 2, 0, 3)),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_raises_what_pytorch_raises(backend, name):
+    args = BAD[name]
+    groups = {} if len(args) == 7 else {"groups": 2}
+    assert _message(grouped_conv2d, *args, **groups) == _message(F.conv2d, *args, **groups)
+
+
+def test_bad_activation(backend):
+    error, message = _message(grouped_conv2d, x4, w4, groups=2, activation="tanh")
+    assert error is ValueError and "'relu6'" in message and "'tanh'" in message
+
+
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
+def test_autocast(dtype):
+    x, w, bias = torch.randn(1, 4, 5, 5, requires_grad=True), torch.randn(4, 2, 3, 3), torch.randn(4)
+    with torch.autocast("cpu", dtype=dtype):
+        y = grouped_conv2d(x, w, bias, groups=2)
+        assert y.dtype == F.conv2d(x, w, bias, groups=2).dtype == dtype
+        assert grouped_conv2d(x.double(), w.double(), bias.double(), groups=2).dtype == torch.float64
+    y.sum().backward()
+    assert x.grad.dtype == torch.float32
+    assert torch.equal(y, grouped_conv2d(x.to(dtype), w.to(dtype), bias.to(dtype), groups=2))
+
+
+THREADED = case("threads", (3, 40, 20, 21), 40, 10)
+
+
+@pytest.mark.parametrize("format", LAYOUTS)
+def test_threads_do_not_change_a_bit(format):
+    tensors = THREADED.cast(torch.float32)
+    tensors[0] = tensors[0].contiguous(memory_format=format)
+    dy = output_gradients(THREADED, tensors)
+    threads, results = torch.get_num_threads(), []
+    for n in (1, 2, 5):
+        torch.set_num_threads(n)
+        y, gradients = run(THREADED, tensors, dy)
+        results.append(y + gradients)
+    torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert same(results[0], other)
+
+
+def test_eight_threads_at_once():
+    calls = [case(f"call {i}", (2, 16, 9 + i, 8), 16, 1 << i % 4) for i in range(8)]
+
+    def forward(c):
+        with torch.inference_mode():
+            return run(c, c.cast(torch.float32))[0]
+
+    alone = [forward(c) for c in calls]
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(5):
+            assert all(same(a, b) for a, b in zip(alone, pool.map(forward, calls), strict=True))
+
+
+@hypothesis.settings(max_examples=150, deadline=None)
+@hypothesis.given(data=st.data())
+def test_any_geometry(data):
+    """Shapes, groups, strides, paddings and dilations that nobody thought of, on the CPU kernels."""
+    draw = data.draw
+    pair = st.tuples(st.integers(1, 3), st.integers(1, 3))
+    groups, depth, out = draw(st.integers(1, 9)), draw(st.integers(1, 9)), draw(st.integers(1, 9))
+    wide = draw(st.sampled_from([(1, 1), (4, 4), (1, 5), (5, 1)]))
+    c = case(
+        "any",
+        (draw(st.integers(1, 2)), groups * depth * wide[0], draw(st.integers(1, 12)), draw(st.integers(1, 20))),
+        groups * out * wide[1],
+        groups,
+        kernel=draw(st.tuples(st.integers(1, 4), st.integers(1, 4))),
+        stride=draw(pair),
+        padding=draw(st.tuples(st.integers(0, 4), st.integers(0, 4))),
+        dilation=draw(pair),
+        bias=draw(st.booleans()),
+    )
+    x, w, _ = c.tensors
+    fits = all(
+        n + 2 * p >= d * (k - 1) + 1
+        for n, p, d, k in zip(x.shape[2:], c.kwargs["padding"], c.kwargs["dilation"], w.shape[2:], strict=True)
+    )
+    hypothesis.assume(fits)
+    dtype = draw(st.sampled_from(DTYPES))
+    tensors = c.cast(dtype)
+    for i in (0, 1):
+        if draw(st.booleans()):
+            tensors[i] = tensors[i].contiguous(memory_format=LAST)
+    dy = output_gradients(c, tensors)
+    values, sizes = oracle(c, tensors, dy)
+    assert_close_to_oracle(c, run(c, tensors, dy), values, sizes, dtype, "any layout")
+
+
+def test_backend_report_and_refusal():
+    fastnets.backend_report(reset=True)
+    with fastnets.use_backend("reference"):
+        grouped_conv2d(x4, w4, groups=2)
+    assert fastnets.backend_report()["grouped_conv2d"]["calls"] == {"reference": 1}
+    with fastnets.use_backend("triton"), pytest.raises(RuntimeError, match="cannot run on backend 'triton': .*cpu"):
+        grouped_conv2d(x4.to(torch.int64), w4.to(torch.int64), groups=2)
