@@ -1,8 +1,6 @@
 // Interleaving of G vectors in registers, and its inverse. Included once for each instruction set (isa.h): no guard.
 #include <utility>
 
-#include "vector.h"
-
 namespace fastnets::FASTNETS_ISA {
 
 // Where the vectors v[0..G), taken as runs, go: position p of the result is element p / G of run p % G.

@@ -9,7 +9,7 @@
 namespace fastnets {
 namespace {
 
-BlockKernel kernel_for(const Block& block) { return FASTNETS_FOR_THIS_CPU(block_kernel)(block); }
+BlockKernel kernel_for(Block& block) { return FASTNETS_FOR_THIS_CPU(block_kernel)(block); }
 
 // Whether all vectors of the result are whole cache lines, and there are more than a third-level cache keeps.
 bool should_stream(const StridedCopy& copy) {

@@ -13,11 +13,20 @@ enum class Move {
   kGather,        // result[k] = source[k], at any place; offsets: of the sources
 };
 
+// Lanes of one vector of the result, taken by a permutation out of one vector of the source.
+struct Window {
+  alignas(64) unsigned char index[64];  // numbers of the lanes, as wide as an element
+  int64_t offset;                       // of the source
+  uint64_t read, written;               // lanes
+  bool last;                            // of this vector of the result
+};
+
 struct Block {
   Move move;
   int64_t bytes, count;  // of an element; see Move
   std::vector<int64_t> offsets;
   bool streams;  // past the caches: only where each vector of the result is a cache line
+  std::vector<Window> windows{};  // of kGather, where the processor can
 };
 
 // Moves `rows` blocks that lie so many bytes apart.
@@ -26,6 +35,7 @@ struct Rows {
   char* to;
   int64_t count, from_step, to_step;
 };
+// A kernel, found with all that it needs to know in the block.
 using BlockKernel = void (*)(const Block&, const Rows&);
 
 // A copy cut into a block and the loops around it.

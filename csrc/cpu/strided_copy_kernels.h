@@ -1,7 +1,10 @@
 // The kernels of strided copies. Lanes are neighbours of the result or, where it is cut apart, of the source; both are
 // read and written once. Included by isa.h: no guard.
-#include "interleave.h"
 #include "strided_copy.h"
+#include "vector.h"
+// Above: what the two below are written with.
+#include "interleave.h"
+#include "permute.h"
 
 namespace fastnets::FASTNETS_ISA {
 
@@ -82,9 +85,24 @@ void gather_blocks(const Block& block, const Rows& rows) {
     for (int64_t k = 0; k < count; ++k) store_to<false>(to + k * sizeof(E), load_from<E>(from + offsets[k]));
 }
 
+// Two vectors at a time; the last two overlap those before. A call of memcpy for each short run would take longer.
 inline void run_blocks(const Block& block, const Rows& rows) {
-  for (int64_t row = 0; row < rows.count; ++row)
-    std::memcpy(rows.to + row * rows.to_step, rows.from + row * rows.from_step, block.count);
+  typedef unsigned char V __attribute__((vector_size(FASTNETS_VECTOR_BYTES)));
+  constexpr int64_t kStep = 2 * sizeof(V);
+  const char* from = rows.from;
+  char* to = rows.to;
+  for (int64_t row = 0; row < rows.count; ++row, from += rows.from_step, to += rows.to_step) {
+    if (block.count < kStep || block.count > 4096) {
+      std::memcpy(to, from, block.count);
+      continue;
+    }
+    for (int64_t i = 0; i < block.count; i += kStep) {
+      const int64_t at = std::min(i, block.count - kStep);
+      const V first = load_from<V>(from + at), second = load_from<V>(from + at + sizeof(V));
+      store_to<false>(to + at, first);
+      store_to<false>(to + at + sizeof(V), second);
+    }
+  }
 }
 
 template <bool INVERSE, typename E, int G>
@@ -113,8 +131,18 @@ BlockKernel shuffle_kernel(int64_t g, bool streams) {
 }
 
 template <typename E>
-BlockKernel kernel_of_type(const Block& block) {
-  if (block.move == Move::kGather) return &gather_blocks<E>;
+BlockKernel gather_kernel(Block& block) {
+#if FASTNETS_VECTOR_BYTES == 64
+  if constexpr (sizeof(E) > 1 && sizeof(E) < 16)
+    if (find_windows<E>(block)) return &permute_blocks<E>;
+#endif
+  block.windows.clear();
+  return &gather_blocks<E>;
+}
+
+template <typename E>
+BlockKernel kernel_of_type(Block& block) {
+  if (block.move == Move::kGather) return gather_kernel<E>(block);
   if constexpr (sizeof(E) < 16) {
     const int64_t g = block.offsets.size();
     return block.move == Move::kInterleave ? shuffle_kernel<false, E>(g, block.streams)
@@ -124,7 +152,7 @@ BlockKernel kernel_of_type(const Block& block) {
 }
 
 // Null where there is none for that many sources or results.
-inline BlockKernel block_kernel(const Block& block) {
+inline BlockKernel block_kernel(Block& block) {
   if (block.move == Move::kRun) return &run_blocks;
   switch (block.bytes) {
     case 1:
