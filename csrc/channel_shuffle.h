@@ -82,6 +82,7 @@ inline std::vector<StridedCopy> shuffle_split_copies(const Pair& x, const Pair& 
   } else {
     for (int part = 0; part < 4; ++part) copies.push_back(shuffle_split_part(apart, mixed, part / 2, part % 2));
   }
+  std::erase_if(copies, [](const StridedCopy& copy) { return copy.elements() == 0; });  // of one channel
   for (StridedCopy& copy : copies)
     if (inverse) copy = inverted(copy);
   return copies;

@@ -1,8 +1,8 @@
 """A copy between two strided arrays: all that an op is which only moves data.
 
-A program writes BLOCK elements in the order of the result's memory: they are the flat index of the three innermost axes,
-and the second number of the program is that of the other axes. So stores are contiguous; what neighbouring lanes read lies
-in a few runs, all of which a cache line's other readers use as well. Bytes: each element once read, once written.
+A program writes BLOCK elements in the order of the result's memory: a piece of the flat index of the three innermost axes,
+at one place of the others. So stores are contiguous; what neighbouring lanes read lies in a few runs, whose cache lines are
+used whole by programs of the same time. Bytes: each element once read, once written.
 """
 
 from __future__ import annotations
@@ -55,12 +55,13 @@ def _strided_copy_kernel(
     x_ptr, y_ptr, outer_0, outer_1, rows, columns, depth, x_stride, y_stride,
     INDEX: tl.constexpr, QUANTISE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    program = tl.program_id(1).to(INDEX)
-    outer = (program // outer_1 // outer_0, program // outer_1 % outer_0, program % outer_1)
+    program, tiles = tl.program_id(0).to(INDEX), tl.cdiv(rows * columns * depth, BLOCK)
+    place = program // tiles
+    outer = (place // outer_1 // outer_0, place // outer_1 % outer_0, place % outer_1)
     for axis in tl.static_range(3):
         x_ptr += outer[axis] * x_stride[axis]
         y_ptr += outer[axis] * y_stride[axis]
-    k = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
+    k = program % tiles * BLOCK + tl.arange(0, BLOCK)
     row, column, d = k // depth // columns, k // depth % columns, k % depth
     inside = row < rows
     x = tl.load(x_ptr + row * x_stride[3] + column * x_stride[4] + d * x_stride[5], inside)
@@ -93,7 +94,6 @@ def copy_launches(x: Tensor, y: Tensor, axes: list[Axis], quantise: bool = False
     if inner * outer == 0:
         return []
     block = min(1024, triton.next_power_of_2(inner))
-    grid = triton.cdiv(inner, block), outer
     args = x, y, *sizes[1:], x_stride, y_stride
     constants = {"INDEX": index_type(x, y), "QUANTISE": quantise, "BLOCK": block}
-    return [Launch(_strided_copy_kernel, grid, args, constants)]
+    return [Launch(_strided_copy_kernel, (triton.cdiv(inner, block) * outer,), args, constants)]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastnets._op import Op
 from fastnets.ops._convolution import empty, memory_format
+from fastnets.ops._movement import as_int, plain
 
 # ---- schema ----------------------------------------------------------------------------------
 
@@ -39,7 +40,7 @@ op_split = Op("shuffle_split(Tensor a, Tensor b, bool inverse) -> (Tensor, Tenso
 def _reference(x: Tensor, groups: int) -> Tensor:
     n, c, h, w = x.shape
     y = x.reshape(n, groups, c // groups, h, w).transpose(1, 2).reshape(x.shape)
-    return y.contiguous(memory_format=memory_format(x))
+    return y.clone(memory_format=memory_format(x))
 
 
 @op_split.backend("reference")
@@ -99,7 +100,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
-    return op(dy.contiguous(memory_format=ctx.format), ctx.groups), None
+    return op(plain(dy).contiguous(memory_format=ctx.format), ctx.groups), None
 
 
 def _setup_split(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -109,7 +110,7 @@ def _setup_split(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor
 
 def _backward_split(ctx: Any, *dy: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
     # Only numbers change places: the gradients take the way back.
-    da, db = op_split(*(d.contiguous(memory_format=ctx.format) for d in dy), not ctx.inverse)
+    da, db = op_split(*(plain(d).contiguous(memory_format=ctx.format) for d in dy), not ctx.inverse)
     need_da, need_db, _ = ctx.needs_input_grad
     return da if need_da else None, db if need_db else None, None
 
@@ -131,7 +132,7 @@ def channel_shuffle(input: Tensor, groups: int) -> Tensor:
         groups: g, which divides c.
 
     Returns:
-        The shape and type of input; of four dimensions, its layout. Allocates nothing else of that size.
+        The shape, type and layout of input. Allocates nothing else of that size.
 
     Raises:
         RuntimeError, TypeError: as ``F.channel_shuffle``, with the same messages.
@@ -145,9 +146,47 @@ def channel_shuffle(input: Tensor, groups: int) -> Tensor:
         >>> channel_shuffle(torch.arange(6.0).view(1, 6, 1, 1), 2).flatten().tolist()
         [0.0, 3.0, 1.0, 4.0, 2.0, 5.0]
     """
-    return op(input, groups)
+    if input.dim() != 4 or type(groups) is not int:
+        return _any_shape(input, as_int(groups, F.channel_shuffle, input))
+    return op(plain(input), groups)
+
+
+def _any_shape(input: Tensor, groups: int) -> Tensor:
+    if input.dim() < 3:
+        return F.channel_shuffle(input, groups)  # which raises
+    # Of more than two dimensions after the channels all but the last are one.
+    images = input.unsqueeze(-1) if input.dim() == 3 else input.flatten(2, -2)
+    return op(plain(images), groups).view(input.shape)
 
 
 def shuffle_split(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """X"""
-    return op_split(a, b, False)
+    r"""Concatenates two tensors, shuffles their channels by two groups and splits them in halves, in one pass.
+
+    .. math::
+        (y_0, y_1)_{n,\, t} = \begin{cases} a_{n,\, t / 2} & t \text{ even} \\
+                               b_{n,\, (t - 1) / 2} & t \text{ odd} \end{cases}, \qquad 0 \le t < 2 c
+
+    where the channels of y_1 are counted after those of y_0. It is ``channel_shuffle(cat((a, b), 1), 2).chunk(2, 1)``,
+    which ends every unit of ShuffleNetV2 and begins the next, but both results are dense.
+
+    Args:
+        a: (n, c, h, w), any type; contiguous, channels_last or any other strides.
+        b: of a's shape, type and device.
+
+    Returns:
+        y_0 and y_1, both of the shape, type and layout of a. Allocates nothing else of that size.
+
+    Raises:
+        RuntimeError: shapes, types or devices differ, or are not of four dimensions.
+
+    Paper: N. Ma et al., "ShuffleNet V2: Practical Guidelines for Efficient CNN Architecture Design", 2018,
+    https://arxiv.org/abs/1807.11164
+
+    Example:
+        >>> import torch
+        >>> from fastnets.ops import shuffle_split
+        >>> a = torch.arange(4.0).view(1, 4, 1, 1)
+        >>> [y.flatten().tolist() for y in shuffle_split(a, a + 10)]
+        [[0.0, 10.0, 1.0, 11.0], [2.0, 12.0, 3.0, 13.0]]
+    """
+    return op_split(plain(a), plain(b), False)
