@@ -73,7 +73,8 @@ def _reference_inverse(x: Tensor, r: int) -> Tensor:
 @op_to_uint8.backend("reference")
 def _reference_to_uint8(x: Tensor, r: int) -> Tensor:
     # Without nan_to_num the last step is undefined for NaN, which PyTorch turns into 0.
-    return _reference(x, r).nan_to_num(0.0, 1.0, 0.0).clamp(0, 1).mul(255).round().to(torch.uint8)
+    y = _reference(x, r).nan_to_num(0.0, 1.0, 0.0).clamp(0, 1).mul(255).round().to(torch.uint8)
+    return y.clone(memory_format=memory_format(x))
 
 
 # ---- backends --------------------------------------------------------------------------------
@@ -193,7 +194,8 @@ def pixel_unshuffle(input: Tensor, downscale_factor: int) -> Tensor:
 
     Returns:
         (..., c·r², h, w) in the type and layout of input. Allocates nothing else of that size. Exported to ONNX it is
-        a transposition: ONNX SpaceToDepth orders its channels in another way.
+        a transposition: ONNX SpaceToDepth orders its channels in another way. An empty result has the shape of the
+        formula (``F.pixel_unshuffle`` on a CPU returns input's).
 
     Raises:
         RuntimeError, TypeError: as ``F.pixel_unshuffle``, with the same messages.

@@ -51,7 +51,11 @@ SHAPES = {
 CASES = [f(name, *SHAPES[name]) for name in SHAPES for f in (up, down)]
 
 
-@pytest.mark.parametrize("dtype", [*FLOATS, torch.uint8], ids=str)
+# The interpreter takes milliseconds for a program, whatever it moves.
+DTYPES = (torch.float32, torch.uint8) if INTERPRETED else (*FLOATS, torch.uint8)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_values_and_gradients(backend, case, dtype):
     check_values(case, dtype)
@@ -129,7 +133,8 @@ def test_empty(backend, shape):
     x = torch.zeros(shape, requires_grad=True)
     for ours, theirs in ((pixel_shuffle, F.pixel_shuffle), (pixel_unshuffle, F.pixel_unshuffle)):
         y = ours(x, 2)
-        assert y.shape == theirs(x, 2).shape and y.stride() == theirs(x, 2).stride()
+        expected = theirs(x.to("meta"), 2)  # F.pixel_unshuffle on a CPU returns an empty input as it is
+        assert y.shape == expected.shape and y.stride() == expected.stride()
         (dx,) = torch.autograd.grad(y.sum(), x)
         assert dx.shape == x.shape
     assert pixel_shuffle_to_uint8(x, 2).shape == F.pixel_shuffle(x, 2).shape
