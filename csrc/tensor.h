@@ -89,13 +89,18 @@ inline int32_t dtype_of(const Tensor& t) {
   return dtype;
 }
 
-// Of the type of `like`: four dimensions in one of the two layouts.
-inline Tensor empty(const Tensor& like, const Four& size, bool channels_last) {
+// Four dimensions in one of the two layouts.
+inline Tensor empty(const Tensor& like, const Four& size, bool channels_last, int32_t dtype) {
   const auto at_least_1 = [](int64_t v) { return v > 1 ? v : 1; };
   const int64_t c = at_least_1(size.c), h = at_least_1(size.h), w = at_least_1(size.w);
   const std::vector<int64_t> sizes{size.n, size.c, size.h, size.w};
-  if (channels_last) return empty_strided(like, sizes, {c * h * w, 1, w * c, c}, dtype_of(like));
-  return empty_strided(like, sizes, {c * h * w, h * w, w, 1}, dtype_of(like));
+  if (channels_last) return empty_strided(like, sizes, {c * h * w, 1, w * c, c}, dtype);
+  return empty_strided(like, sizes, {c * h * w, h * w, w, 1}, dtype);
+}
+
+// Of the type of `like`.
+inline Tensor empty(const Tensor& like, const Four& size, bool channels_last) {
+  return empty(like, size, channels_last, dtype_of(like));
 }
 
 // Of one dimension.

@@ -6,3 +6,6 @@ from fastnets.layers.conv import Conv2d as Conv2d
 from fastnets.layers.conv import DepthwiseConv2d as DepthwiseConv2d
 from fastnets.layers.conv import GroupedConv2d as GroupedConv2d
 from fastnets.layers.pointwise import PointwiseConv2d as PointwiseConv2d
+from fastnets.layers.shuffle import ChannelShuffle as ChannelShuffle
+from fastnets.layers.shuffle import PixelShuffle as PixelShuffle
+from fastnets.layers.shuffle import PixelUnshuffle as PixelUnshuffle

@@ -1,5 +1,10 @@
 """Drop-in operations; each is documented in the file of its name."""
 
+from fastnets.ops.channel_shuffle import channel_shuffle as channel_shuffle
+from fastnets.ops.channel_shuffle import shuffle_split as shuffle_split
 from fastnets.ops.conv2d import conv2d as conv2d
 from fastnets.ops.depthwise_conv2d import depthwise_conv2d as depthwise_conv2d
 from fastnets.ops.grouped_conv2d import grouped_conv2d as grouped_conv2d
+from fastnets.ops.pixel_shuffle import pixel_shuffle as pixel_shuffle
+from fastnets.ops.pixel_shuffle import pixel_shuffle_to_uint8 as pixel_shuffle_to_uint8
+from fastnets.ops.pixel_shuffle import pixel_unshuffle as pixel_unshuffle

@@ -1,0 +1,80 @@
+// Gathers by permutations of vectors, which AVX-512 has for all lanes at once; its gather instruction takes as long as
+// loads of single elements. Included once for each instruction set (isa.h): no guard.
+#if FASTNETS_VECTOR_BYTES == 64
+namespace fastnets::FASTNETS_ISA {
+
+template <typename E>
+FASTNETS_INLINE __m512i load_lanes(uint64_t lanes, const char* p) {
+  if constexpr (sizeof(E) == 2) return _mm512_maskz_loadu_epi16(static_cast<__mmask32>(lanes), p);
+  if constexpr (sizeof(E) == 4) return _mm512_maskz_loadu_epi32(static_cast<__mmask16>(lanes), p);
+  return _mm512_maskz_loadu_epi64(static_cast<__mmask8>(lanes), p);
+}
+
+template <typename E>
+FASTNETS_INLINE void store_lanes(uint64_t lanes, char* p, __m512i v) {
+  if constexpr (sizeof(E) == 2) return _mm512_mask_storeu_epi16(p, static_cast<__mmask32>(lanes), v);
+  if constexpr (sizeof(E) == 4) return _mm512_mask_storeu_epi32(p, static_cast<__mmask16>(lanes), v);
+  _mm512_mask_storeu_epi64(p, static_cast<__mmask8>(lanes), v);
+}
+
+// v, with some lanes replaced by those of `from` that `index` names.
+template <typename E>
+FASTNETS_INLINE __m512i take_lanes(__m512i v, uint64_t lanes, __m512i index, __m512i from) {
+  if constexpr (sizeof(E) == 2) return _mm512_mask_permutexvar_epi16(v, static_cast<__mmask32>(lanes), index, from);
+  if constexpr (sizeof(E) == 4) return _mm512_mask_permutexvar_epi32(v, static_cast<__mmask16>(lanes), index, from);
+  return _mm512_mask_permutexvar_epi64(v, static_cast<__mmask8>(lanes), index, from);
+}
+
+template <typename E>
+void permute_blocks(const Block& block, const Rows& rows) {
+  constexpr int64_t L = 64 / sizeof(E);
+  const Window *first = block.windows.data(), *end = first + block.windows.size();
+  const uint64_t every = L == 64 ? ~uint64_t{0} : (uint64_t{1} << L) - 1;
+  const int64_t last = static_cast<int64_t>(block.offsets.size()) - L;
+  const char* from = rows.from;
+  char* to = rows.to;
+  for (int64_t row = 0; row < rows.count; ++row, from += rows.from_step, to += rows.to_step) {
+    int64_t k = 0;
+    __m512i v = _mm512_setzero_si512();
+    for (const Window* window = first; window < end; ++window) {
+      const __m512i source = load_lanes<E>(window->read, from + window->offset);
+      v = take_lanes<E>(v, window->written, _mm512_load_si512(window->index), source);
+      if (!window->last) continue;
+      store_lanes<E>(k <= last ? every : every >> (k - last), to + k * sizeof(E), v);
+      k += L;
+    }
+  }
+}
+
+// Covers the lanes of each vector of the result by windows of the source as wide as a vector. False: there would be so
+// many that single elements are as fast.
+template <typename E>
+bool find_windows(Block& block) {
+  constexpr int64_t L = 64 / sizeof(E), kMost = 8;
+  const std::vector<int64_t>& offsets = block.offsets;
+  for (int64_t k = 0; k < static_cast<int64_t>(offsets.size()); k += L) {
+    const int64_t lanes = std::min<int64_t>(L, offsets.size() - k);
+    uint64_t missing = lanes == 64 ? ~uint64_t{0} : (uint64_t{1} << lanes) - 1;
+    for (int64_t windows = 0; missing; ++windows) {
+      if (windows == kMost) return false;
+      Window& w = block.windows.emplace_back(Window{});
+      w.offset = INT64_MAX;
+      for (int64_t lane = 0; lane < lanes; ++lane)
+        if (missing >> lane & 1) w.offset = std::min(w.offset, offsets[k + lane]);
+      for (int64_t lane = 0; lane < lanes; ++lane) {
+        const int64_t distance = offsets[k + lane] - w.offset;
+        if (!(missing >> lane & 1) || distance >= 64 || distance % sizeof(E) != 0) continue;
+        const E index = static_cast<E>(distance / sizeof(E));
+        std::memcpy(w.index + lane * sizeof(E), &index, sizeof index);
+        w.read |= uint64_t{1} << index;
+        w.written |= uint64_t{1} << lane;
+      }
+      missing &= ~w.written;
+    }
+    block.windows.back().last = true;
+  }
+  return true;
+}
+
+}  // namespace fastnets::FASTNETS_ISA
+#endif
