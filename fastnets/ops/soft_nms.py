@@ -1,0 +1,162 @@
+"""Soft non-maximum suppression: a box that overlaps a better one loses score instead of being dropped."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastnets._op import Op
+from fastnets.ops._boxes import check_boxes, decay_type, integer_ids
+from fastnets.ops._soft_nms_reference import Rule, soft_nms_by_swaps, soft_nms_in_order, soft_nms_scanned
+
+METHODS = ("linear", "gaussian", "hard")
+COMPAT = (None, "mmcv", "paper")
+
+# ---- schema ----------------------------------------------------------------------------------
+
+
+def _check(
+    boxes: Tensor,
+    scores: Tensor,
+    idxs: Tensor | None,
+    iou_threshold: float,
+    sigma: float,
+    min_score: float,
+    method: str,
+    max_output: int | None,
+    compat: str | None,
+) -> None:
+    check_boxes(boxes, scores, idxs, "soft_nms")
+    if not iou_threshold >= 0:
+        raise ValueError(f"iou_threshold must be 0 or more, but is {iou_threshold}")
+    if not sigma > 0:
+        raise ValueError(f"sigma must be more than 0, but is {sigma}")
+    if not math.isfinite(min_score):
+        raise ValueError(f"min_score must be finite, but is {min_score}")
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {METHODS}, but is {method!r}")
+    if max_output is not None and max_output < 0:
+        raise ValueError(f"max_output must be None or 0 or more, but is {max_output}")
+    if compat not in COMPAT:
+        raise ValueError(f"compat must be one of {COMPAT}, but is {compat!r}")
+
+
+op = Op(
+    "soft_nms(Tensor boxes, Tensor scores, Tensor? idxs, float iou_threshold, float sigma, float min_score, str method, "
+    "int? max_output, str? compat) -> (Tensor keep, Tensor decayed_scores, Tensor count)",
+    _check,
+)
+
+# ---- reference -------------------------------------------------------------------------------
+
+
+@op.backend("reference")
+def _reference(
+    boxes: Tensor,
+    scores: Tensor,
+    idxs: Tensor | None,
+    iou_threshold: float,
+    sigma: float,
+    min_score: float,
+    method: str,
+    max_output: int | None,
+    compat: str | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    rule = Rule(iou_threshold, sigma, min_score, method, compat)
+    most = boxes.shape[0] if max_output is None else max_output
+    b, s = boxes.detach().to(decay_type(boxes)), scores.detach().to(decay_type(boxes))
+    if torch.onnx.is_in_onnx_export():
+        if compat is not None:
+            raise RuntimeError(f"soft_nms with compat={compat!r} cannot be exported to ONNX")
+        return _results(*soft_nms_scanned(b, s, idxs, most, rule), scores, max_output)
+    take = soft_nms_in_order if compat is None else soft_nms_by_swaps
+    if idxs is None:
+        return _results(*take(b, s, most, rule), scores, max_output)
+    members = [(idxs == i).nonzero()[:, 0] for i in idxs.unique()]
+    taken = [take(b[m], s[m], most, rule) for m in members]
+    keep = torch.cat([idxs[:0], *(m[k] for m, (k, _) in zip(members, taken, strict=True))])
+    decayed = torch.cat([s[:0], *(d for _, d in taken)])
+    return _results(*_merge(keep, decayed), scores, max_output)
+
+
+def _merge(keep: Tensor, decayed: Tensor) -> tuple[Tensor, Tensor]:
+    """What was taken of several categories (-1: nothing) by score, equal ones by index, and nothing at the end."""
+    order = keep.argsort(stable=True)
+    order = order[decayed[order].argsort(descending=True, stable=True)]
+    order = order[(keep[order] < 0).byte().argsort(stable=True)]
+    return keep[order], decayed[order]
+
+
+def _results(keep: Tensor, decayed: Tensor, scores: Tensor, size: int | None) -> tuple[Tensor, Tensor, Tensor]:
+    """The op's results of what was taken, which ends where keep is -1: all of it, or the given size."""
+    if size is None:
+        some = (keep >= 0).nonzero()[:, 0]  # as long as what was taken: on a GPU this waits for it
+        keep, decayed = keep[some], decayed[some]
+    else:
+        keep = torch.cat([keep, keep.new_full((size,), -1)])[:size]
+        decayed = torch.where(keep < 0, 0.0, torch.cat([decayed, decayed.new_zeros(size)])[:size])
+    return keep, decayed.to(scores.dtype), (keep >= 0).sum()
+
+
+# ---- backends --------------------------------------------------------------------------------
+
+op.native("cpu")
+
+# ---- fake ------------------------------------------------------------------------------------
+
+
+@op.fake
+def _fake(
+    boxes: Tensor, scores: Tensor, idxs: Tensor | None, a: float, b: float, c: float, d: str, max_output: int | None, *_: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    size = torch.library.get_ctx().new_dynamic_size() if max_output is None else max_output
+    return scores.new_empty(size, dtype=torch.int64), scores.new_empty(size), scores.new_empty((), dtype=torch.int64)
+
+
+# ---- autograd --------------------------------------------------------------------------------
+
+
+def _backward(ctx: Any, *grads: Any) -> Any:
+    raise RuntimeError(
+        "soft_nms is not differentiable: detach decayed_scores, or take scores[keep], which has a gradient"
+    )
+
+
+op.autograd(_backward, lambda ctx, inputs, output: None)
+
+# ---- public functions ------------------------------------------------------------------------
+
+
+def soft_nms(
+    boxes: Tensor,
+    scores: Tensor,
+    iou_threshold: float = 0.3,
+    *,
+    sigma: float = 0.5,
+    min_score: float = 1e-3,
+    method: str = "linear",
+    max_output: int | None = None,
+    compat: str | None = None,
+) -> tuple[Tensor, ...]:
+    keep, decayed, count = op(boxes, scores, None, iou_threshold, sigma, min_score, method, max_output, compat)
+    return (keep, decayed) if max_output is None else (keep, decayed, count)
+
+
+def batched_soft_nms(
+    boxes: Tensor,
+    scores: Tensor,
+    idxs: Tensor,
+    iou_threshold: float = 0.3,
+    *,
+    sigma: float = 0.5,
+    min_score: float = 1e-3,
+    method: str = "linear",
+    max_output: int | None = None,
+    compat: str | None = None,
+) -> tuple[Tensor, ...]:
+    idxs = integer_ids(idxs)
+    keep, decayed, count = op(boxes, scores, idxs, iou_threshold, sigma, min_score, method, max_output, compat)
+    return (keep, decayed) if max_output is None else (keep, decayed, count)
