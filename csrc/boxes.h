@@ -1,6 +1,8 @@
 // Arguments and results that nms and soft_nms share on CPU and GPU.
 #pragma once
 
+#include <cmath>
+#include <limits>
 #include <optional>
 
 #include "tensor.h"
@@ -17,6 +19,14 @@ inline void check_boxes(const Tensor& boxes, const Tensor& scores, const std::op
 
 inline Tensor empty_int64(const Tensor& like, const std::vector<int64_t>& sizes) {
   return empty_strided(like, sizes, std::vector<int64_t>(sizes.size(), 1), aoti_torch_dtype_int64());
+}
+
+// The largest number of type A up to `threshold`: torchvision compares an IoU in float with a threshold in double, and
+// no float lies between the two.
+template <typename A>
+A round_down(double threshold) {
+  const A nearest = static_cast<A>(threshold);
+  return nearest > threshold ? std::nextafter(nearest, -std::numeric_limits<A>::infinity()) : nearest;
 }
 
 }  // namespace fastnets

@@ -1,0 +1,92 @@
+"""Non-maximum suppression: of boxes that overlap, the one with the highest score stays."""
+
+from __future__ import annotations
+
+from math import inf
+
+import torch
+from torch import Tensor
+
+from fastnets._op import Op
+from fastnets.ops._boxes import check_boxes, decay_type, integer_ids, overlap
+
+# ---- schema ----------------------------------------------------------------------------------
+
+
+def _check(boxes: Tensor, scores: Tensor, idxs: Tensor | None, iou_threshold: float) -> None:
+    check_boxes(boxes, scores, idxs, "nms")
+
+
+op = Op("nms(Tensor boxes, Tensor scores, Tensor? idxs, float iou_threshold) -> Tensor", _check)
+
+# ---- reference -------------------------------------------------------------------------------
+
+
+@op.backend("reference")
+def _reference(boxes: Tensor, scores: Tensor, idxs: Tensor | None, iou_threshold: float) -> Tensor:
+    if torch.onnx.is_in_onnx_export() and idxs is None:
+        return _onnx(boxes, scores, iou_threshold)
+    order = scores.argsort(descending=True, stable=True)
+    b, ids = boxes.detach().to(decay_type(boxes))[order], None if idxs is None else idxs[order]
+    threshold = round_down(iou_threshold, b.dtype)
+
+    def suppress(alive: Tensor, i: Tensor) -> Tensor:
+        both, either = overlap(b[i], b)
+        worse = torch.arange(len(b), device=b.device) > i
+        if ids is not None:
+            worse = worse & (ids == ids[i])
+        return alive & ~(alive[i] & worse & (both / either > threshold))
+
+    alive = torch.ones_like(order, dtype=torch.bool)
+    if torch.onnx.is_in_onnx_export():
+        from torch._higher_order_ops.scan import scan
+
+        def body(alive: Tensor, i: Tensor) -> tuple[Tensor, Tensor]:
+            return suppress(alive, i), i + 0
+
+        alive, _ = scan(body, alive, torch.arange(len(b), device=b.device))
+    else:
+        for i in torch.arange(len(b), device=b.device):
+            alive = suppress(alive, i)
+    return order[alive.nonzero()[:, 0]]
+
+
+def _onnx(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
+    """ONNX's operator of the same job, in float32."""
+    some = torch.ones_like(scores).nonzero().shape[0]  # a size known only when it runs
+    limits = torch.tensor([torch.iinfo(torch.int32).max]), torch.tensor([iou_threshold], dtype=torch.float32)
+    inputs = boxes.float()[None], scores.float()[None, None], *limits
+    selected = torch.onnx.ops.symbolic("NonMaxSuppression", inputs, dtype=torch.int64, shape=(some, 3))
+    return selected[:, 2]
+
+
+def round_down(threshold: float, dtype: torch.dtype) -> float:
+    """The largest number of that type up to ``threshold``.
+
+    torchvision compares an IoU in float32 with a threshold in double, and no float32 lies between the two.
+    """
+    nearest = torch.tensor(threshold, dtype=dtype)
+    return (nearest if nearest.item() <= threshold else nearest.nextafter(torch.tensor(-inf, dtype=dtype))).item()
+
+
+# ---- backends --------------------------------------------------------------------------------
+
+op.native("cpu")
+
+# ---- fake ------------------------------------------------------------------------------------
+
+
+@op.fake
+def _fake(boxes: Tensor, scores: Tensor, idxs: Tensor | None, iou_threshold: float) -> Tensor:
+    return boxes.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.int64)
+
+
+# ---- public functions ------------------------------------------------------------------------
+
+
+def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
+    return op(boxes, scores, None, iou_threshold)
+
+
+def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
+    return op(boxes, scores, integer_ids(idxs), iou_threshold)
