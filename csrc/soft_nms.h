@@ -55,9 +55,12 @@ constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52: adding it rounds t
 constexpr double kLn2High = 6.93147180369123816490e-01, kLn2Low = 1.90821492927058770002e-10;
 template <typename A>
 constexpr int kTerms = std::is_same_v<A, double> ? 13 : 10;
-constexpr double kCoefficients[] = {  // 1 / j!
-    1.0,        1.0,         1.0 / 2,      1.0 / 6,       1.0 / 24,       1.0 / 120,       1.0 / 720,
-    1.0 / 5040, 1.0 / 40320, 1.0 / 362880, 1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800.0};
+struct Coefficients {
+  double of[14];
+};
+constexpr Coefficients kInverseFactorials{{1.0, 1.0, 1.0 / 2, 1.0 / 6, 1.0 / 24, 1.0 / 120, 1.0 / 720, 1.0 / 5040,
+                                           1.0 / 40320, 1.0 / 362880, 1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600,
+                                           1.0 / 6227020800.0}};
 }  // namespace exponential_constants
 
 }  // namespace fastnets

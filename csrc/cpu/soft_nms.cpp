@@ -80,8 +80,9 @@ std::tuple<Tensor, Tensor, Tensor> soft_nms(const Tensor& boxes, const Tensor& s
     using T = decltype(zero);
     using A = Sum<T>;
     const Categories c = categories(all_indices(boxes.size(0)), ids);
-    const int64_t most = std::min(max_output.value_or(boxes.size(0)), boxes.size(0));
-    const auto p = soft_nms_arguments<A>(iou_threshold, sigma, min_score, method, most);
+    const int64_t n = boxes.size(0), most = std::min(max_output.value_or(n), n);
+    const bool rises = ids && (compat || min_score < 0);  // see _most in fastnets/ops/soft_nms.py
+    const auto p = soft_nms_arguments<A>(iou_threshold, sigma, min_score, method, rises ? n : most);
     const auto kernels = FASTNETS_FOR_THIS_CPU(soft_nms_kernels<A>)();
     const Taken<A> taken = take_each<T>(boxes, scores, c, p, kernels.by(parse_rules(compat)));
     const std::vector<int64_t> slots = order_of(taken, c);

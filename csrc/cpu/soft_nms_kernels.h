@@ -18,8 +18,8 @@ FASTNETS_INLINE Vec<double, L> decaying_exponential(Vec<double, L> x) {
   using namespace exponential_constants;
   const Vec<double, L> shifted = x * kLog2E + kRound, k = shifted - kRound;
   const Vec<double, L> r = (x - k * kLn2High) - k * kLn2Low;
-  Vec<double, L> p = splat<double, L>(kCoefficients[kTerms]);
-  for (int j = kTerms - 1; j >= 0; --j) p = p * r + kCoefficients[j];
+  Vec<double, L> p = splat<double, L>(kInverseFactorials.of[kTerms]);
+  for (int j = kTerms - 1; j >= 0; --j) p = p * r + kInverseFactorials.of[j];
   const auto power = bits<Vec<double, L>>((bits<Vec<int64_t, L>>(shifted) << 52) + (int64_t{1023} << 52));
   return x < kLowest ? Vec<double, L>{} : p * power;
 }

@@ -69,3 +69,14 @@ def overlap(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     h = smaller(a[3], b[:, 3]) - larger(a[1], b[:, 1])
     both = larger(zero, w) * larger(zero, h)
     return both, (areas(a) + areas(b)) - both
+
+
+def categories(ids: Tensor) -> Tensor:
+    """For kernels, of sorted ids: where the category that begins at i ends; i, if none begins there."""
+    here = torch.arange(len(ids), device=ids.device)
+    return torch.where(torch.searchsorted(ids, ids) == here, torch.searchsorted(ids, ids, right=True), here)
+
+
+def planes(boxes: Tensor, order: Tensor) -> Tensor:
+    """Boxes in that order and in the type of their overlaps, (4, n): what kernels read, and may change."""
+    return boxes.detach()[order].to(decay_type(boxes)).T.contiguous()

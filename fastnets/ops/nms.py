@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import inf
 
 import torch
 from torch import Tensor
 
 from fastnets._op import Op
-from fastnets.ops._boxes import check_boxes, decay_type, integer_ids, overlap
+from fastnets.ops._boxes import categories, check_boxes, decay_type, integer_ids, overlap, planes
 
 # ---- schema ----------------------------------------------------------------------------------
 
@@ -72,6 +73,38 @@ def round_down(threshold: float, dtype: torch.dtype) -> float:
 # ---- backends --------------------------------------------------------------------------------
 
 op.native("cpu")
+
+
+def _by_categories(
+    kernel: Callable[..., None], boxes: Tensor, scores: Tensor, idxs: Tensor | None, iou_threshold: float
+) -> Tensor:
+    """Sorts by category and score, runs a kernel on the categories, and collects what stays by score."""
+    order = scores.argsort(descending=True, stable=True)
+    alive = torch.ones_like(order, dtype=torch.bool)
+    if idxs is None:
+        kernel(planes(boxes, order), None, alive, iou_threshold)
+    else:
+        ids, ranks = idxs[order].sort(stable=True)
+        kernel(planes(boxes, order[ranks]), categories(ids), alive, iou_threshold)
+        alive = torch.empty_like(alive).scatter_(0, ranks, alive)
+    return order[alive]
+
+
+@op.backend("triton")
+def _triton(boxes: Tensor, scores: Tensor, idxs: Tensor | None, iou_threshold: float) -> Tensor:
+    from fastnets.kernels.nms import nms_categories
+
+    return _by_categories(nms_categories, boxes, scores, idxs, round_down(iou_threshold, decay_type(boxes)))
+
+
+_cuda_library = torch.library.Library("fastnets_cuda", "FRAGMENT")
+_cuda_library.define("nms_categories(Tensor boxes, Tensor? ends, Tensor(a!) alive, float iou_threshold) -> ()")
+
+
+@op.backend("cuda")
+def _cuda(boxes: Tensor, scores: Tensor, idxs: Tensor | None, iou_threshold: float) -> Tensor:
+    return _by_categories(torch.ops.fastnets_cuda.nms_categories, boxes, scores, idxs, iou_threshold)
+
 
 # ---- fake ------------------------------------------------------------------------------------
 

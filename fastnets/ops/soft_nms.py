@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastnets._op import Op
-from fastnets.ops._boxes import check_boxes, decay_type, integer_ids
+from fastnets.ops._boxes import categories, check_boxes, decay_type, integer_ids, planes
 from fastnets.ops._soft_nms_reference import Rule, soft_nms_by_swaps, soft_nms_in_order, soft_nms_scanned
 
 METHODS = ("linear", "gaussian", "hard")
@@ -66,11 +67,12 @@ def _reference(
     compat: str | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     rule = Rule(iou_threshold, sigma, min_score, method, compat)
-    most = boxes.shape[0] if max_output is None else max_output
+    most = _most(boxes, idxs, min_score, max_output, compat)
     b, s = boxes.detach().to(decay_type(boxes)), scores.detach().to(decay_type(boxes))
     if torch.onnx.is_in_onnx_export():
         if compat is not None:
             raise RuntimeError(f"soft_nms with compat={compat!r} cannot be exported to ONNX")
+        most = boxes.shape[0] if max_output is None else max_output
         return _results(*soft_nms_scanned(b, s, idxs, most, rule), scores, max_output)
     take = soft_nms_in_order if compat is None else soft_nms_by_swaps
     if idxs is None:
@@ -80,6 +82,14 @@ def _reference(
     keep = torch.cat([idxs[:0], *(m[k] for m, (k, _) in zip(members, taken, strict=True))])
     decayed = torch.cat([s[:0], *(d for _, d in taken)])
     return _results(*_merge(keep, decayed), scores, max_output)
+
+
+def _most(boxes: Tensor, idxs: Tensor | None, min_score: float, max_output: int | None, compat: str | None) -> int:
+    """How many boxes of a category to take at most."""
+    # The best of several categories are their first ones only where scores do not rise: not where they may be
+    # negative, nor where a NaN may be taken.
+    rises = idxs is not None and (compat is not None or min_score < 0)
+    return boxes.shape[0] if max_output is None or rises else min(max_output, boxes.shape[0])
 
 
 def _merge(keep: Tensor, decayed: Tensor) -> tuple[Tensor, Tensor]:
@@ -104,6 +114,53 @@ def _results(keep: Tensor, decayed: Tensor, scores: Tensor, size: int | None) ->
 # ---- backends --------------------------------------------------------------------------------
 
 op.native("cpu")
+
+
+def _by_categories(
+    kernel: Callable[..., None],
+    boxes: Tensor,
+    scores: Tensor,
+    idxs: Tensor | None,
+    iou_threshold: float,
+    sigma: float,
+    min_score: float,
+    method: str,
+    max_output: int | None,
+    compat: str | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sorts by category, runs a kernel on the categories, and collects what was taken."""
+    if idxs is None:
+        index, ends = torch.arange(boxes.shape[0], device=boxes.device), None
+    else:
+        ids, index = idxs.sort(stable=True)
+        ends = categories(ids)
+    s = scores.detach()[index].to(decay_type(boxes))
+    keep, decayed = torch.full_like(index, -1), torch.zeros_like(s)
+    b = planes(boxes, index)
+    most = _most(boxes, idxs, min_score, max_output, compat)
+    kernel(b, s, index, ends, keep, decayed, iou_threshold, sigma, min_score, method, most, compat)
+    return _results(*((keep, decayed) if idxs is None else _merge(keep, decayed)), scores, max_output)
+
+
+@op.backend("triton")
+def _triton(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    from fastnets.kernels.soft_nms import soft_nms_categories
+
+    return _by_categories(soft_nms_categories, *args)
+
+
+_cuda_library = torch.library.Library("fastnets_cuda", "FRAGMENT")
+_cuda_library.define(
+    "soft_nms_categories(Tensor(a!) boxes, Tensor(b!) scores, Tensor(c!) index, Tensor? ends, Tensor(d!) keep, "
+    "Tensor(e!) decayed, float iou_threshold, float sigma, float min_score, str method, int most, "
+    "str? compat) -> ()"
+)
+
+
+@op.backend("cuda")
+def _cuda(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return _by_categories(torch.ops.fastnets_cuda.soft_nms_categories, *args)
+
 
 # ---- fake ------------------------------------------------------------------------------------
 
