@@ -40,15 +40,17 @@ inline Rules parse_rules(const std::optional<std::string>& compat) {
 template <typename A>
 SoftNms<A> soft_nms_arguments(double threshold, double sigma, double min_score, const std::string& method,
                               int64_t most) {
+  STD_TORCH_CHECK(threshold >= 0 && sigma > 0 && std::isfinite(min_score),
+                  "expected a threshold of 0 or more, a positive sigma and a finite min_score");
   // A negative score may rise to 0 as it decays. Where that could be enough, nothing is given up.
   const A min = static_cast<A>(min_score), prune = min > A(0) ? min : -std::numeric_limits<A>::infinity();
   return {static_cast<A>(threshold), static_cast<A>(sigma), min, prune, most, parse_method(method)};
 }
 
-// exp(x) for x <= 0 is 2^k * e^r with k = round(x / ln 2), |r| <= ln 2 / 2, and e^r by its Taylor series; under e^-708 it
-// is 0. Every backend takes these steps, each rounded on its own, so that all get the same bits. The series ends where
-// its rest is under 2^-53 for double, and under 2^-42 for a result that is rounded to float: that is then the float next
-// to the exact value, but for one argument in 10^5.
+// exp(x) for x <= 0 is 2^k * e^r with k = round(x / ln 2), |r| <= ln 2 / 2, and e^r by its Taylor series; under e^-708
+// it is 0. Every backend takes these steps, each rounded on its own, so that all get the same bits. The series ends
+// where its rest is under 2^-53 for double, and under 2^-42 for a result that is rounded to float: that is then the
+// float next to the exact value, but for one argument in 10^5.
 namespace exponential_constants {
 constexpr double kLowest = -708.0, kLog2E = 1.4426950408889634;
 constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52: adding it rounds to an integer, held in the low bits

@@ -45,7 +45,8 @@ def nms_launches(boxes: Tensor, ends: Tensor | None, alive: Tensor, iou_threshol
     n = len(alive)
     if n == 0:
         return []
-    block = 1024 if ends is None else 128
-    constants = {"ACC": sum_type(boxes), "BLOCK": block, "num_warps": block // 128, **NO_FUSION}
+    warps = 8 if ends is None else 1
+    block = 512 * warps // boxes.element_size()  # 16 bytes a thread
+    constants = {"ACC": sum_type(boxes), "BLOCK": block, "num_warps": warps, **NO_FUSION}
     args = boxes, ends, alive.view(int8), n, number_bits(iou_threshold)
     return [Launch(_nms_kernel, (1 if ends is None else n,), args, constants)]

@@ -88,8 +88,9 @@ def soft_nms_launches(
     n = len(scores)
     if n == 0:
         return []
-    block = 1024 if ends is None else 128
-    constants = {"METHOD": method, "ACC": sum_type(boxes), "BLOCK": block, "num_warps": block // 128, **NO_FUSION}
+    warps = 8 if ends is None else 1
+    block = 512 * warps // boxes.element_size()  # 16 bytes a thread
+    constants = {"METHOD": method, "ACC": sum_type(boxes), "BLOCK": block, "num_warps": warps, **NO_FUSION}
     numbers = [number_bits(x) for x in (iou_threshold, sigma, min_score)]
     args = boxes, scores, index, ends, keep, decayed, n, most, *numbers
     grid = (1 if ends is None else n,)

@@ -1,14 +1,13 @@
 // NMS on a CPU: order of the boxes, categories, threads, registration. The kernels are in the header.
 #include "rounding.h"
 //
-#include "nms.h"
-
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
 #include <memory>
 
 #include "../boxes.h"
+#include "nms.h"
 #include "nms_order.h"
 
 #define FASTNETS_KERNELS "nms_kernels.h"
@@ -29,7 +28,8 @@ void gather(const Tensor& boxes, const int64_t* members, int64_t n, const NmsBox
   }
 }
 
-// Takes one category, best first. Blocks of boxes are tested against the kept ones by all threads, then among themselves.
+// Takes one category, best first. Blocks of boxes are tested against the kept ones by all threads, then among
+// themselves.
 template <typename T>
 int64_t keep_of_category(const Tensor& boxes, const int64_t* members, int64_t n, Sum<T> threshold, int64_t* positions) {
   using A = Sum<T>;

@@ -1,4 +1,5 @@
-// Orders that nms and soft_nms need on a CPU: stable sorts of indices by keys of 64 bits, and the categories of a batch.
+// Orders that nms and soft_nms need on a CPU: stable sorts of indices by keys of 64 bits, and the categories of a
+// batch.
 #pragma once
 
 #include <array>
@@ -30,7 +31,9 @@ inline uint64_t descending_key(float value) {
   return bits >> 31 ? bits : static_cast<uint32_t>(~(bits | uint32_t{1} << 31));
 }
 
-inline uint64_t ascending_key(int64_t value) { return static_cast<uint64_t>(value) ^ uint64_t{1} << 63; }
+inline uint64_t ascending_key(int64_t value) {
+  return static_cast<uint64_t>(value) ^ uint64_t { 1 } << 63;
+}
 
 // Sorts indices by key(index), keeping the order of equal ones: counts of 11 bits at a time, from the lowest. Bits that
 // all keys share cost nothing but the look at them.

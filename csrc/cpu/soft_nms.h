@@ -41,9 +41,7 @@ template <typename A>
 struct SoftNmsKernels {
   SoftNmsKernel<A> ours, mmcv, paper;
 
-  SoftNmsKernel<A> by(Rules rules) const {
-    return rules == Rules::kOurs ? ours : rules == Rules::kMmcv ? mmcv : paper;
-  }
+  SoftNmsKernel<A> by(Rules rules) const { return rules == Rules::kOurs ? ours : rules == Rules::kMmcv ? mmcv : paper; }
 };
 
 }  // namespace fastnets

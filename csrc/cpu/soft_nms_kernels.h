@@ -34,8 +34,8 @@ FASTNETS_INLINE Vec<A, L> gaussian_weight(Vec<A, L> q) {
     std::memcpy(halves, &q, sizeof q);
     for (int i = 0; i < 2; ++i) {
       const Vec<double, L / 2> x = -__builtin_convertvector(halves[i], Vec<double, L / 2>);
-      halves[i] = __builtin_convertvector(
-          (decaying_exponential<exponential_constants::kTerms<float>, L / 2>(x)), Vec<float, L / 2>);
+      halves[i] = __builtin_convertvector((decaying_exponential<exponential_constants::kTerms<float>, L / 2>(x)),
+                                          Vec<float, L / 2>);
     }
     std::memcpy(&q, halves, sizeof q);
     return q;
@@ -120,7 +120,8 @@ Best<A> find_best(const BoxArrays<A>& boxes, int64_t begin, int64_t end) {
   return highest.best(begin);
 }
 
-// Takes the box at `from`: the scores in [begin, end) decay. Returns the best of them; counts those still worth keeping.
+// Takes the box at `from`: the scores in [begin, end) decay. Returns the best of them; counts those still worth
+// keeping.
 template <typename A, Rules R>
 Best<A> take(const BoxArrays<A>& boxes, int64_t from, int64_t begin, int64_t end, const SoftNms<A>& p, int64_t* alive) {
   constexpr int L = kLanes<A>;
@@ -186,7 +187,8 @@ int64_t soft_nms(const BoxArrays<A>& boxes, int64_t n, const SoftNms<A>& p, int6
   return taken;
 }
 
-// Fills each place whose score is under min_score with the last box that is not, as the loop of mmcv and the paper does.
+// Fills each place whose score is under min_score with the last box that is not, as the loop of mmcv and the paper
+// does.
 template <typename A>
 int64_t fill_from_behind(const BoxArrays<A>& boxes, int64_t begin, int64_t end, A min_score) {
   for (int64_t i = begin; i < end; ++i) {

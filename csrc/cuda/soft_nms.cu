@@ -1,7 +1,7 @@
 // Soft-NMS on CUDA: launch and registration. The kernels are in the .cuh; sorting into categories is done before.
-#include "soft_nms.cuh"
-
 #include <tuple>
+
+#include "soft_nms.cuh"
 
 namespace fastnets {
 namespace {
@@ -11,8 +11,8 @@ namespace {
 // the category's beginning on.
 void soft_nms_categories(const Tensor& boxes, const Tensor& scores, const Tensor& index,
                          const std::optional<Tensor>& ends, const Tensor& keep, const Tensor& decayed,
-                         double iou_threshold, double sigma, double min_score, const std::string& method,
-                         int64_t most, const std::optional<std::string>& compat) {
+                         double iou_threshold, double sigma, double min_score, const std::string& method, int64_t most,
+                         const std::optional<std::string>& compat) {
   const int64_t n = scores.size(0);
   if (n == 0) return;
   const Stream stream(boxes);

@@ -1,8 +1,8 @@
 // Soft-NMS of one category in one block.
 //
 // Work. Threads share out the boxes. Taking a box is one pass over them: scores decay, and the best is found, in each
-// thread, then by shuffles in each warp, then over the warps. A category of n boxes takes up to n passes, each one or two
-// barriers long; many categories run side by side. Nothing waits for the host.
+// thread, then by shuffles in each warp, then over the warps. A category of n boxes takes up to n passes, each one or
+// two barriers long; many categories run side by side. Nothing waits for the host.
 //
 // Bytes. A pass reads 16 bytes of box (of float) and 4 of score where a score remains, from L1 or L2, and writes 4.
 #pragma once
@@ -73,7 +73,7 @@ struct Best {
 
 template <typename A>
 __device__ Best<A> nothing() {
-  return {-std::numeric_limits<A>::infinity(), INT64_MAX};
+  return {-A(INFINITY), INT64_MAX};
 }
 
 // The best of what all threads saw. `room` holds a number for each warp; two calls must not use the same in a row.
@@ -113,7 +113,7 @@ __global__ void __launch_bounds__(1024) soft_nms(Planes<A> boxes, A* scores, con
     for (int64_t i = begin + threadIdx.x; i < end; i += blockDim.x) {
       A score = scores[i];
       if (!(score >= p.prune)) continue;
-      score = i == at ? std::numeric_limits<A>::quiet_NaN() : decay<Rules::kOurs>(score, iou<Rules::kOurs>(box, boxes.at(i)), p);
+      score = i == at ? A(NAN) : decay<Rules::kOurs>(score, iou<Rules::kOurs>(box, boxes.at(i)), p);
       scores[i] = score;
       if (score >= p.prune) best.see(score, i);
     }

@@ -58,6 +58,11 @@ def smaller(a: Tensor, b: Tensor) -> Tensor:
     return torch.where(b < a, b, a)
 
 
+def row(t: Tensor, i: Tensor) -> Tensor:
+    """t[i], which a tracer would read as a number."""
+    return t.index_select(0, i[None])[0]
+
+
 def areas(boxes: Tensor) -> Tensor:
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from math import factorial, inf, log2, e
+from math import e, factorial, inf, log2
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from fastnets.ops._boxes import larger, overlap, smaller
+from fastnets.ops._boxes import overlap, row
 
 
 class Rule(NamedTuple):
@@ -58,9 +58,9 @@ def weights(taken: Tensor, boxes: Tensor, rule: Rule) -> Tensor:
 def step(boxes: Tensor, scores: Tensor, idxs: Tensor | None, rule: Rule) -> tuple[Tensor, Tensor, Tensor]:
     """Takes one box: the scores after it, its index (-1: none is good enough), its score."""
     best, at = torch.where(scores == scores, scores, -inf).max(0)
-    weight = weights(boxes[at], boxes, rule)
+    weight = weights(row(boxes, at), boxes, rule)
     if idxs is not None:
-        weight = torch.where(idxs == idxs[at], weight, 1.0)
+        weight = torch.where(idxs == row(idxs, at), weight, 1.0)
     decayed = torch.where(torch.arange(len(scores), device=at.device) == at, -inf, scores * weight)
     taken = best >= rule.min_score
     return torch.where(taken, decayed, scores), torch.where(taken, at, -1), best
@@ -78,7 +78,9 @@ def soft_nms_in_order(boxes: Tensor, scores: Tensor, most: int, rule: Rule) -> t
     return torch.cat(keep), torch.cat(decayed)
 
 
-def soft_nms_scanned(boxes: Tensor, scores: Tensor, idxs: Tensor | None, most: int, rule: Rule) -> tuple[Tensor, Tensor]:
+def soft_nms_scanned(
+    boxes: Tensor, scores: Tensor, idxs: Tensor | None, most: int, rule: Rule
+) -> tuple[Tensor, Tensor]:
     """The same as a loop that can be exported: as many steps as may be needed, and -1 where nothing was taken."""
     from torch._higher_order_ops.scan import scan
 

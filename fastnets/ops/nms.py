@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastnets._op import Op
-from fastnets.ops._boxes import categories, check_boxes, decay_type, integer_ids, overlap, planes
+from fastnets.ops._boxes import categories, check_boxes, decay_type, integer_ids, overlap, planes, row
 
 # ---- schema ----------------------------------------------------------------------------------
 
@@ -25,21 +25,23 @@ op = Op("nms(Tensor boxes, Tensor scores, Tensor? idxs, float iou_threshold) -> 
 
 @op.backend("reference")
 def _reference(boxes: Tensor, scores: Tensor, idxs: Tensor | None, iou_threshold: float) -> Tensor:
-    if torch.onnx.is_in_onnx_export() and idxs is None:
+    exporting = torch.onnx.is_in_onnx_export()
+    if exporting and idxs is None:
         return _onnx(boxes, scores, iou_threshold)
-    order = scores.argsort(descending=True, stable=True)
+    # ONNX has no stable sort, but its TopK puts equal numbers in the order of their indices.
+    order = scores.argsort(descending=True) if exporting else scores.argsort(descending=True, stable=True)
     b, ids = boxes.detach().to(decay_type(boxes))[order], None if idxs is None else idxs[order]
     threshold = round_down(iou_threshold, b.dtype)
 
     def suppress(alive: Tensor, i: Tensor) -> Tensor:
-        both, either = overlap(b[i], b)
+        both, either = overlap(row(b, i), b)
         worse = torch.arange(len(b), device=b.device) > i
         if ids is not None:
-            worse = worse & (ids == ids[i])
-        return alive & ~(alive[i] & worse & (both / either > threshold))
+            worse = worse & (ids == row(ids, i))
+        return alive & ~(row(alive, i) & worse & (both / either > threshold))
 
     alive = torch.ones_like(order, dtype=torch.bool)
-    if torch.onnx.is_in_onnx_export():
+    if exporting:
         from torch._higher_order_ops.scan import scan
 
         def body(alive: Tensor, i: Tensor) -> tuple[Tensor, Tensor]:
@@ -118,8 +120,67 @@ def _fake(boxes: Tensor, scores: Tensor, idxs: Tensor | None, iou_threshold: flo
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
+    r"""Keeps, best first, each box that no kept one overlaps by more than a threshold; ``torchvision.ops.nms``.
+
+    .. math::
+        K = \{i : \mathrm{IoU}(b_i, b_j) \le t \text{ for every } j \in K \text{ before } i\}
+
+    Boxes come in the order of scores, equal ones in that of indices, NaN first. IoU is computed in float32 (float64 for
+    float64 boxes), the threshold compared in double, as torchvision does on a CPU; every backend gets the same indices.
+
+    Args:
+        boxes: (n, 4), floating, as (x1, y1, x2, y2) in any unit; any strides.
+        scores: (n,), of the type and device of boxes.
+        iou_threshold: t, the largest IoU, of 0 to 1, that two kept boxes may have.
+
+    Returns:
+        (k,) int64: indices of the kept boxes, the highest score first. Without gradient. On a GPU the call waits for k.
+        Allocates at most 100 bytes a box beside it (float32), never n² of anything. Exported to ONNX it is
+        NonMaxSuppression. ``torch.compile(fullgraph=True)`` needs
+        ``torch._dynamo.config.capture_dynamic_output_shape_ops``.
+
+    Raises:
+        RuntimeError, NotImplementedError: shapes, types or devices do not fit, with the message of torchvision.
+
+    Paper: A. Neubeck and L. Van Gool, "Efficient Non-Maximum Suppression", ICPR 2006
+
+    Example:
+        >>> import torch
+        >>> from fastnets.ops import nms
+        >>> boxes = torch.tensor([[0.0, 0, 2, 2], [0, 0, 2, 1.5], [5, 5, 6, 6]])
+        >>> nms(boxes, torch.tensor([0.5, 0.9, 0.7]), 0.5).tolist()
+        [1, 2]
+    """
     return op(boxes, scores, None, iou_threshold)
 
 
 def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
+    r"""`nms` in each of several categories, which never meet; ``torchvision.ops.batched_nms``.
+
+    .. math::
+        K = \{i : \mathrm{IoU}(b_i, b_j) \le t \text{ for every } j \in K \text{ before } i \text{ with } c_j = c_i\}
+
+    Categories are compared by their ids; coordinates are not shifted, which would round them.
+
+    Args:
+        boxes: (n, 4), see `nms`.
+        scores: (n,), see `nms`.
+        idxs: (n,) integers, the category c of each box: any ids in any order, such as image · classes + class.
+        iou_threshold: t, see `nms`.
+
+    Returns:
+        (k,) int64: indices of the kept boxes of all categories, the highest score first. See `nms`.
+
+    Raises:
+        RuntimeError, NotImplementedError: shapes, types or devices do not fit.
+
+    Paper: A. Neubeck and L. Van Gool, "Efficient Non-Maximum Suppression", ICPR 2006
+
+    Example:
+        >>> import torch
+        >>> from fastnets.ops import batched_nms
+        >>> boxes = torch.tensor([[0.0, 0, 2, 2], [0, 0, 2, 1.5], [5, 5, 6, 6]])
+        >>> batched_nms(boxes, torch.tensor([0.5, 0.9, 0.7]), torch.tensor([3, 8, 3]), 0.5).tolist()
+        [1, 2, 0]
+    """
     return op(boxes, scores, integer_ids(idxs), iou_threshold)

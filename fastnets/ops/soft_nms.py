@@ -167,7 +167,15 @@ def _cuda(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 @op.fake
 def _fake(
-    boxes: Tensor, scores: Tensor, idxs: Tensor | None, a: float, b: float, c: float, d: str, max_output: int | None, *_: Any
+    boxes: Tensor,
+    scores: Tensor,
+    idxs: Tensor | None,
+    a: float,
+    b: float,
+    c: float,
+    d: str,
+    max_output: int | None,
+    *_: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     size = torch.library.get_ctx().new_dynamic_size() if max_output is None else max_output
     return scores.new_empty(size, dtype=torch.int64), scores.new_empty(size), scores.new_empty((), dtype=torch.int64)
@@ -198,6 +206,54 @@ def soft_nms(
     max_output: int | None = None,
     compat: str | None = None,
 ) -> tuple[Tensor, ...]:
+    r"""Takes boxes best first; each lowers the scores of those that overlap it, instead of dropping them.
+
+    .. math::
+        s_i \leftarrow s_i \cdot f(\mathrm{IoU}(b_i, b_{best})), \quad f(u) =
+        \begin{cases} 1 - u \text{ if } u > t \text{ else } 1 & \text{linear} \\
+                      e^{-u^2 / \sigma} & \text{gaussian} \\
+                      0 \text{ if } u > t \text{ else } 1 & \text{hard} \end{cases}
+
+    Of equal scores the lowest index is taken; NaN is never taken; boxes without area have IoU 0. Overlaps are computed
+    and scores decay in float32 (float64 for float64 boxes), each operation and exp rounded alike on every backend: all
+    give the same indices and scores. TensorFlow's ``soft_nms_sigma`` is half of this sigma.
+
+    Args:
+        boxes: (n, 4), floating, as (x1, y1, x2, y2) in any unit; any strides.
+        scores: (n,), of the type and device of boxes.
+        iou_threshold: t, 0 or more; 'gaussian' does not use it.
+        sigma: width of 'gaussian', more than 0.
+        min_score: finite; no box is taken whose score is below.
+        method: f: 'linear', 'gaussian' or 'hard'.
+        max_output: None, or how many boxes to take at most: results then have this size, whatever is taken.
+        compat: None, or whose released code to equal index for index: 'mmcv' (version 2: IoU of t counts as over it) or
+            'paper' (widths count the last pixel). Both take their first box whatever its score, take a NaN that comes
+            to the front, resolve ties by the swaps of their loop, and are slower on a GPU. Arithmetic is float32 all
+            through; no ONNX.
+
+    Returns:
+        (keep, decayed_scores): int64 indices in the order taken, and their scores when taken, in the type of scores.
+        With max_output (keep, decayed_scores, count), filled up with -1 and 0, count an int64 tensor of no dimensions.
+        On a GPU the call waits for the number of boxes only if max_output is None. Allocates at most 100 bytes a box
+        beside them (float32), never n² of anything. Not differentiable: going backward through decayed_scores raises,
+        while scores[keep] has its gradient. ``torch.compile(fullgraph=True)`` without max_output needs
+        ``torch._dynamo.config.capture_dynamic_output_shape_ops``.
+
+    Raises:
+        RuntimeError, NotImplementedError: shapes, types or devices do not fit.
+        ValueError: one of the other arguments is none of those above.
+
+    Paper: N. Bodla et al., "Soft-NMS: Improving Object Detection With One Line of Code", ICCV 2017,
+    https://arxiv.org/abs/1704.04503
+
+    Example:
+        >>> import torch
+        >>> from fastnets.ops import soft_nms
+        >>> boxes = torch.tensor([[0.0, 0, 2, 2], [0, 0, 2, 1], [5, 5, 6, 6]])
+        >>> keep, scores = soft_nms(boxes, torch.tensor([1.0, 0.75, 0.5]))
+        >>> keep.tolist(), scores.tolist()
+        ([0, 2, 1], [1.0, 0.5, 0.375])
+    """
     keep, decayed, count = op(boxes, scores, None, iou_threshold, sigma, min_score, method, max_output, compat)
     return (keep, decayed) if max_output is None else (keep, decayed, count)
 
@@ -214,6 +270,41 @@ def batched_soft_nms(
     max_output: int | None = None,
     compat: str | None = None,
 ) -> tuple[Tensor, ...]:
+    r"""`soft_nms` in each of several categories, which never meet.
+
+    .. math::
+        s_i \leftarrow s_i \cdot f(\mathrm{IoU}(b_i, b_{best})) \text{ where } c_i = c_{best}
+
+    Categories are compared by their ids; coordinates are not shifted, which would round them.
+
+    Args:
+        boxes: (n, 4), see `soft_nms`.
+        scores: (n,), see `soft_nms`.
+        idxs: (n,) integers, the category c of each box: any ids in any order, such as image · classes + class.
+        iou_threshold: see `soft_nms`, as are the others.
+        sigma: of 'gaussian'.
+        min_score: of a box that is taken.
+        method: 'linear', 'gaussian' or 'hard'.
+        max_output: of all categories together: those with the highest decayed scores.
+        compat: None, 'mmcv' or 'paper', in each category.
+
+    Returns:
+        As `soft_nms`, of all categories: by decayed score, the highest first (NaN before it), equal ones by index.
+
+    Raises:
+        RuntimeError, NotImplementedError, ValueError: as `soft_nms`.
+
+    Paper: N. Bodla et al., "Soft-NMS: Improving Object Detection With One Line of Code", ICCV 2017,
+    https://arxiv.org/abs/1704.04503
+
+    Example:
+        >>> import torch
+        >>> from fastnets.ops import batched_soft_nms
+        >>> boxes = torch.tensor([[0.0, 0, 2, 2], [0, 0, 2, 1], [0, 0, 2, 1]])
+        >>> keep, scores = batched_soft_nms(boxes, torch.tensor([1.0, 0.75, 0.5]), torch.tensor([4, 4, -7]))
+        >>> keep.tolist(), scores.tolist()
+        ([0, 2, 1], [1.0, 0.5, 0.375])
+    """
     idxs = integer_ids(idxs)
     keep, decayed, count = op(boxes, scores, idxs, iou_threshold, sigma, min_score, method, max_output, compat)
     return (keep, decayed) if max_output is None else (keep, decayed, count)

@@ -259,10 +259,10 @@ inline unsigned ballot(bool vote) {
 }
 
 // A function call apart: the compiler cannot contract two of them.
-#define FASTNETS_ROUNDED(name, op)                           \
-  template <typename A>                                      \
-  __attribute__((noinline)) A name(A a, A b) {               \
-    return a op b;                                           \
+#define FASTNETS_ROUNDED(name, op)             \
+  template <typename A>                        \
+  __attribute__((noinline)) A name(A a, A b) { \
+    return a op b;                             \
   }
 FASTNETS_ROUNDED(add_rn, +)
 FASTNETS_ROUNDED(sub_rn, -)
