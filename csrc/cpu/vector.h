@@ -107,6 +107,20 @@ FASTNETS_INLINE void store_first(T* p, Vec<Sum<T>, L> v, int64_t count) {
   for (int64_t i = 0; i < count; ++i) p[i] = static_cast<T>(v[i]);
 }
 
+// Whether any lane of a comparison holds.
+template <typename M>
+FASTNETS_INLINE bool any(const M& mask) {
+#if FASTNETS_VECTOR_BYTES == 64
+  if constexpr (sizeof mask == 64) return _mm512_test_epi32_mask(bits<__m512i>(mask), bits<__m512i>(mask)) != 0;
+#elif FASTNETS_VECTOR_BYTES == 32
+  if constexpr (sizeof mask == 32) return !_mm256_testz_si256(bits<__m256i>(mask), bits<__m256i>(mask));
+#endif
+  uint64_t words[sizeof mask / sizeof(uint64_t)], all = 0;
+  std::memcpy(words, &mask, sizeof mask);
+  for (const uint64_t word : words) all |= word;
+  return all != 0;
+}
+
 // Keeps a vector in its register. Without it the compiler reads a value once from memory for each use of it, which
 // binds these kernels to the load ports.
 template <typename V>

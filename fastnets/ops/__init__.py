@@ -8,3 +8,7 @@ from fastnets.ops.grouped_conv2d import grouped_conv2d as grouped_conv2d
 from fastnets.ops.pixel_shuffle import pixel_shuffle as pixel_shuffle
 from fastnets.ops.pixel_shuffle import pixel_shuffle_to_uint8 as pixel_shuffle_to_uint8
 from fastnets.ops.pixel_shuffle import pixel_unshuffle as pixel_unshuffle
+from fastnets.ops.nms import batched_nms as batched_nms
+from fastnets.ops.nms import nms as nms
+from fastnets.ops.soft_nms import batched_soft_nms as batched_soft_nms
+from fastnets.ops.soft_nms import soft_nms as soft_nms

@@ -258,4 +258,16 @@ inline unsigned ballot(bool vote) {
   return bits;
 }
 
+// A function call apart: the compiler cannot contract two of them.
+#define FASTNETS_ROUNDED(name, op)             \
+  template <typename A>                        \
+  __attribute__((noinline)) A name(A a, A b) { \
+    return a op b;                             \
+  }
+FASTNETS_ROUNDED(add_rn, +)
+FASTNETS_ROUNDED(sub_rn, -)
+FASTNETS_ROUNDED(mul_rn, *)
+FASTNETS_ROUNDED(div_rn, /)
+#undef FASTNETS_ROUNDED
+
 }  // namespace fastnets

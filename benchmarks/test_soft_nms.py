@@ -1,0 +1,78 @@
+"""soft_nms against loops of tensor ops, on the boxes of one image."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fastnets.ops import batched_soft_nms, soft_nms
+from fastnets.ops.soft_nms import METHODS
+
+# 1000 proposals of an 800 x 800 image, as Faster R-CNN's second stage has them. With k boxes taken, k passes over those
+# that remain, n k / 2 boxes in all. Bytes: 24 a box read, 4 written, in the first-level cache. Operations a box: 20, and
+# 50 more for 'gaussian'.
+
+
+def boxes_of_image(n: int):
+    make = torch.Generator().manual_seed(0)
+    center, size = torch.rand(n, 2, generator=make) * 800, 10 + torch.rand(n, 2, generator=make) * 200
+    return torch.cat([center - size / 2, center + size / 2], 1), torch.rand(n, generator=make)
+
+
+def loop(boxes, scores, method, shrink):
+    """Each pick over all boxes, or (`shrink`) over those that remain, which costs the copies."""
+    index, s = torch.arange(len(scores)), scores.clone()
+    x1, y1, x2, y2 = boxes.T.contiguous()
+    areas, keep, decayed = (x2 - x1) * (y2 - y1), [], []
+    while len(s):
+        best, at = s.max(0)
+        if best < 1e-3:
+            break
+        keep.append(index[at])
+        decayed.append(best)
+        w = (torch.minimum(x2, x2[at]) - torch.maximum(x1, x1[at])).clamp_(min=0)
+        h = (torch.minimum(y2, y2[at]) - torch.maximum(y1, y1[at])).clamp_(min=0)
+        both = w * h
+        iou = both / (areas + areas[at] - both)
+        if method == "gaussian":
+            s = s * torch.exp(-(iou * iou) / 0.5)
+        else:
+            s = torch.where(iou > 0.3, s * (1 - iou) if method == "linear" else 0.0, s)
+        s[at] = -1
+        if shrink:
+            rest = s >= 1e-3
+            x1, y1, x2, y2, areas, index, s = (t[rest] for t in (x1, y1, x2, y2, areas, index, s))
+    return torch.stack(keep), torch.stack(decayed)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("n", (100, 1000))
+def test_soft_nms(race, n, method):
+    boxes, scores = boxes_of_image(n)
+    exact = [t.double() for t in loop(boxes, scores, method, False)]
+    race(
+        "soft_nms",
+        f"{method}, {n} boxes",
+        {
+            "loop": lambda: loop(boxes, scores, method, False),
+            "shrinking loop": lambda: loop(boxes, scores, method, True),
+            "fastnets": lambda: soft_nms(boxes, scores, method=method),
+        },
+        exact,
+    )
+
+
+def test_batched_soft_nms(race):
+    """80 classes of 25 boxes, against a loop over the classes that is ours in each."""
+    boxes, scores = boxes_of_image(2000)
+    ids = torch.arange(2000) % 80
+
+    def each():
+        members = [(ids == i).nonzero()[:, 0] for i in range(80)]
+        taken = [soft_nms(boxes[m], scores[m]) for m in members]
+        decayed, order = torch.cat([d for _, d in taken]).sort(descending=True, stable=True)
+        return torch.cat([m[k] for m, (k, _) in zip(members, taken, strict=True)])[order], decayed
+
+    exact = [t.double() for t in batched_soft_nms(boxes, scores, ids)]
+    candidates = {"call for each class": each, "fastnets": lambda: batched_soft_nms(boxes, scores, ids)}
+    race("batched_soft_nms", "80 x 25 boxes", candidates, exact)

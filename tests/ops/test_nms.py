@@ -1,0 +1,194 @@
+"""nms and batched_nms on every backend: literal values, torchvision's rules one by one, degenerate sets, errors."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+
+import hypothesis
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import torch
+import torch._dynamo.testing
+from boxes import KINDS, box_set, some_ids
+
+import fastnets
+from fastnets._backends import INTERPRETED
+from fastnets.ops import batched_nms, nms
+from fastnets.ops.nms import op, round_down
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+SIZES = (
+    (9,) if INTERPRETED else (1, 16, 33, 70)
+)  # boxes: one, a vector of them, a group of 32 and one more, two and more
+
+# A and B overlap by 1/3, B and C by 1/3, D is alone, E is A.
+BOXES = torch.tensor([[0.0, 0, 2, 2], [1, 0, 3, 2], [2, 0, 4, 2], [9, 9, 10, 10], [0, 0, 2, 2]])
+SCORES = torch.tensor([0.5, 0.9, 0.7, 0.6, 0.5])
+
+
+def scalar_nms(boxes, scores, ids, threshold):
+    """torchvision's loop, one box at a time: an IoU in the type of the boxes, a threshold in double."""
+    order = scores.argsort(descending=True, stable=True).tolist()
+    b, keep = boxes.numpy(), []
+
+    def suppresses(i, j):
+        (ax1, ay1, ax2, ay2), (bx1, by1, bx2, by2) = b[i], b[j]
+        left, top = max(ax1, bx1), max(ay1, by1)
+        right, bottom = min(ax2, bx2), min(ay2, by2)
+        w, h = right - left, bottom - top
+        both = (w if w > 0 else b.dtype.type(0)) * (h if h > 0 else b.dtype.type(0))
+        either = (ax2 - ax1) * (ay2 - ay1) + (bx2 - bx1) * (by2 - by1) - both
+        return ids[i] == ids[j] and float(both / either) > threshold
+
+    with np.errstate(all="ignore"):
+        for i in order:
+            if not any(suppresses(j, i) for j in keep):
+                keep.append(i)
+    return keep
+
+
+def test_literal_values(backend):
+    assert nms(BOXES, SCORES, 0.3).tolist() == [1, 3]
+    assert nms(BOXES, SCORES, 0.34).tolist() == [1, 2, 3, 0]  # of A and E the first
+    assert nms(BOXES, SCORES, 1.0).tolist() == [1, 2, 3, 0, 4]
+    assert batched_nms(BOXES, SCORES, torch.tensor([7, 7, -1, 7, 8]), 0.3).tolist() == [1, 2, 3, 4]
+
+
+def test_threshold_is_compared_in_double(backend):
+    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 3]])
+    iou = (torch.tensor(30.0) / torch.tensor(100.0)).item()
+    assert iou > 0.3 and round_down(0.3, torch.float32) < 0.3  # 0.3 in float32 is more than 0.3
+    assert nms(boxes, SCORES[1:3], 0.3).tolist() == [0]
+    assert nms(boxes, SCORES[1:3], iou).tolist() == [0, 1]
+    assert nms(boxes.double(), SCORES[1:3].double(), 0.3).tolist() == [0, 1]
+
+
+def test_edges(backend):
+    for dtype in DTYPES:
+        keep = nms(BOXES[:0].to(dtype), SCORES[:0].to(dtype), 0.5)
+        assert keep.shape == (0,) and keep.dtype == torch.int64
+    assert nms(BOXES, torch.zeros(5), 0.3).tolist() == [0, 2, 3]
+    assert nms(BOXES, torch.tensor([0.1, 0.2, math.nan, -math.inf, math.inf]), 1.0).tolist() == [2, 4, 1, 0, 3]
+    assert nms(BOXES[:, [0, 1, 0, 1]], SCORES, 0.0).tolist() == [1, 2, 3, 0, 4]  # no area: IoU is not a number
+    strided = torch.full((5, 8), math.nan)
+    strided[:, ::2] = BOXES
+    assert nms(strided[:, ::2], SCORES.repeat_interleave(2)[::2], 0.3).tolist() == [1, 3]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_as_the_scalar_loop(backend, kind, dtype):
+    for n in SIZES:
+        boxes, scores = box_set(kind, n, n, dtype)
+        ids, one, copies = some_ids(n, n), [0] * n, (boxes.clone(), scores.clone())
+        wide = boxes.float() if dtype.itemsize == 2 else boxes
+        for threshold in (0.3, 0.5, 0.0, -0.1):
+            assert nms(boxes, scores, threshold).tolist() == scalar_nms(wide, scores, one, threshold)
+            expected = scalar_nms(wide, scores, ids.tolist(), threshold)
+            assert batched_nms(boxes, scores, ids, threshold).tolist() == expected
+        for t, copy in zip((boxes, scores), copies, strict=True):
+            assert torch.equal(t.nan_to_num(), copy.nan_to_num()), "input changed"
+
+
+@hypothesis.settings(max_examples=100, deadline=None)
+@hypothesis.given(st.sampled_from(KINDS), st.integers(0, 120), st.integers(0, 10**6), st.floats(0, 1), st.booleans())
+def test_any_call_on_the_cpu(kind, n, seed, threshold, batched):
+    boxes, scores = box_set(kind, n, seed)
+    ids = some_ids(n, seed) if batched else torch.zeros(n, dtype=torch.int64)
+    with fastnets.use_backend("cpu"):
+        got = batched_nms(boxes, scores, ids, threshold) if batched else nms(boxes, scores, threshold)
+    assert got.tolist() == scalar_nms(boxes, scores, ids.tolist(), threshold)
+
+
+def test_blocks_and_threads_do_not_change_the_result():
+    """More boxes than a block of the CPU kernel has, against the reference, with one and several threads."""
+    boxes, scores = box_set("random", 2500, 0)
+    boxes *= 5
+    with fastnets.use_backend("reference"):
+        expected = nms(boxes, scores, 0.4)
+    assert 512 < len(expected) < 2000
+    before = torch.get_num_threads()
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        assert torch.equal(nms(boxes, scores, 0.4), expected)
+    torch.set_num_threads(before)
+
+
+def test_memory_is_as_the_docstring_says():
+    script = """if True:
+        import resource, torch
+        from fastnets.ops import batched_nms, nms
+        def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        n = 1_000_000
+        boxes, scores, ids = torch.rand(n, 4), torch.rand(n), torch.arange(n) // 8
+        boxes[:, 2:] += boxes[:, :2]
+        batched_nms(boxes[:100], scores[:100], ids[:100], 0.5)
+        before = peak()
+        batched_nms(boxes, scores, ids, 0.5)
+        nms(boxes, scores, 0.0)
+        assert peak() - before < 100 * n, (peak() - before) / n
+    """
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+BAD = [
+    (RuntimeError, "boxes should be a 2d tensor, got 1D", (BOXES[0], SCORES)),
+    (RuntimeError, "boxes should have 4 elements in dimension 1, got 3", (BOXES[:, :3], SCORES)),
+    (RuntimeError, "scores should be a 1d tensor, got 2D", (BOXES, SCORES[None])),
+    (RuntimeError, "boxes and scores should have same number of elements in dimension 0, got 5 and 4", (BOXES, SCORES[:4])),
+    (RuntimeError, "dets should have the same type as scores", (BOXES, SCORES.double())),
+    (NotImplementedError, "\"nms_kernel\" not implemented for 'Long'", (BOXES.long(), SCORES.long())),
+    (RuntimeError, "should be on one device, got cpu and meta", (BOXES, SCORES.to("meta"))),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("error", "message", "args"), BAD, ids=[message for _, message, _ in BAD])
+def test_bad_input_raises_what_torchvision_raises(backend, error, message, args):
+    with pytest.raises(error, match=message):
+        nms(*args, 0.5)
+
+
+def test_bad_categories(backend):
+    with pytest.raises(RuntimeError, match=r"idxs should be integers of shape \(5,\) on cpu, got torch.float32"):
+        batched_nms(BOXES, SCORES, torch.zeros(5), 0.5)
+
+
+def test_tracing(backend):
+    torch.library.opcheck(op.torch_op, (BOXES, SCORES, None, 0.3))
+    torch.library.opcheck(op.torch_op, (BOXES, SCORES, torch.arange(5) % 2, 0.3))
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+        compiled = torch.compile(nms, backend=counter, fullgraph=True, dynamic=True)
+        for n in (6, 7, 9):
+            boxes, scores = box_set("random", n, n)
+            assert torch.equal(compiled(boxes, scores, 0.3), nms(boxes, scores, 0.3))
+    assert counter.frame_count <= 2
+    exported = torch.export.export(Module(), (BOXES, SCORES), strict=False)
+    assert torch.equal(exported.module()(BOXES, SCORES), nms(BOXES, SCORES, 0.3))
+
+
+class Module(torch.nn.Module):
+    def forward(self, boxes, scores, ids=None):
+        return nms(boxes, scores, 0.3) if ids is None else batched_nms(boxes, scores, ids, 0.3)
+
+
+@pytest.mark.parametrize("batched", (False, True))
+def test_onnx(tmp_path, batched):
+    import onnxruntime
+
+    n = torch.export.Dim("n")
+    args = (*box_set("random", 9, 0), *([some_ids(9, 0)] if batched else []))
+    shapes = tuple({0: n} for _ in args)
+    program = torch.onnx.export(Module().eval(), args, dynamo=True, dynamic_shapes=shapes, verbose=False)
+    assert {node.domain for node in program.model.graph} <= {"", "ai.onnx"}
+    assert batched or "NonMaxSuppression" in {node.op_type for node in program.model.graph}
+    program.save(str(tmp_path / "op.onnx"))
+    session = onnxruntime.InferenceSession(str(tmp_path / "op.onnx"))
+    for count in (9, 40):
+        args = (*box_set("random", count, count), *([some_ids(count, 1)] if batched else []))
+        (got,) = session.run(None, {i.name: a.numpy() for i, a in zip(session.get_inputs(), args, strict=True)})
+        assert got.tolist() == Module()(*args).tolist()
