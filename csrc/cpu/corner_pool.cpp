@@ -1,12 +1,11 @@
 // Corner pooling on a CPU: arguments, the cut into tasks, registration. The kernels are in the headers.
 #include "corner_pool.h"
 
-#include <torch/csrc/stable/ops.h>
-
 #include <algorithm>
 #include <vector>
 
 #define FASTNETS_KERNELS "corner_pool_kernels.h"
+#include "dense.h"
 #include "isa.h"
 
 namespace fastnets {
@@ -14,14 +13,6 @@ namespace {
 
 using corner::Pass;
 using corner::Problem;
-
-// The tensor itself where it is dense in that layout, else a copy.
-Tensor dense(const Tensor& x, bool channels_last) {
-  using torch::headeronly::MemoryFormat;
-  return torch::stable::contiguous(x, channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
-}
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Cuts `count` things of each image into pieces of a multiple of `unit`, at most `most`, so that threads are busy.
 int64_t cut(int64_t count, int64_t unit, int64_t most, int64_t images) {

@@ -2,7 +2,8 @@
 //
 // Lanes are neighbours: columns of a contiguous image scanned along its height, or channels of channels_last. A task
 // goes down (or up) the rows of one image for a chunk of lanes, with the running maxima in the first-level cache, or,
-// for a sum, in the second: x is read once and y written once, 2 * bytes a number (3 for a sum). The backward pass goes
+// for a sum, in the second: x is read once and y written once, 2 * bytes a number (3 for a sum). A scan that begins
+// at the last row also goes through each row from its end: only then is it one stream to the processor. The backward pass goes
 // twice over a chunk. First over x: a byte for each number says whether a maximum begins there, 64 KiB for 128 rows.
 // Then backwards over dy, adding it up until such a beginning, which receives the sum; all else receives 0.
 
@@ -42,6 +43,7 @@ void forward_lanes(const Problem& p, int64_t begin, int64_t end) {
     const Chunk c = chunk_of(p, task);
     const bool streams = p.streams && can_stream<T, L>(static_cast<T*>(p.out) + c.first, p.lanes);
     down.assign(p.columns * c.count, lowest<A>());
+    const int64_t whole = c.count / L;
     for (int64_t i = 0; i < p.rows; ++i) {
       if constexpr (kSum) across.assign(c.count, lowest<A>());
       for (int64_t j = 0; j < p.columns; ++j) {
@@ -51,10 +53,11 @@ void forward_lanes(const Problem& p, int64_t begin, int64_t end) {
         const T* const h = kSum ? static_cast<const T*>(p.horizontal) + at : nullptr;
         T* const y = static_cast<T*>(p.out) + at;
         A* const m = down.data() + j * c.count;
-        int64_t k = 0;
-        for (; k + L <= c.count; k += L)
+        for (int64_t v = 0; v < whole; ++v) {
+          const int64_t k = p.place(v, whole) * L;
           advance<T, L, kSum>(x + k, kSum ? h + k : h, y + k, m + k, across.data() + k, streams);
-        for (; k < c.count; ++k)
+        }
+        for (int64_t k = whole * L; k < c.count; ++k)
           advance<T, 1, kSum>(x + k, kSum ? h + k : h, y + k, m + k, across.data() + k, false);
       }
     }
@@ -98,16 +101,18 @@ void backward_lanes(const Problem& p, int64_t begin, int64_t end) {
   std::vector<int8_t> begins(p.rows * p.chunk);
   for (int64_t task = begin; task < end; ++task) {
     const Chunk c = chunk_of(p, task);
-    const int64_t base = c.image * p.rows * p.lanes + c.first;
+    const int64_t base = c.image * p.rows * p.lanes + c.first, whole = c.count / L;
     const bool streams = p.streams && can_stream<T, L>(static_cast<T*>(p.out) + base, p.lanes);
     m.assign(c.count, lowest<A>());
     sums.assign(c.count, A(0));
     for (int64_t i = 0; i < p.rows; ++i) {
       const T* const x = static_cast<const T*>(p.vertical) + base + p.place(i, p.rows) * p.lanes;
       int8_t* const to = begins.data() + i * c.count;
-      int64_t k = 0;
-      for (; k + L <= c.count; k += L) mark<T, L, kFirst>(x + k, m.data() + k, to + k);
-      for (; k < c.count; ++k) mark<T, 1, kFirst>(x + k, m.data() + k, to + k);
+      for (int64_t v = 0; v < whole; ++v) {
+        const int64_t k = p.place(v, whole) * L;
+        mark<T, L, kFirst>(x + k, m.data() + k, to + k);
+      }
+      for (int64_t k = whole * L; k < c.count; ++k) mark<T, 1, kFirst>(x + k, m.data() + k, to + k);
     }
     std::fill_n(begins.data(), p.rows > 0 ? c.count : 0, int8_t(-1));
     for (int64_t i = p.rows - 1; i >= 0; --i) {
@@ -115,9 +120,11 @@ void backward_lanes(const Problem& p, int64_t begin, int64_t end) {
       const T* const dy = static_cast<const T*>(p.dy) + at;
       T* const dx = static_cast<T*>(p.out) + at;
       const int8_t* const from = begins.data() + i * c.count;
-      int64_t k = 0;
-      for (; k + L <= c.count; k += L) collect<T, L>(dy + k, from + k, sums.data() + k, dx + k, streams);
-      for (; k < c.count; ++k) collect<T, 1>(dy + k, from + k, sums.data() + k, dx + k, false);
+      for (int64_t v = whole - 1; v >= 0; --v) {
+        const int64_t k = p.place(v, whole) * L;
+        collect<T, L>(dy + k, from + k, sums.data() + k, dx + k, streams);
+      }
+      for (int64_t k = whole * L; k < c.count; ++k) collect<T, 1>(dy + k, from + k, sums.data() + k, dx + k, false);
     }
   }
   if (p.streams) finish_streams();
