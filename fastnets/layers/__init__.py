@@ -4,4 +4,8 @@ from fastnets.layers.blocks import DepthwiseSeparable as DepthwiseSeparable
 from fastnets.layers.blocks import InvertedResidual as InvertedResidual
 from fastnets.layers.conv import Conv2d as Conv2d
 from fastnets.layers.conv import DepthwiseConv2d as DepthwiseConv2d
+from fastnets.layers.corner_pool import BottomRightCornerPool as BottomRightCornerPool
+from fastnets.layers.corner_pool import CornerPool as CornerPool
+from fastnets.layers.corner_pool import TopLeftCornerPool as TopLeftCornerPool
 from fastnets.layers.pointwise import PointwiseConv2d as PointwiseConv2d
+from fastnets.layers.strip_pool import StripPooling as StripPooling

@@ -20,14 +20,14 @@ TYPES = (*FLOATS, *INTEGERS, torch.bool)
 # ---- schema ----------------------------------------------------------------------------------
 
 
-def _check_choice(name: str, value: str, choices: Any) -> None:
+def check_choice(name: str, value: str, choices: Any) -> None:
     if value not in choices:
         raise ValueError(f"{name} must be one of {tuple(choices)}, but got {value!r}")
 
 
 def _check(x: Tensor, direction: str, tie: str) -> None:
-    _check_choice("direction", direction, DIRECTIONS)
-    _check_choice("tie", tie, TIES)
+    check_choice("direction", direction, DIRECTIONS)
+    check_choice("tie", tie, TIES)
     if x.dim() != 4 or x.dtype not in TYPES:
         raise RuntimeError(
             "corner_pool expects a real input (n, c, h, w) or (c, h, w) of at most 64 bits, signed unless uint8 or "
@@ -45,7 +45,7 @@ def _check_backward(dy: Tensor, x: Tensor, direction: str, tie: str) -> None:
 
 
 def _check_sum(vertical: Tensor, horizontal: Tensor, corner: str) -> None:
-    _check_choice("corner", corner, CORNERS)
+    check_choice("corner", corner, CORNERS)
     v, h = vertical, horizontal
     alike = v.shape == h.shape and v.dtype == h.dtype and v.device == h.device
     if not alike or v.dim() != 4 or v.dtype not in FLOATS + INTEGERS:
