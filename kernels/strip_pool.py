@@ -35,13 +35,16 @@ def _strip_pool_fwd_kernel(
     x_ptr += n * x_stride[0] + c * x_stride[1] + h * x_stride[2]
     scratch_ptr += strip * columns + n * columns_stride[0] + c * columns_stride[1]
     total = tl.zeros((BLOCK_H, BLOCK_C), ACC)
-    for start in range(0, width, BLOCK_W):
-        w = start + tl.arange(0, BLOCK_W)[None, :]
-        inside = (c < channels) & (h < height) & (w < width)
-        x = tl.load(x_ptr + w.to(INDEX) * x_stride[3], inside, other=0).to(ACC)
-        at = scratch_ptr + w.to(INDEX) * columns_stride[3]
-        tl.store(at, tl.sum(x, 0, keep_dims=True), (c < channels) & (w < width))
-        total += x if CHANNELS_LAST else tl.sum(x, 1, keep_dims=True)
+    for block in range(0, width, BLOCK_W * 64):  # a long sum, taken one after another, would lose digits
+        part = tl.zeros((BLOCK_H, BLOCK_C), ACC)
+        for start in range(block, min(block + BLOCK_W * 64, width), BLOCK_W):
+            w = start + tl.arange(0, BLOCK_W)[None, :]
+            inside = (c < channels) & (h < height) & (w < width)
+            x = tl.load(x_ptr + w.to(INDEX) * x_stride[3], inside, other=0).to(ACC)
+            at = scratch_ptr + w.to(INDEX) * columns_stride[3]
+            tl.store(at, tl.sum(x, 0, keep_dims=True), (c < channels) & (w < width))
+            part += x if CHANNELS_LAST else tl.sum(x, 1, keep_dims=True)
+        total += part
     rows_ptr += n * rows_stride[0] + c * rows_stride[1] + h * rows_stride[2]
     tl.store(rows_ptr, (total / width).to(rows_ptr.dtype.element_ty), (c < channels) & (h < height))
 

@@ -13,6 +13,8 @@ namespace fastnets::FASTNETS_ISA::strip_pool {
 
 using strip::Problem;
 
+constexpr int64_t kBlock = 64;  // numbers of a sum that are added one after another
+
 template <typename T>
 T* at(void* data, int64_t offset) {
   return static_cast<T*>(data) + offset;
@@ -28,14 +30,23 @@ FASTNETS_INLINE void write_means(const Sum<T>* sums, int64_t length, int64_t cou
   for (; k < length; ++k) store<T, 1>(to + k, load<A, 1>(sums + k) / A(count));
 }
 
-// Adds R rows of `width` numbers to the sums of the columns, and to `total` for each row. Of the last L columns, those
-// that are not a multiple of L, the first have been added before.
+// Adds sums of a block to those of the whole, and begins the next block: a sum of many numbers, taken one after another,
+// would lose digits.
+template <typename A>
+FASTNETS_INLINE void fold(std::vector<A>& block, std::vector<A>& whole) {
+  for (size_t k = 0; k < block.size(); ++k) whole[k] += block[k];
+  std::fill(block.begin(), block.end(), A(0));
+}
+
+// Adds columns begin to end of R rows of `width` numbers to the sums of the columns; returns in `total` those of the
+// rows. Of the last L columns, where those are not a multiple of L, the first have been added before.
 template <typename T, int L, int R>
-FASTNETS_INLINE void add_rows(const T* x, int64_t width, Sum<T>* columns, Vec<Sum<T>, L> (&total)[R]) {
+FASTNETS_INLINE void add_rows(const T* x, int64_t begin, int64_t end, int64_t width, Sum<T>* columns,
+                              Vec<Sum<T>, L> (&total)[R]) {
   using A = Sum<T>;
   Vec<A, L> lane, v[R];
   for (int i = 0; i < L; ++i) lane[i] = A(i);
-  for (int64_t j = 0; j < width; j += L) {
+  for (int64_t j = begin; j < end; j += L) {
     const int64_t from = std::min(j, width - L);
     for (int r = 0; r < R; ++r) v[r] = load<T, L>(x + r * width + from);
     if (from < j)
@@ -49,56 +60,72 @@ FASTNETS_INLINE void add_rows(const T* x, int64_t width, Sum<T>* columns, Vec<Su
 
 template <typename T, int L, int R>
 FASTNETS_INLINE void sum_rows(const T* x, int64_t width, Sum<T>* columns, T* rows) {
-  Vec<Sum<T>, L> total[R] = {};
-  add_rows<T, L, R>(x, width, columns, total);
-  for (int r = 0; r < R; ++r) rows[r] = static_cast<T>(sum<Sum<T>, L>(total[r]) / Sum<T>(width));
+  using A = Sum<T>;
+  A whole[R] = {};
+  for (int64_t begin = 0; begin < width; begin += kBlock * L) {
+    Vec<A, L> total[R] = {};
+    add_rows<T, L, R>(x, begin, std::min(begin + kBlock * L, width), width, columns, total);
+    for (int r = 0; r < R; ++r) whole[r] += sum<A, L>(total[r]);
+  }
+  for (int r = 0; r < R; ++r) rows[r] = static_cast<T>(whole[r] / A(width));
 }
 
 template <typename T, int L>
-void forward_image(const Problem& p, const T* x, T* rows, Sum<T>* columns) {
-  int64_t i = 0;
-  for (; i + 4 <= p.height; i += 4) sum_rows<T, L, 4>(x + i * p.width, p.width, columns, rows + i);
-  for (; i < p.height; ++i) sum_rows<T, L, 1>(x + i * p.width, p.width, columns, rows + i);
+void forward_image(const Problem& p, const T* x, T* rows, std::vector<Sum<T>>& block, std::vector<Sum<T>>& columns) {
+  for (int64_t begin = 0; begin < p.height; begin += kBlock) {
+    const int64_t end = std::min(begin + kBlock, p.height);
+    int64_t i = begin;
+    for (; i + 4 <= end; i += 4) sum_rows<T, L, 4>(x + i * p.width, p.width, block.data(), rows + i);
+    for (; i < end; ++i) sum_rows<T, L, 1>(x + i * p.width, p.width, block.data(), rows + i);
+    fold(block, columns);
+  }
 }
 
 template <typename T>
 void forward_contiguous(const Problem& p, int64_t begin, int64_t end) {
   constexpr int L = kLanes<Sum<T>>;
-  std::vector<Sum<T>> columns;
+  std::vector<Sum<T>> block(p.width), columns;
   for (int64_t image = begin; image < end; ++image) {
     const T* const x = at<T>(p.x, image * p.height * p.width);
     T* const rows = at<T>(p.rows, image * p.height);
     columns.assign(p.width, Sum<T>(0));
-    p.width < L ? forward_image<T, 1>(p, x, rows, columns.data()) : forward_image<T, L>(p, x, rows, columns.data());
+    p.width < L ? forward_image<T, 1>(p, x, rows, block, columns) : forward_image<T, L>(p, x, rows, block, columns);
     write_means<T>(columns.data(), p.width, p.height, at<T>(p.columns, image * p.width));
   }
 }
 
-template <typename T, int L>
-FASTNETS_INLINE void add_pixel(const T* x, Sum<T>* row, Sum<T>* column) {
+// Adds the pixel of `count` channels to the sums of its row and of its column.
+template <typename T>
+FASTNETS_INLINE void add_pixel(const T* x, int64_t count, Sum<T>* row, Sum<T>* column) {
   using A = Sum<T>;
-  const Vec<A, L> v = load<T, L>(x);
-  store<A, L>(row, load<A, L>(row) + v);
-  store<A, L>(column, load<A, L>(column) + v);
+  constexpr int L = kLanes<A>;
+  int64_t k = 0;
+  for (; k + L <= count; k += L) {
+    const Vec<A, L> v = load<T, L>(x + k);
+    store<A, L>(row + k, load<A, L>(row + k) + v);
+    store<A, L>(column + k, load<A, L>(column + k) + v);
+  }
+  for (; k < count; ++k) row[k] += static_cast<A>(x[k]), column[k] += static_cast<A>(x[k]);
 }
 
 template <typename T>
 void forward_channels_last(const Problem& p, int64_t begin, int64_t end) {
   using A = Sum<T>;
-  constexpr int L = kLanes<A>;
-  std::vector<A> row, columns;
+  std::vector<A> row_block, row, block, columns;
   for (int64_t task = begin; task < end; ++task) {
     const int64_t image = task / p.chunks, first = task % p.chunks * p.chunk;
     const int64_t count = std::min(p.chunk, p.lanes - first);
+    row_block.assign(count, A(0));
+    block.assign(p.width * count, A(0));
     columns.assign(p.width * count, A(0));
     for (int64_t i = 0; i < p.height; ++i) {
+      const T* const x = at<T>(p.x, (image * p.height + i) * p.width * p.lanes + first);
       row.assign(count, A(0));
       for (int64_t j = 0; j < p.width; ++j) {
-        const T* const x = at<T>(p.x, ((image * p.height + i) * p.width + j) * p.lanes + first);
-        int64_t k = 0;
-        for (; k + L <= count; k += L) add_pixel<T, L>(x + k, row.data() + k, columns.data() + j * count + k);
-        for (; k < count; ++k) add_pixel<T, 1>(x + k, row.data() + k, columns.data() + j * count + k);
+        add_pixel<T>(x + j * p.lanes, count, row_block.data(), block.data() + j * count);
+        if (j % kBlock == kBlock - 1 || j == p.width - 1) fold(row_block, row);
       }
+      if (i % kBlock == kBlock - 1 || i == p.height - 1) fold(block, columns);
       write_means<T>(row.data(), count, p.width, at<T>(p.rows, (image * p.height + i) * p.lanes + first));
     }
     for (int64_t j = 0; j < p.width; ++j)

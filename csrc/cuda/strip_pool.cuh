@@ -15,6 +15,7 @@
 namespace fastnets {
 
 constexpr int kWarps = 8, kThreads = 32 * kWarps, kRows = 16;
+constexpr int kColumns = 64;  // added one after another: a longer sum would lose digits
 
 struct Images {
   Four size, x;  // sizes and strides of x or dx
@@ -74,12 +75,16 @@ __global__ void __launch_bounds__(kThreads)
   const int count = static_cast<int>(min(int64_t{kRows}, g.size.h - strip * kRows));
   x += there ? n * g.x.n + c * g.x.c + strip * kRows * g.x.h : 0;
   scratch += strip * g.size.n * g.size.c * g.size.w;
-  Sum<T> row[kRows] = {};
-  for (int64_t w = warp; there && w < g.size.w; w += kWarps)
-    scratch[g.mean(n, c, w, g.size.w)] = add_column(x + w * g.x.w, g.x.h, count, row);
   FASTNETS_SHARED(Sum<T>, shared, kRows * kThreads);
 #pragma unroll
-  for (int r = 0; r < kRows; ++r) shared[(r * kWarps + warp) * 32 + lane] = row[r];
+  for (int r = 0; r < kRows; ++r) shared[(r * kWarps + warp) * 32 + lane] = 0;
+  for (int64_t begin = warp; there && begin < g.size.w; begin += kWarps * kColumns) {
+    Sum<T> row[kRows] = {};
+    for (int64_t w = begin; w < min(begin + kWarps * kColumns, g.size.w); w += kWarps)
+      scratch[g.mean(n, c, w, g.size.w)] = add_column(x + w * g.x.w, g.x.h, count, row);
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) shared[(r * kWarps + warp) * 32 + lane] += row[r];
+  }
   barrier();
   for (int r = warp; r < count && there; r += kWarps) {
     Sum<T> total = 0;
