@@ -60,6 +60,15 @@ __device__ T shuffle_xor(T value, int mask) {
   return __shfl_xor_sync(kFullWarp, value, mask);
 }
 
+// The value of another lane.
+template <typename T>
+__device__ T shuffle(T value, int lane) {
+  return __shfl_sync(kFullWarp, value, lane);
+}
+
+// Of bits that are not all 0, such as a ballot.
+__device__ inline int highest_bit(unsigned bits) { return 31 - __clz(static_cast<int>(bits)); }
+
 __device__ inline unsigned ballot(bool vote) { return __ballot_sync(kFullWarp, vote); }
 
 __device__ inline float add_rn(float a, float b) { return __fadd_rn(a, b); }

@@ -9,3 +9,8 @@ from fastnets.layers.pointwise import PointwiseConv2d as PointwiseConv2d
 from fastnets.layers.shuffle import ChannelShuffle as ChannelShuffle
 from fastnets.layers.shuffle import PixelShuffle as PixelShuffle
 from fastnets.layers.shuffle import PixelUnshuffle as PixelUnshuffle
+from fastnets.layers.corner_pool import BottomRightCornerPool as BottomRightCornerPool
+from fastnets.layers.corner_pool import CornerPool as CornerPool
+from fastnets.layers.corner_pool import TopLeftCornerPool as TopLeftCornerPool
+from fastnets.layers.pointwise import PointwiseConv2d as PointwiseConv2d
+from fastnets.layers.strip_pool import StripPooling as StripPooling

@@ -241,15 +241,21 @@ void launch(const Stream&, const Grid& grid, void (*kernel)(Parameters...), cons
 inline void barrier() { emulation::machine().wait(emulation::kBarrier); }
 
 template <typename T>
-T shuffle_xor(T value, int mask) {
+T shuffle(T value, int lane) {
   static_assert(sizeof(T) <= sizeof(uint64_t));
-  emulation::Machine& m = emulation::machine();
   uint64_t bits = 0;
   std::memcpy(&bits, &value, sizeof(T));
-  bits = m.exchange(emulation::kShuffle, bits)[m.lane() ^ mask];
+  bits = emulation::machine().exchange(emulation::kShuffle, bits)[lane];
   std::memcpy(&value, &bits, sizeof(T));
   return value;
 }
+
+template <typename T>
+T shuffle_xor(T value, int mask) {
+  return shuffle(value, static_cast<int>(emulation::machine().lane()) ^ mask);
+}
+
+inline int highest_bit(unsigned bits) { return 31 - __builtin_clz(bits); }
 
 inline unsigned ballot(bool vote) {
   const uint64_t* votes = emulation::machine().exchange(emulation::kVote, vote);

@@ -1,0 +1,141 @@
+"""corner_pool and corner_pool_sum against PyTorch's ways on CornerNet's heads: 128 channels of 128 x 128 pixels."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fastnets.ops import corner_pool, corner_pool_sum
+from fastnets.ops.corner_pool import CORNERS, DIRECTIONS
+
+LAST = torch.channels_last
+SIZE = (128, 128, 128)  # CornerNet (Hourglass-104) at 511 x 511 pixels: the inputs of its corner pooling modules
+
+# Bytes: 8 n c h w, each number read and written once; 12 for the sum; 12 for the backward pass, which reads x and dy.
+# Operations: one comparison a number.
+
+
+def cummax(x, direction):
+    """What mmcv does where PyTorch has cummax."""
+    dim, reverse = DIRECTIONS[direction]
+    return x.flip(dim).cummax(dim)[0].flip(dim) if reverse else x.cummax(dim)[0]
+
+
+def cummax_transposed(x, direction):
+    """The scan along the other dimension in memory."""
+    dim, reverse = DIRECTIONS[direction]
+    y = x.mT.contiguous() if dim == 3 else x.mT
+    return cummax(y, {"top": "left", "bottom": "right", "left": "top", "right": "bottom"}[direction]).mT
+
+
+def doubling(x, direction):
+    """What CornerNet's extension does: windows of 1, 2, 4, ... pixels."""
+    dim, reverse = DIRECTIONS[direction]
+    y, length, step = x.clone(), x.shape[dim], 1
+    while step < length:
+        near, far = y.narrow(dim, 0, length - step), y.narrow(dim, step, length - step)
+        larger = torch.maximum(near, far)
+        (near if reverse else far).copy_(larger)
+        step *= 2
+    return y
+
+
+def doubling_cat(x, direction):
+    """The same into new memory in place of copies."""
+    dim, reverse = DIRECTIONS[direction]
+    y, length, step = x, x.shape[dim], 1
+    while step < length:
+        larger = torch.maximum(y.narrow(dim, 0, length - step), y.narrow(dim, step, length - step))
+        rest = y.narrow(dim, length - step if reverse else 0, step)
+        y = torch.cat((larger, rest) if reverse else (rest, larger), dim)
+        step *= 2
+    return y
+
+
+def pooled(x, direction):
+    """One pooling window over as much padding as there are pixels."""
+    dim, reverse = DIRECTIONS[direction]
+    last = x.shape[dim] - 1
+    pad = [0, 0, 0, 0]
+    pad[{(2, True): 3, (2, False): 2, (3, True): 1, (3, False): 0}[dim, reverse]] = last
+    return F.max_pool2d(F.pad(x, pad, value=float("-inf")), (last + 1, 1) if dim == 2 else (1, last + 1), 1)
+
+
+def rows_in_python(x, direction):
+    """One maximum for each row."""
+    dim, reverse = DIRECTIONS[direction]
+    y = torch.empty_like(x)
+    places = range(x.shape[dim])[:: -1 if reverse else 1]
+    y.select(dim, places[0]).copy_(x.select(dim, places[0]))
+    for before, place in zip(places, places[1:], strict=False):
+        torch.maximum(y.select(dim, before), x.select(dim, place), out=y.select(dim, place))
+    return y
+
+
+PEERS = (cummax, cummax_transposed, doubling, doubling_cat, pooled, rows_in_python)
+
+
+def maps(n, count=1):
+    make = torch.Generator().manual_seed(0)
+    both = []
+    for _ in range(count):
+        x = torch.randn(n, *SIZE, generator=make).relu()
+        both.append((x, x.contiguous(memory_format=LAST)))
+    return both
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("n", (1, 8))
+def test_forward(race, n, direction):
+    ((x, xl),) = maps(n)
+    candidates = {}
+    for peer in PEERS if n == 1 else (cummax, doubling, rows_in_python):  # at 8 the slowest for n = 1 stay out
+        candidates[f"{peer.__name__}"] = lambda peer=peer: (peer(x, direction),)
+        candidates[f"{peer.__name__} channels_last"] = lambda peer=peer: (peer(xl, direction),)
+    exact = (cummax(x.double(), direction),)
+    for name, t in (("contiguous", x), ("channels_last", xl)):
+        ours = {"fastnets": lambda t=t: (corner_pool(t, direction),)}
+        race(f"forward, batch {n}", f"{direction} {name}", candidates | ours, exact)
+
+
+@pytest.mark.parametrize("corner", CORNERS)
+@pytest.mark.parametrize("n", (1, 8))
+def test_sum(race, n, corner):
+    (v, vl), (h, hl) = maps(n, 2)
+    vertical, horizontal = CORNERS[corner]
+    candidates = {}
+    for peer in (cummax, doubling, rows_in_python):
+        candidates[peer.__name__] = lambda peer=peer: (peer(v, vertical) + peer(h, horizontal),)
+        candidates[f"{peer.__name__} channels_last"] = lambda peer=peer: (peer(vl, vertical) + peer(hl, horizontal),)
+    exact = (cummax(v.double(), vertical) + cummax(h.double(), horizontal),)
+    for name, a, b in (("contiguous", v, h), ("channels_last", vl, hl)):
+        ours = {"fastnets": lambda a=a, b=b: (corner_pool_sum(a, b, corner),)}
+        race(f"sum, batch {n}", f"{corner} {name}", candidates | ours, exact)
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_backward(race, direction):
+    """The gradient alone. cummax keeps the places of its maxima, ours finds them anew."""
+    ((x, xl),) = maps(1)
+    dim, reverse = DIRECTIONS[direction]
+    dy = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    ours = torch.ops.fastnets.corner_pool_backward.default
+    index = (x.flip(dim) if reverse else x).cummax(dim)[1]
+
+    def scatter(dy):
+        dx = torch.zeros_like(dy).scatter_add_(dim, index, dy.flip(dim) if reverse else dy)
+        return dx.flip(dim) if reverse else dx
+
+    dyl, exact = dy.contiguous(memory_format=LAST), (scatter(dy.double()),)
+    for name, a, b in (("contiguous", dy, x), ("channels_last", dyl, xl)):
+        race(
+            "backward, batch 1",
+            f"{direction} {name}",
+            {
+                "scatter": lambda: (scatter(dy),),
+                "scatter channels_last": lambda: (scatter(dyl),),
+                "fastnets": lambda a=a, b=b: (ours(a, b, direction, "last"),),
+            },
+            exact,
+        )
