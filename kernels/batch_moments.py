@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -51,7 +50,7 @@ class Tiles(NamedTuple):
 def tiles(x: Tensor) -> Tiles:
     """The tiles of x: 2048 values each, in about 1024 programs of 4 tiles or more."""
     channels, space = x.shape[1], x.numel() // max(1, x.shape[0] * x.shape[1])
-    values = x.shape[0] * space
+    values, space = x.shape[0] * space, max(1, space)
     last = space == 1 or not x.is_contiguous()
     block_c = min(64, triton.next_power_of_2(max(1, channels))) if last else 1
     block_r = min(2048 // block_c, max(16, triton.next_power_of_2(max(1, values))))
@@ -77,7 +76,7 @@ def _batch_moments_parts_kernel(
     part = tl.program_id(1).to(INDEX)
     mean = tl.zeros((1, BLOCK_C), ACC)
     m2 = tl.zeros((1, BLOCK_C), ACC)
-    count = 0.0
+    count = tl.zeros((), ACC)
     for step in range(steps):
         first = (part * steps + step) * BLOCK_R
         i = first + tl.arange(0, BLOCK_R)[:, None].to(INDEX)
@@ -107,16 +106,19 @@ def _batch_moments_merge_kernel(
     mean = tl.zeros((BLOCK_C,), ACC)
     m2 = tl.zeros((BLOCK_C,), ACC)
     count = tl.zeros((), ACC)
-    for part in range(parts):
-        at = parts_ptr + 2 * part.to(tl.int64) * channels + c
-        more = tl.minimum(tl.maximum(values - part.to(tl.int64) * part_values, 0), part_values).to(ACC)
-        part_mean = tl.load(at, c < channels, other=0.0)
-        part_m2 = tl.load(at + channels, c < channels, other=0.0)
+    rest = tl.zeros((), tl.int64) + values
+    parts_ptr += c
+    for _ in range(parts):
+        more = tl.minimum(rest, part_values).to(ACC)
+        part_mean = tl.load(parts_ptr, c < channels, other=0.0)
+        part_m2 = tl.load(parts_ptr + channels, c < channels, other=0.0)
         weight = more / tl.maximum(count + more, 1.0)
         delta = part_mean - mean
         mean += delta * weight
         m2 += part_m2 + delta * delta * (count * weight)
         count += more
+        rest -= tl.minimum(rest, part_values)
+        parts_ptr += 2 * channels
     tl.store(mean_ptr + c, mean, c < channels)
     tl.store(m2_ptr + c, m2 / tl.maximum(count, 1.0) if VARIANCE else m2, c < channels)
 

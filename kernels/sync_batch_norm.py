@@ -20,34 +20,41 @@ from .batch_moments import SIZES, offsets, tiles
 def _vector(ptr, c, channels, otherwise, ACC: tl.constexpr):
     """A vector's values of channels c; `otherwise` where there is no vector."""
     if ptr is None:
-        return tl.full(c.shape, otherwise, ACC)
-    return tl.load(ptr + c, c < channels, other=0.0).to(ACC)
+        values = tl.full(c.shape, otherwise, ACC)
+    else:
+        values = tl.load(ptr + c, c < channels, other=0.0).to(ACC)
+    return values
 
 
 @triton.jit
-def _r(var_ptr, c, channels, eps, ACC: tl.constexpr):
-    return 1.0 / tl.sqrt_rn(_vector(var_ptr, c, channels, 1.0, ACC) + eps.to(ACC))
+def _r(var_ptr, c, channels, EPS: tl.constexpr, ACC: tl.constexpr):
+    var = _vector(var_ptr, c, channels, 1.0, ACC) + EPS
+    if ACC == tl.float64:  # whose sqrt is exactly rounded, as sqrt_rn is of float32
+        root = tl.sqrt(var)
+    else:
+        root = tl.sqrt_rn(var)
+    return 1.0 / root
 
 
 @triton.jit(do_not_specialize=SIZES)
 def _sync_batch_norm_fwd_kernel(
-    x_ptr, mean_ptr, var_ptr, weight_ptr, bias_ptr, y_ptr, values, channels, space, eps,
-    LAST: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+    x_ptr, mean_ptr, var_ptr, weight_ptr, bias_ptr, y_ptr, values, channels, space,
+    EPS: tl.constexpr, LAST: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     c = tl.program_id(0).to(INDEX) * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
     i = tl.program_id(1).to(INDEX) * BLOCK_R + tl.arange(0, BLOCK_R)[:, None]
     inside = (i < values) & (c < channels)
     at = offsets(i, c, channels, space, INDEX, LAST)
     x = tl.load(x_ptr + at, inside, other=0.0).to(ACC)
-    scale = _r(var_ptr, c, channels, eps, ACC) * _vector(weight_ptr, c, channels, 1.0, ACC)
+    scale = _r(var_ptr, c, channels, EPS, ACC) * _vector(weight_ptr, c, channels, 1.0, ACC)
     y = (x - _vector(mean_ptr, c, channels, 0.0, ACC)) * scale + _vector(bias_ptr, c, channels, 0.0, ACC)
     tl.store(y_ptr + at, y, inside)
 
 
 @triton.jit(do_not_specialize=SIZES)
 def _sync_batch_norm_reduce_kernel(
-    dy_ptr, x_ptr, mean_ptr, var_ptr, parts_ptr, values, channels, space, steps, eps,
-    LAST: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+    dy_ptr, x_ptr, mean_ptr, var_ptr, parts_ptr, values, channels, space, steps,
+    EPS: tl.constexpr, LAST: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     c = tl.program_id(0).to(INDEX) * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
     part = tl.program_id(1).to(INDEX)
@@ -62,7 +69,7 @@ def _sync_batch_norm_reduce_kernel(
         x = tl.load(x_ptr + at, inside, other=0.0).to(ACC)
         sum_dy += dy
         sum_dy_xhat += tl.where(inside, dy * (x - mean), 0.0)
-    r = _r(var_ptr, c, channels, eps, ACC)
+    r = _r(var_ptr, c, channels, EPS, ACC)
     at = parts_ptr + 2 * part * channels + c
     tl.store(at, tl.sum(sum_dy, axis=0)[None, :], c < channels)
     tl.store(at + channels, tl.sum(sum_dy_xhat, axis=0)[None, :] * r, c < channels)
@@ -80,17 +87,17 @@ def _sync_batch_norm_sum_kernel(parts_ptr, sums_ptr, parts, size, BLOCK_P: tl.co
 
 @triton.jit(do_not_specialize=SIZES)
 def _sync_batch_norm_dx_kernel(
-    dy_ptr, x_ptr, mean_ptr, var_ptr, weight_ptr, sums_ptr, count, dx_ptr, values, channels, space, eps,
-    LAST: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+    dy_ptr, x_ptr, mean_ptr, var_ptr, weight_ptr, sums_ptr, count, dx_ptr, values, channels, space,
+    EPS: tl.constexpr, LAST: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
     COUNT_IS_TENSOR: tl.constexpr,
 ):  # fmt: skip
     c = tl.program_id(0).to(INDEX) * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
     i = tl.program_id(1).to(INDEX) * BLOCK_R + tl.arange(0, BLOCK_R)[:, None]
     inside = (i < values) & (c < channels)
     at = offsets(i, c, channels, space, INDEX, LAST)
-    n = tl.load(count) if COUNT_IS_TENSOR else count.to(ACC)
+    n = tl.load(count) if COUNT_IS_TENSOR else tl.zeros((), ACC) + count
     # y = w xhat + b with mean and var functions of x: dx = w r (dy - mean(dy) - xhat mean(dy xhat)).
-    r = _r(var_ptr, c, channels, eps, ACC)
+    r = _r(var_ptr, c, channels, EPS, ACC)
     shift = _vector(sums_ptr, c, channels, 0.0, ACC) / n
     slope = r * (_vector(sums_ptr + channels, c, channels, 0.0, ACC) / n)
     dy = tl.load(dy_ptr + at, inside, other=0.0).to(ACC)
@@ -133,9 +140,9 @@ def fwd_launches(
     if y.numel() == 0:
         return []
     t = tiles(x)
-    args = x, *_adjacent(mean, var, weight, bias), y, *t.sizes, eps
+    args = x, *_adjacent(mean, var, weight, bias), y, *t.sizes
     grid = t.grid[0], triton.cdiv(t.values, t.block_r)
-    return [Launch(_sync_batch_norm_fwd_kernel, grid, args, t.constants(x, y))]
+    return [Launch(_sync_batch_norm_fwd_kernel, grid, args, t.constants(x, y) | {"EPS": eps})]
 
 
 def reduce_launches(dy: Tensor, x: Tensor, mean: Tensor, var: Tensor, sums: Tensor, eps: float) -> list[Launch]:
@@ -145,10 +152,10 @@ def reduce_launches(dy: Tensor, x: Tensor, mean: Tensor, var: Tensor, sums: Tens
         return []
     size = 2 * t.channels
     parts = torch.empty((t.parts, size), dtype=sums.dtype, device=x.device)
-    args = dy, x, *_adjacent(mean, var), parts, *t.sizes, t.steps, eps
+    args = dy, x, *_adjacent(mean, var), parts, *t.sizes, t.steps
     blocks = {"BLOCK_P": min(64, triton.next_power_of_2(t.parts)), "BLOCK": 32}
     return [
-        Launch(_sync_batch_norm_reduce_kernel, t.grid, args, t.constants(x, parts)),
+        Launch(_sync_batch_norm_reduce_kernel, t.grid, args, t.constants(x, parts) | {"EPS": eps}),
         Launch(_sync_batch_norm_sum_kernel, (triton.cdiv(size, 32),), (parts, sums, t.parts, size), blocks),
     ]
 
@@ -161,7 +168,7 @@ def dx_launches(
     if dx.numel() == 0:
         return []
     t = tiles(x)
-    args = dy, x, *_adjacent(mean, var, weight), sums, count, dx, *t.sizes, eps
+    args = dy, x, *_adjacent(mean, var, weight), sums, count, dx, *t.sizes
     grid = t.grid[0], triton.cdiv(t.values, t.block_r)
-    constants = t.constants(x, dx) | {"COUNT_IS_TENSOR": isinstance(count, Tensor)}
+    constants = t.constants(x, dx) | {"EPS": eps, "COUNT_IS_TENSOR": isinstance(count, Tensor)}
     return [Launch(_sync_batch_norm_dx_kernel, grid, args, constants)]

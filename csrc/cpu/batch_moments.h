@@ -28,7 +28,7 @@ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // few; of channels_last a part is as many rows as a second-level cache holds with room to spare.
 struct Cut {
   explicit Cut(const Map& m, int64_t bytes) : map(m) {
-    constexpr int64_t kBlock = 4096, kPart = 128 << 10, kLeast = 16, kTasks = 32;
+    constexpr int64_t kBlock = 4096, kPart = 128 << 10, kLeast = 64, kTasks = 32;
     if (m.last) {
       blocks = m.count();
       parts = std::max<int64_t>(1, std::min(blocks / kLeast, ceil_div(blocks * m.c * bytes, kPart)));

@@ -5,7 +5,7 @@
 // the variance, of the order of q. The first block takes its pivot from a first look at itself, or at its first rows.
 //
 // Planes: lanes are pixels, a block is at most 4096 of them. Channels_last: lanes are channels, 4 vectors of them at a
-// time go down the rows of a part. Both read b * n * c * l bytes.
+// time go down a block of rows. Both read b * n * c * l bytes.
 #include "vector.h"
 
 namespace fastnets::FASTNETS_ISA::moments {
@@ -120,60 +120,102 @@ void planes(const Problem& p, int64_t begin, int64_t end) {
   }
 }
 
-// Calls f.at<L, W>(c) for all channels: W = 4 vectors at a time, then single ones. The last one overlaps the one before:
-// it computes some channels again rather than fewer at a time.
+// Calls f.at<L, W>(c, slot) for all channels: W = 4 vectors at a time, then single ones. The last vector overlaps the
+// one before: it computes some channels again rather than fewer at a time. Slots do not overlap: sums of c are kept there.
 template <typename A, typename F>
 FASTNETS_INLINE void for_channels(int64_t channels, const F& f) {
   constexpr int64_t L = kLanes<A>;
   int64_t c = 0;
   if (channels < L) {
-    for (; c < channels; ++c) f.template at<1, 1>(c);
+    for (; c < channels; ++c) f.template at<1, 1>(c, c);
     return;
   }
-  for (; c + 4 * L <= channels; c += 4 * L) f.template at<L, 4>(c);
-  for (; c < channels; c += L) f.template at<L, 1>(c = std::min(c, channels - L));
+  for (; c + 4 * L <= channels; c += 4 * L) f.template at<L, 4>(c, c);
+  for (; c < channels; c += L) f.template at<L, 1>(std::min(c, channels - L), c);
 }
 
-// Moments of channels in `rows` rows that lie `step` apart.
+// The rows of a part are taken in blocks that a first-level cache holds, all channels of one before the next: so memory
+// is read in its order.
 template <typename T>
-struct ColumnMoments {
+int64_t rows_in_block(int64_t channels) {
+  return std::clamp<int64_t>((32 << 10) / (channels * static_cast<int64_t>(sizeof(T))), 8, 64);
+}
+
+// Sums of a block of rows that lie `step` apart: of x - pivot and its square, added to s and q.
+template <typename T>
+struct BlockDeviations {
   const T* x;
   int64_t rows, step;
-  Sum<T>*mean, *m2;
+  const Sum<T>* pivot;
+  Sum<T>*s, *q;
 
   template <int L, int W>
-  void at(int64_t c) const {
+  void at(int64_t c, int64_t slot) const {
     using A = Sum<T>;
-    constexpr int64_t kFirst = 16;
-    const T* const column = x + c;
-    const int64_t n = rows, first = std::min(n, kFirst), down = step;
-    Vec<A, L> pivot[W], s[W] = {}, q[W] = {};
-    for (int k = 0; k < W; ++k) pivot[k] = load<T, L>(column + k * L);
-    for (int64_t r = 0; r < first; ++r)
-      for (int k = 0; k < W; ++k) s[k] += load<T, L>(column + r * down + k * L) - pivot[k];
-    for (int k = 0; k < W; ++k) pivot[k] += s[k] * (A(1) / first), s[k] = Vec<A, L>{};
-    for (int64_t r = 0; r < n; ++r)
+    Vec<A, L> p[W], s0[W] = {}, q0[W] = {};
+    for (int k = 0; k < W; ++k) p[k] = load<A, L>(pivot + slot + k * L);
+    const T* from = x + c;
+    for (int64_t r = rows, down = step; r > 0; --r, from += down)
       for (int k = 0; k < W; ++k) {
-        const Vec<A, L> d = load<T, L>(column + r * down + k * L) - pivot[k];
-        s[k] += d, q[k] += d * d;
+        const Vec<A, L> d = load<T, L>(from + k * L) - p[k];
+        s0[k] += d, q0[k] += d * d;
       }
     for (int k = 0; k < W; ++k) {
-      const Vec<A, L> shift = s[k] * (A(1) / n), squares = q[k] - s[k] * shift;
-      store<A, L>(mean + c + k * L, pivot[k] + shift);
-      store<A, L>(m2 + c + k * L, squares < A(0) ? Vec<A, L>{} : squares);
+      store<A, L>(s + slot + k * L, load<A, L>(s + slot + k * L) + s0[k]);
+      store<A, L>(q + slot + k * L, load<A, L>(q + slot + k * L) + q0[k]);
     }
+  }
+};
+
+// Copies slots to channels: the mean and m2 that sums from a pivot amount to.
+template <typename A>
+struct MomentsOfSums {
+  int64_t count;
+  const A *pivot, *s, *q;
+  A *mean, *m2;
+
+  template <int L, int W>
+  void at(int64_t c, int64_t slot) const {
+    for (int k = 0; k < W * L; ++k) {
+      const A shift = s[slot + k] / count, squares = q[slot + k] - s[slot + k] * shift;
+      mean[c + k] = pivot[slot + k] + shift;
+      m2[c + k] = squares < 0 ? A(0) : squares;
+    }
+  }
+};
+
+// Copies channels to slots.
+template <typename T>
+struct FirstRow {
+  const T* x;
+  Sum<T>* pivot;
+
+  template <int L, int W>
+  void at(int64_t c, int64_t slot) const {
+    for (int k = 0; k < W * L; ++k) pivot[slot + k] = static_cast<Sum<T>>(x[c + k]);
   }
 };
 
 template <typename T>
 void rows(const Problem& p, int64_t begin, int64_t end) {
+  using A = Sum<T>;
   const Cut& cut = p.cut;
-  const int64_t c = cut.map.c;
+  const int64_t c = cut.map.c, slots = c + kLanes<A>, block = rows_in_block<T>(c);
+  std::vector<A> work(3 * slots);
+  A *const pivot = work.data(), *const s = pivot + slots, *const q = s + slots;
   for (int64_t part = begin; part < end; ++part) {
     const Range r = share(cut.blocks, part, cut.parts);
-    Sum<T>* const mean = static_cast<Sum<T>*>(p.moments) + 2 * part * c;
-    const ColumnMoments<T> columns{static_cast<const T*>(p.x) + r.begin * c, r.end - r.begin, c, mean, mean + c};
-    for_channels<Sum<T>>(c, columns);
+    const T* const x = static_cast<const T*>(p.x) + r.begin * c;
+    const int64_t count = r.end - r.begin, first = std::min(block, count);
+    std::fill(s, s + 2 * slots, A(0));
+    for_channels<A>(c, FirstRow<T>{x, pivot});
+    for_channels<A>(c, BlockDeviations<T>{x, first, c, pivot, s, q});
+    for (int64_t i = 0; i < slots; ++i) pivot[i] += s[i] / first;
+    std::fill(s, s + 2 * slots, A(0));
+    for (int64_t i = 0; i < count; i += block)
+      for_channels<A>(c, BlockDeviations<T>{x + i * c, std::min(block, count - i), c, pivot, s, q});
+    A* const mean = static_cast<A*>(p.moments) + 2 * part * c;
+    for_channels<A>(c, MomentsOfSums<A>{count, pivot, s, q, mean, mean + c});
   }
 }
 

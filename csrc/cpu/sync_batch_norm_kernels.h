@@ -2,7 +2,7 @@
 //
 // Planes: lanes are pixels. One process takes a channel at a time, sums first, then result: the second pass finds the
 // channel in the caches, and memory sees it read once and written once, 2 b n c l bytes forward and 3 b n c l backward.
-// Channels_last: lanes are channels, 4 vectors of them at a time go down the rows of a part. Here both passes go over
+// Channels_last: lanes are channels, 4 vectors of them at a time go down a block of rows. Here both passes go over
 // the whole tensor, 3 and 5 b n c l bytes; the second goes backwards, and meets in the caches what the first left.
 #include "batch_moments_kernels.h"
 
@@ -200,7 +200,7 @@ struct NormalizeRows {
   bool streams;
 
   template <int L, int W>
-  void at(int64_t c) const {
+  void at(int64_t c, int64_t) const {
     using A = Sum<T>;
     Vec<A, L> m[W], s[W], b[W];
     for (int k = 0; k < W; ++k) {
@@ -224,7 +224,7 @@ struct GradientRows {
   bool streams;
 
   template <int L, int W>
-  void at(int64_t c) const {
+  void at(int64_t c, int64_t) const {
     using A = Sum<T>;
     Vec<A, L> m[W], s[W], h[W], o[W];
     for (int k = 0; k < W; ++k) {
@@ -242,38 +242,52 @@ struct GradientRows {
   }
 };
 
+// Sums of a block of rows: of dy and dy * (x - mean), added to s and q.
 template <typename T>
-struct ProductRows {
+struct BlockProducts {
   const T *dy, *x;
   int64_t rows, step;
-  const Sum<T>*mean, *r;
-  Sum<T>*sum_dy, *sum_dy_xhat;
+  const Sum<T>* mean;
+  Sum<T>*s, *q;
 
   template <int L, int W>
-  void at(int64_t c) const {
+  void at(int64_t c, int64_t slot) const {
     using A = Sum<T>;
-    Vec<A, L> m[W], s[W] = {}, q[W] = {};
+    Vec<A, L> m[W], s0[W] = {}, q0[W] = {};
     for (int k = 0; k < W; ++k) m[k] = load<A, L>(mean + c + k * L);
     const T *gradient = dy + c, *from = x + c;
     for (int64_t i = rows, down = step; i > 0; --i, gradient += down, from += down)
       for (int k = 0; k < W; ++k) {
         const Vec<A, L> g = load<T, L>(gradient + k * L);
-        s[k] += g, q[k] += g * (load<T, L>(from + k * L) - m[k]);
+        s0[k] += g, q0[k] += g * (load<T, L>(from + k * L) - m[k]);
       }
     for (int k = 0; k < W; ++k) {
-      store<A, L>(sum_dy + c + k * L, s[k]);
-      store<A, L>(sum_dy_xhat + c + k * L, q[k] * load<A, L>(r + c + k * L));
+      store<A, L>(s + slot + k * L, load<A, L>(s + slot + k * L) + s0[k]);
+      store<A, L>(q + slot + k * L, load<A, L>(q + slot + k * L) + q0[k]);
     }
+  }
+};
+
+// Copies slots to channels.
+template <typename A>
+struct SumsOfSlots {
+  const A *s, *q, *r;
+  A *sum_dy, *sum_dy_xhat;
+
+  template <int L, int W>
+  void at(int64_t c, int64_t slot) const {
+    for (int k = 0; k < W * L; ++k) sum_dy[c + k] = s[slot + k], sum_dy_xhat[c + k] = q[slot + k] * r[c + k];
   }
 };
 
 template <typename T>
 void forward_rows(const Problem& p, int64_t begin, int64_t end) {
-  const int64_t c = p.cut.map.c;
-  for (int64_t part = end - 1; part >= begin; --part) {
-    const Range r = share(p.cut.blocks, part, p.cut.parts);
-    const NormalizeRows<T> rows{static_cast<const T*>(p.x) + r.begin * c, static_cast<T*>(p.out) + r.begin * c,
-                                r.end - r.begin, c, vector<T>(p.mean), vector<T>(p.scale), vector<T>(p.bias), p.streams};
+  const int64_t c = p.cut.map.c, block = moments::rows_in_block<T>(c);
+  const Range all{share(p.cut.blocks, begin, p.cut.parts).begin, share(p.cut.blocks, end - 1, p.cut.parts).end};
+  for (int64_t last = all.end; last > all.begin; last -= block) {
+    const int64_t first = std::max(all.begin, last - block), at = first * c;
+    const NormalizeRows<T> rows{static_cast<const T*>(p.x) + at, static_cast<T*>(p.out) + at, last - first, c,
+                                vector<T>(p.mean), vector<T>(p.scale), vector<T>(p.bias), p.streams};
     moments::for_channels<Sum<T>>(c, rows);
   }
   finish_streams();
@@ -281,12 +295,12 @@ void forward_rows(const Problem& p, int64_t begin, int64_t end) {
 
 template <typename T>
 void dx_rows(const Problem& p, int64_t begin, int64_t end) {
-  const int64_t c = p.cut.map.c;
-  for (int64_t part = end - 1; part >= begin; --part) {
-    const Range r = share(p.cut.blocks, part, p.cut.parts);
-    const int64_t at = r.begin * c;
+  const int64_t c = p.cut.map.c, block = moments::rows_in_block<T>(c);
+  const Range all{share(p.cut.blocks, begin, p.cut.parts).begin, share(p.cut.blocks, end - 1, p.cut.parts).end};
+  for (int64_t last = all.end; last > all.begin; last -= block) {
+    const int64_t first = std::max(all.begin, last - block), at = first * c;
     const GradientRows<T> rows{static_cast<const T*>(p.dy) + at, static_cast<const T*>(p.x) + at,
-                               static_cast<T*>(p.out) + at, r.end - r.begin, c, vector<T>(p.mean), vector<T>(p.scale),
+                               static_cast<T*>(p.out) + at, last - first, c, vector<T>(p.mean), vector<T>(p.scale),
                                vector<T>(p.shift), vector<T>(p.slope), p.streams};
     moments::for_channels<Sum<T>>(c, rows);
   }
@@ -296,13 +310,21 @@ void dx_rows(const Problem& p, int64_t begin, int64_t end) {
 // Takes r from `scale`.
 template <typename T>
 void reduce_rows(const Problem& p, int64_t begin, int64_t end) {
-  const int64_t c = p.cut.map.c;
+  using A = Sum<T>;
+  const Cut& cut = p.cut;
+  const int64_t c = cut.map.c, slots = c + kLanes<A>, block = moments::rows_in_block<T>(c);
+  std::vector<A> work(2 * slots);
+  A *const s = work.data(), *const q = s + slots;
   for (int64_t part = begin; part < end; ++part) {
-    const Range r = share(p.cut.blocks, part, p.cut.parts);
-    Sum<T>* sums = vector<T>(p.sums) + 2 * part * c;
-    const ProductRows<T> rows{static_cast<const T*>(p.dy) + r.begin * c, static_cast<const T*>(p.x) + r.begin * c,
-                              r.end - r.begin, c, vector<T>(p.mean), vector<T>(p.scale), sums, sums + c};
-    moments::for_channels<Sum<T>>(c, rows);
+    const Range r = share(cut.blocks, part, cut.parts);
+    std::fill(work.begin(), work.end(), A(0));
+    for (int64_t i = r.begin; i < r.end; i += block) {
+      const BlockProducts<T> products{static_cast<const T*>(p.dy) + i * c, static_cast<const T*>(p.x) + i * c,
+                                      std::min(block, r.end - i), c, vector<T>(p.mean), s, q};
+      moments::for_channels<A>(c, products);
+    }
+    A* const sums = vector<T>(p.sums) + 2 * part * c;
+    moments::for_channels<A>(c, SumsOfSlots<A>{s, q, vector<T>(p.scale), sums, sums + c});
   }
 }
 

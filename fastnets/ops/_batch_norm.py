@@ -85,7 +85,9 @@ op_local = Op(
     _check_local,
 )
 # sums (2, c): of dy, and of dy * xhat.
-op_reduce = Op("sync_batch_norm_reduce(Tensor dy, Tensor x, Tensor mean, Tensor var, float eps) -> Tensor", _check_reduce)
+op_reduce = Op(
+    "sync_batch_norm_reduce(Tensor dy, Tensor x, Tensor mean, Tensor var, float eps) -> Tensor", _check_reduce
+)
 # dx, from the sums over all `count` values.
 op_dx = Op(
     "sync_batch_norm_dx(Tensor dy, Tensor x, Tensor mean, Tensor var, Tensor? weight, Tensor sums, Tensor count, "

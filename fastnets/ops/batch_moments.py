@@ -147,7 +147,7 @@ def batch_moments(input: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Returns:
         mean (c) and m2 (c), in float32 (float64 for float64), and count, the number k of values in a channel, as an
         int64 tensor without dimensions. All are 0 for an empty batch. The biased variance is m2 / count, the unbiased
-        one m2 / (count - 1). Allocates beside them at most 32 bytes for every 2048 values of the input, or 1 KiB.
+        one m2 / (count - 1). Allocates beside them at most a sixteenth of the input's size, and a few numbers per channel.
 
     Raises:
         RuntimeError: the input has fewer than two dimensions or is not floating.

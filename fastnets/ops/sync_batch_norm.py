@@ -146,7 +146,7 @@ def normalize(
         with torch.no_grad():
             mean, var, count = exchange_moments(*moments(x), group, layer)
         y = op(x, mean, var, weight, bias, count, eps, group, layer)
-        momentum = momentum * (count > 0)  # no values, no news
+        momentum = momentum * (count > 0).to(count.dtype)  # no values, no news
         correction = count / (count - 1).clamp(min=1)
     else:
         y, mean, var = op_local(x, weight, bias, eps)
