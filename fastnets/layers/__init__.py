@@ -14,3 +14,4 @@ from fastnets.layers.corner_pool import CornerPool as CornerPool
 from fastnets.layers.corner_pool import TopLeftCornerPool as TopLeftCornerPool
 from fastnets.layers.pointwise import PointwiseConv2d as PointwiseConv2d
 from fastnets.layers.strip_pool import StripPooling as StripPooling
+from fastnets.layers.sync_batch_norm import SyncBatchNorm as SyncBatchNorm

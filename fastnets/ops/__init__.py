@@ -2,6 +2,7 @@
 
 from fastnets.ops.channel_shuffle import channel_shuffle as channel_shuffle
 from fastnets.ops.channel_shuffle import shuffle_split as shuffle_split
+from fastnets.ops.batch_moments import batch_moments as batch_moments
 from fastnets.ops.conv2d import conv2d as conv2d
 from fastnets.ops.corner_pool import corner_pool as corner_pool
 from fastnets.ops.corner_pool import corner_pool_sum as corner_pool_sum
@@ -15,3 +16,4 @@ from fastnets.ops.nms import nms as nms
 from fastnets.ops.soft_nms import batched_soft_nms as batched_soft_nms
 from fastnets.ops.soft_nms import soft_nms as soft_nms
 from fastnets.ops.strip_pool import strip_pool as strip_pool
+from fastnets.ops.sync_batch_norm import sync_batch_norm as sync_batch_norm

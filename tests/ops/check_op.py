@@ -37,6 +37,7 @@ class Case:
             they differ from kwargs.
         magnitude_of_inputs: whether that call takes the inputs' absolute values, or, for an op that only selects or
             averages inputs, the inputs themselves.
+        sums: whether results come in the type of sums (float32 of a 16-bit input).
         exact: whether results are numbers of the input, and so equal the reference bit for bit; gradients may be sums.
     """
 
@@ -47,6 +48,7 @@ class Case:
     terms: int = 1
     magnitude_kwargs: dict[str, Any] | None = None
     magnitude_of_inputs: bool = True
+    sums: bool = False
     exact: bool = False
 
     def __str__(self) -> str:
@@ -132,9 +134,10 @@ def assert_close(case: Case, got: tuple[list, list], values: list, sizes: list, 
         if not g.is_floating_point():
             assert torch.equal(g, value), f"{case}, {what}: {name}"
             continue
-        assert g.shape == value.shape and g.dtype == dtype, f"{case}, {what}: {name} is {g.dtype} {tuple(g.shape)}"
+        kind = SUM[dtype] if case.sums and name.startswith("result") else dtype
+        assert g.shape == value.shape and g.dtype == kind, f"{case}, {what}: {name} is {g.dtype} {tuple(g.shape)}"
         # Gradients add rounding of an activation's slope, and results that of the activation: a few units each.
-        bound = 8 * EPS[dtype] * value.abs() + (2 * math.sqrt(case.terms) + 6) * EPS[SUM[dtype]] * size.abs()
+        bound = 8 * EPS[kind] * value.abs() + (2 * math.sqrt(case.terms) + 6) * EPS[SUM[dtype]] * size.abs()
         if case.kwargs.get("activation"):
             bound = bound + 8 * EPS[dtype] * size.abs()
         bound = bound + 4 * torch.finfo(dtype).smallest_normal

@@ -1,0 +1,116 @@
+// What the kernels of batch_moments are given, for both layouts and all instruction sets.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "../batch_moments.h"
+
+namespace fastnets::moments {
+
+struct Range {
+  int64_t begin, end;
+};
+// The share of `count` things that falls to piece i of n.
+inline Range share(int64_t count, int64_t i, int64_t n) { return {count * i / n, count * (i + 1) / n}; }
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// How the values of a channel are cut. Depends on shapes only, and so does every bit of a result.
+//
+// Blocks: what is summed up at once, in the type of sums. Of planes: a piece of one, or several that together are
+// small. Of channels_last: a row, the channels of one pixel.
+// Parts: consecutive blocks that have partial results of their own. Of planes there is one part, unless channels are
+// few; of channels_last a part is as many rows as a second-level cache holds with room to spare.
+struct Cut {
+  explicit Cut(const Map& m, int64_t bytes) : map(m) {
+    constexpr int64_t kBlock = 4096, kPart = 128 << 10, kLeast = 64, kTasks = 32;
+    if (m.last) {
+      blocks = m.count();
+      parts = std::max<int64_t>(1, std::min(blocks / kLeast, ceil_div(blocks * m.c * bytes, kPart)));
+      return;
+    }
+    const int64_t l = std::max<int64_t>(1, m.l);
+    pieces = ceil_div(l, kBlock);
+    planes = std::max<int64_t>(1, kBlock / l);
+    blocks = m.l == 0 ? 0 : ceil_div(m.n, planes) * pieces;
+    parts = std::clamp<int64_t>(kTasks / std::max<int64_t>(1, m.c), 1, std::max<int64_t>(1, blocks));
+  }
+
+  // How many values of a channel a part has.
+  int64_t count(int64_t part) const {
+    const Range b = share(blocks, part, parts);
+    if (map.last) return b.end - b.begin;
+    int64_t values = 0;
+    for (int64_t i = b.begin; i < b.end; ++i) values += size(i);
+    return values;
+  }
+  int64_t size(int64_t block) const {
+    const Range p = planes_of(block), w = piece_of(block);
+    return (p.end - p.begin) * (w.end - w.begin);
+  }
+  Range planes_of(int64_t block) const {
+    return {block / pieces * planes, std::min(map.n, (block / pieces + 1) * planes)};
+  }
+  Range piece_of(int64_t block) const { return share(map.l, block % pieces, pieces); }
+
+  Map map;
+  int64_t pieces = 1, planes = 1;  // of planes: blocks in a plane, planes in a block
+  int64_t blocks = 0, parts = 1;
+};
+
+struct Problem {
+  Cut cut;
+  const void* x;
+  void* moments;  // [part][2][c] in float or double: mean and m2 of each part
+};
+
+// Tasks: of planes, c * parts, channel by channel; of channels_last, parts.
+using Kernel = void (*)(const Problem&, int64_t begin, int64_t end);
+
+// Runs a kernel's tasks, so many to a thread that it has 2^15 values at least.
+template <typename P>
+void run(void (*kernel)(const P&, int64_t, int64_t), const P& p, int64_t tasks) {
+  const Map& m = p.cut.map;
+  const int64_t values = std::max<int64_t>(1, m.c * m.count() / std::max<int64_t>(1, tasks));
+  torch::stable::parallel_for(0, tasks, std::max<int64_t>(1, (1 << 15) / values),
+                              [&](int64_t begin, int64_t end) { kernel(p, begin, end); });
+}
+
+// Merges the parts' moments, in their order, into mean and m2 of channels [begin, end).
+template <typename A>
+void merge(const Cut& cut, const A* parts, Range channels, A* mean, A* m2) {
+  const int64_t c = cut.map.c;
+  int64_t count = 0;
+  std::fill(mean + channels.begin, mean + channels.end, A(0));
+  std::fill(m2 + channels.begin, m2 + channels.end, A(0));
+  for (int64_t part = 0; part < cut.parts; ++part) {
+    const int64_t more = cut.count(part);
+    if (more == 0) continue;
+    const A *part_mean = parts + 2 * part * c, *part_m2 = part_mean + c;
+    const A weight = A(more) / A(count + more), square = A(count) * weight;
+    for (int64_t i = channels.begin; i < channels.end; ++i) {
+      const A delta = part_mean[i] - mean[i];
+      mean[i] += delta * weight;
+      m2[i] += part_m2[i] + delta * delta * square;
+    }
+    count += more;
+  }
+}
+
+// Mean and m2 of all channels, of an x that is not empty.
+template <typename A>
+void moments_of(Kernel kernel, const Cut& cut, const void* x, A* mean, A* m2) {
+  const int64_t c = cut.map.c;
+  const std::unique_ptr<A[]> parts(new A[2 * cut.parts * c]);
+  run(kernel, Problem{cut, x, parts.get()}, cut.map.last ? cut.parts : c * cut.parts);
+  torch::stable::parallel_for(0, c, (1 << 15) / cut.parts + 1, [&](int64_t begin, int64_t end) {
+    merge(cut, parts.get(), {begin, end}, mean, m2);
+  });
+}
+
+}  // namespace fastnets::moments

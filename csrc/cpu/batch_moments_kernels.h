@@ -1,0 +1,227 @@
+// Mean and sum of squared deviations of channels, from one read. Included by isa.h: no guard.
+//
+// A block is summed up as s = sum(x - p) and q = sum((x - p)²), with the mean p of the blocks before it as pivot:
+// mean += s / n, m2 += q - s² / n. A pivot far away costs no digits that count: the distance is then itself a part of
+// the variance, of the order of q. The first block takes its pivot from a first look at itself, or at its first rows.
+//
+// Planes: lanes are pixels, a block is at most 4096 of them. Channels_last: lanes are channels, 4 vectors of them at a
+// time go down a block of rows. Both read b * n * c * l bytes.
+#include "vector.h"
+
+namespace fastnets::FASTNETS_ISA::moments {
+
+using fastnets::moments::Cut;
+using fastnets::moments::Problem;
+using fastnets::moments::Range;
+using fastnets::moments::share;
+
+// v with its first L - `left` lanes replaced by zeros.
+template <typename A, int L>
+FASTNETS_INLINE Vec<A, L> keep_last(Vec<A, L> v, int64_t left) {
+  using I = std::conditional_t<sizeof(A) == 8, int64_t, int32_t>;
+  Vec<I, L> lane;
+  for (int i = 0; i < L; ++i) lane[i] = i;
+  const Vec<I, L> keep = lane >= Vec<I, L>{} + static_cast<I>(L - left);
+  return bits<Vec<A, L>>(bits<Vec<I, L>>(v) & keep);
+}
+
+template <typename A>
+struct Sums {
+  A s = 0, q = 0;
+};
+
+// What a reduction over a plane adds to its two sums, of values i to i + L.
+template <typename T>
+struct Deviations {
+  const T* x;
+  Sum<T> pivot;
+
+  template <int L>
+  FASTNETS_INLINE void at(int64_t i, Vec<Sum<T>, L>& s, Vec<Sum<T>, L>& q) const {
+    const Vec<Sum<T>, L> d = load<T, L>(x + i) - pivot;
+    s += d, q += d * d;
+  }
+  // Only the last `left` of the L values.
+  template <int L>
+  FASTNETS_INLINE void last(int64_t i, int64_t left, Vec<Sum<T>, L>& s, Vec<Sum<T>, L>& q) const {
+    const Vec<Sum<T>, L> d = keep_last<Sum<T>, L>(load<T, L>(x + i) - pivot, left);
+    s += d, q += d * d;
+  }
+  FASTNETS_INLINE void next(int64_t stride) { x += stride; }
+};
+
+// The two sums of `terms` (see Deviations) over `planes` planes of `length` values, `stride` apart.
+template <typename Terms, typename A, int L>
+Sums<A> reduce_planes(Terms terms, int64_t planes, int64_t stride, int64_t length) {
+  constexpr int W = L > 1 ? 4 : 1;
+  Vec<A, L> s[W] = {}, q[W] = {};
+  Sums<A> rest;
+  for (int64_t n = 0; n < planes; ++n, terms.next(stride)) {
+    int64_t i = 0;
+    for (; i + W * L <= length; i += W * L)
+      for (int k = 0; k < W; ++k) terms.template at<L>(i + k * L, s[k], q[k]);
+    if constexpr (L > 1) {
+      for (; i + L <= length; i += L) terms.template at<L>(i, s[0], q[0]);
+      if (i < length && length >= L) {
+        terms.template last<L>(length - L, length - i, s[1], q[1]);
+        continue;
+      }
+    }
+    for (; i < length; ++i) {
+      Vec<A, 1> s1{}, q1{};
+      terms.template at<1>(i, s1, q1);
+      rest.s += s1[0], rest.q += q1[0];
+    }
+  }
+  for (int k = 1; k < W; ++k) s[0] += s[k], q[0] += q[k];
+  return {sum<A, L>(s[0]) + rest.s, sum<A, L>(q[0]) + rest.q};
+}
+
+template <typename A>
+struct Moments {
+  A mean = 0, m2 = 0;
+};
+
+// Of blocks [begin, end) of channel c.
+template <typename T>
+Moments<Sum<T>> channel_moments(const Cut& cut, const T* x, int64_t c, Range blocks) {
+  using A = Sum<T>;
+  const int64_t l = cut.map.l, stride = cut.map.c * l;
+  Moments<A> m;
+  int64_t count = 0;
+  for (int64_t i = blocks.begin; i < blocks.end; ++i) {
+    const Range planes = cut.planes_of(i), piece = cut.piece_of(i);
+    const int64_t n = planes.end - planes.begin, length = piece.end - piece.begin;
+    const T* block = x + planes.begin * stride + c * l + piece.begin;
+    if (i == blocks.begin) {
+      const A first = static_cast<A>(*block);
+      m.mean = first + reduce_planes<Deviations<T>, A, kLanes<A>>({block, first}, n, stride, length).s / (n * length);
+    }
+    const Sums<A> sums = reduce_planes<Deviations<T>, A, kLanes<A>>({block, m.mean}, n, stride, length);
+    count += n * length;
+    const A shift = sums.s / count;
+    m.mean += shift;
+    m.m2 += sums.q - sums.s * shift;
+  }
+  if (m.m2 < 0) m.m2 = 0;
+  return m;
+}
+
+template <typename T>
+void planes(const Problem& p, int64_t begin, int64_t end) {
+  using A = Sum<T>;
+  const Cut& cut = p.cut;
+  A* moments = static_cast<A*>(p.moments);
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t c = task / cut.parts, part = task % cut.parts;
+    const Moments<A> m = channel_moments<T>(cut, static_cast<const T*>(p.x), c, share(cut.blocks, part, cut.parts));
+    moments[2 * part * cut.map.c + c] = m.mean;
+    moments[(2 * part + 1) * cut.map.c + c] = m.m2;
+  }
+}
+
+// Calls f.at<L, W>(c, slot) for all channels: W = 4 vectors at a time, then single ones. The last vector overlaps the
+// one before: it computes some channels again rather than fewer at a time. Slots do not overlap: sums of c are kept there.
+template <typename A, typename F>
+FASTNETS_INLINE void for_channels(int64_t channels, const F& f) {
+  constexpr int64_t L = kLanes<A>;
+  int64_t c = 0;
+  if (channels < L) {
+    for (; c < channels; ++c) f.template at<1, 1>(c, c);
+    return;
+  }
+  for (; c + 4 * L <= channels; c += 4 * L) f.template at<L, 4>(c, c);
+  for (; c < channels; c += L) f.template at<L, 1>(std::min(c, channels - L), c);
+}
+
+// The rows of a part are taken in blocks that a first-level cache holds, all channels of one before the next: so memory
+// is read in its order.
+template <typename T>
+int64_t rows_in_block(int64_t channels) {
+  return std::clamp<int64_t>((32 << 10) / (channels * static_cast<int64_t>(sizeof(T))), 8, 64);
+}
+
+// Sums of a block of rows that lie `step` apart: of x - pivot and its square, added to s and q.
+template <typename T>
+struct BlockDeviations {
+  const T* x;
+  int64_t rows, step;
+  const Sum<T>* pivot;
+  Sum<T>*s, *q;
+
+  template <int L, int W>
+  void at(int64_t c, int64_t slot) const {
+    using A = Sum<T>;
+    Vec<A, L> p[W], s0[W] = {}, q0[W] = {};
+    for (int k = 0; k < W; ++k) p[k] = load<A, L>(pivot + slot + k * L);
+    const T* from = x + c;
+    for (int64_t r = rows, down = step; r > 0; --r, from += down)
+      for (int k = 0; k < W; ++k) {
+        const Vec<A, L> d = load<T, L>(from + k * L) - p[k];
+        s0[k] += d, q0[k] += d * d;
+      }
+    for (int k = 0; k < W; ++k) {
+      store<A, L>(s + slot + k * L, load<A, L>(s + slot + k * L) + s0[k]);
+      store<A, L>(q + slot + k * L, load<A, L>(q + slot + k * L) + q0[k]);
+    }
+  }
+};
+
+// Copies slots to channels: the mean and m2 that sums from a pivot amount to.
+template <typename A>
+struct MomentsOfSums {
+  int64_t count;
+  const A *pivot, *s, *q;
+  A *mean, *m2;
+
+  template <int L, int W>
+  void at(int64_t c, int64_t slot) const {
+    for (int k = 0; k < W * L; ++k) {
+      const A shift = s[slot + k] / count, squares = q[slot + k] - s[slot + k] * shift;
+      mean[c + k] = pivot[slot + k] + shift;
+      m2[c + k] = squares < 0 ? A(0) : squares;
+    }
+  }
+};
+
+// Copies channels to slots.
+template <typename T>
+struct FirstRow {
+  const T* x;
+  Sum<T>* pivot;
+
+  template <int L, int W>
+  void at(int64_t c, int64_t slot) const {
+    for (int k = 0; k < W * L; ++k) pivot[slot + k] = static_cast<Sum<T>>(x[c + k]);
+  }
+};
+
+template <typename T>
+void rows(const Problem& p, int64_t begin, int64_t end) {
+  using A = Sum<T>;
+  const Cut& cut = p.cut;
+  const int64_t c = cut.map.c, slots = c + kLanes<A>, block = rows_in_block<T>(c);
+  std::vector<A> work(3 * slots);
+  A *const pivot = work.data(), *const s = pivot + slots, *const q = s + slots;
+  for (int64_t part = begin; part < end; ++part) {
+    const Range r = share(cut.blocks, part, cut.parts);
+    const T* const x = static_cast<const T*>(p.x) + r.begin * c;
+    const int64_t count = r.end - r.begin, first = std::min(block, count);
+    std::fill(s, s + 2 * slots, A(0));
+    for_channels<A>(c, FirstRow<T>{x, pivot});
+    for_channels<A>(c, BlockDeviations<T>{x, first, c, pivot, s, q});
+    for (int64_t i = 0; i < slots; ++i) pivot[i] += s[i] / first;
+    std::fill(s, s + 2 * slots, A(0));
+    for (int64_t i = 0; i < count; i += block)
+      for_channels<A>(c, BlockDeviations<T>{x + i * c, std::min(block, count - i), c, pivot, s, q});
+    A* const mean = static_cast<A*>(p.moments) + 2 * part * c;
+    for_channels<A>(c, MomentsOfSums<A>{count, pivot, s, q, mean, mean + c});
+  }
+}
+
+template <typename T>
+fastnets::moments::Kernel kernel(bool last) {
+  return last ? &rows<T> : &planes<T>;
+}
+
+}  // namespace fastnets::FASTNETS_ISA::moments

@@ -1,0 +1,349 @@
+"""batch_moments and sync_batch_norm in one process, on every backend: the contract, literal values, edges, errors.
+
+What several processes do is in test_sync_batch_norm_ranks.py.
+"""
+
+from __future__ import annotations
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+
+import hypothesis
+import hypothesis.strategies as st
+import pytest
+import torch
+import torch.nn.functional as F
+from check_op import DTYPES, Case, check_gradients, check_onnx, check_tracing, check_values, run, same
+
+import fastnets
+from fastnets._backends import INTERPRETED
+from fastnets.ops import batch_moments, sync_batch_norm
+from fastnets.ops._exchange import exchange_moments
+from fastnets.ops.batch_moments import channel_dims, per_channel, sum_type
+
+LAST = torch.channels_last
+
+
+def moments(x, magnitude=False):
+    """batch_moments; or what bounds the magnitudes of its terms, x being absolute values."""
+    if not magnitude:
+        return batch_moments(x)
+    mean = x.mean(channel_dims(x))
+    return mean, (x + per_channel(mean, x)).square().sum(channel_dims(x)), batch_moments(x)[2]
+
+
+def normalized(x, w, b, training=True, magnitude=False):
+    """sync_batch_norm, with constants as running statistics; or what bounds the magnitudes of its terms.
+
+    The variance of absolute values is at most that of the values: r is not too small.
+    """
+    c = x.shape[1]
+    mean = torch.linspace(-1, 1, c, dtype=sum_type(x), device=x.device)
+    var = torch.linspace(0.5, 2, c, dtype=sum_type(x), device=x.device)
+    if not magnitude:
+        return sync_batch_norm(x, None, None, w, b, True) if training else sync_batch_norm(x, mean, var, w, b)
+    if not training:
+        return sync_batch_norm(x, -mean.abs(), var, w, b)
+    r = (x.detach().var(channel_dims(x), correction=0) + 1e-5).rsqrt()
+    xhat = (x + x.mean(channel_dims(x), keepdim=True)) * per_channel(r, x)
+    fixed = xhat.detach()
+    xhat = xhat + fixed * (fixed * xhat).mean(channel_dims(x), keepdim=True)
+    return xhat * per_channel(w, x) + per_channel(b, x)
+
+
+def tensors(shape, offset=0.5):
+    make = torch.Generator().manual_seed(sum(shape))
+    x = torch.randn(shape, generator=make, dtype=torch.float64) * 2 + offset
+    return [x, *torch.randn(2, shape[1], generator=make, dtype=torch.float64).unbind()]
+
+
+# One of each class of tile: channels below, at and past a vector of 4, 8 and 16 lanes, and past 4 vectors; planes below
+# and past a vector, several of them in a block, several blocks in one; few channels, which are cut into parts.
+SHAPES = [
+    (2, 1, 1, 1), (3, 16, 1, 1), (2, 5, 1, 3), (4, 17, 3, 5), (2, 16, 4, 4), (3, 33, 5, 7), (9, 70, 3, 3), (2, 3, 70, 71),
+    (40, 24, 2, 6), (33, 40), (5, 24, 9), (2, 20, 3, 4, 5),
+]  # fmt: skip
+if INTERPRETED:
+    SHAPES = [(2, 1, 1, 1), (3, 16, 1, 1), (4, 17, 3, 5), (2, 3, 70, 31), (33, 40), (2, 20, 3, 4, 5)]
+
+
+def count(shape):
+    return math.prod(shape) // shape[1]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_moments(backend, shape, dtype):
+    check_values(
+        Case("moments", moments, tensors(shape)[:1], {}, count(shape), {"magnitude": True}, sums=True), dtype
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("training", (True, False), ids=("training", "eval"))
+def test_norm(backend, training, shape, dtype):
+    kwargs = {"training": training}
+    check_values(Case("norm", normalized, tensors(shape), kwargs, count(shape), {"magnitude": True}), dtype)
+
+
+@pytest.mark.parametrize("training", (True, False), ids=("training", "eval"))
+def test_gradcheck(backend, training):
+    check_gradients(Case("norm", normalized, tensors((3, 2, 2, 3)), {"training": training}))
+    check_gradients(Case("moments", lambda x: batch_moments(x)[:2], tensors((3, 2, 2, 3))[:1]))
+
+
+def test_tracing(backend):
+    x, w, b = tensors((2, 4, 5, 6))
+    dy, mean, var, sums = torch.randn_like(x), w.exp(), b.exp(), torch.stack([w, b])
+    of, leaves = torch.ops.fastnets, [t.detach().clone().requires_grad_() for t in (x, w, b)]
+    check_tracing(Case("moments", moments, [x]), [(of.batch_moments.default, (leaves[0],))])
+    norm = of.sync_batch_norm.default, (leaves[0], mean, var, *leaves[1:], None, 1e-5, "", "")
+    local = of.sync_batch_norm_local.default, (*leaves, 1e-5)
+    parts = [
+        (of.sync_batch_norm_reduce.default, (dy, x, mean, var, 1e-5)),
+        (of.sync_batch_norm_dx.default, (dy, x, mean, var, w, sums, w.new_tensor(9.0), 1e-5)),
+        (of.sync_batch_norm_local_backward.default, (dy, x, mean, var, w, 1e-5)),
+    ]
+    check_tracing(Case("training", normalized, [x, w, b]), [norm, local, *parts])
+    check_tracing(Case("eval", normalized, [x, w, b], {"training": False}), [])
+
+
+def test_compiled_training_step_updates_the_statistics(backend):
+    x, w, b = (t.float() for t in tensors((2, 4, 5, 6)))
+    results = []
+    for fn in (sync_batch_norm, torch.compile(sync_batch_norm, fullgraph=True, backend="aot_eager")):
+        mean, var, leaf = torch.zeros(4), torch.ones(4), x.clone().requires_grad_()
+        y = fn(leaf, mean, var, w, b, True, 0.3)
+        y.pow(3).sum().backward()
+        results.append([y.detach(), mean, var, leaf.grad])
+    torch.testing.assert_close(*results)
+
+
+def test_onnx(tmp_path):
+    check_onnx(Case("eval", normalized, tensors((2, 4, 9, 8)), {"training": False}), tmp_path)
+    check_onnx(Case("moments", lambda x: moments(x)[:2], tensors((2, 4, 9, 8))[:1]), tmp_path)
+
+
+def test_literal_values(backend):
+    x = torch.tensor([[1.0, 10.0], [2.0, 10.0], [6.0, 40.0]])
+    mean, m2, n = batch_moments(x)
+    assert (mean.tolist(), m2.tolist(), n.item(), n.dtype) == ([3.0, 20.0], [14.0, 600.0], 3, torch.int64)
+    running = torch.tensor([1.0, 0.0]), torch.tensor([1.0, 0.0])
+    y = sync_batch_norm(x[:, :1] - 3, running[0][:1], running[1][:1], None, None, True, 0.5, 1e-12)
+    torch.testing.assert_close(y[:, 0], torch.tensor([-2.0, -1.0, 3.0]) / math.sqrt(14 / 3))
+    # The running variance takes the unbiased one, 14 / 2; the mean is 0.
+    torch.testing.assert_close(torch.stack(running), torch.tensor([[0.5, 0.0], [4.0, 0.0]]))
+    y = sync_batch_norm(x, torch.tensor([1.0, 10.0]), torch.tensor([3.0, 24.0]), eps=1.0, weight=torch.tensor([2.0, 5.0]))
+    assert y.tolist() == [[0.0, 0.0], [1.0, 0.0], [5.0, 30.0]]
+
+
+def test_literal_gradients(backend):
+    x = torch.tensor([[1.0], [3.0]], requires_grad=True)
+    w, b = torch.tensor([2.0], requires_grad=True), torch.zeros(1, requires_grad=True)
+    # var = 1: xhat = (-1, 1) / 2 with eps = 3. dx = w r (dy - mean(dy) - xhat mean(dy xhat)).
+    sync_batch_norm(x, None, None, w, b, True, eps=3.0).backward(torch.tensor([[1.0], [5.0]]))
+    assert x.grad.flatten().tolist() == [-1.5, 1.5] and w.grad.tolist() == [2.0] and b.grad.tolist() == [6.0]
+    x.grad = None
+    mean, m2, _ = batch_moments(x)
+    (10 * mean + m2).sum().backward()
+    assert x.grad.flatten().tolist() == [3.0, 7.0]
+
+
+@pytest.mark.parametrize("format", (torch.contiguous_format, LAST), ids=("contiguous", "channels_last"))
+@pytest.mark.parametrize("where", ("everywhere", "but at first", "drifting"))
+def test_a_large_mean_costs_no_digits(backend, format, where):
+    side = 24 if INTERPRETED else 90
+    x = torch.randn(4, 20, side, side, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    if where == "drifting":
+        x += torch.linspace(0, 1e4, 4, dtype=x.dtype).view(-1, 1, 1, 1)
+    else:
+        x += 1e4
+    if where == "but at first":
+        x[0, :, 0, 0] = 0
+    x = x.float().contiguous(memory_format=format)
+    exact = x.double().var((0, 2, 3), correction=0) * x[:, 0].numel()
+    torch.testing.assert_close(batch_moments(x)[1].double(), exact, rtol=1e-5, atol=0)
+    y = sync_batch_norm(x, None, None, training=True)
+    torch.testing.assert_close(y, F.batch_norm(x.double(), None, None, training=True).float(), rtol=1e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("format", (torch.contiguous_format, LAST), ids=("contiguous", "channels_last"))
+@pytest.mark.parametrize("value", (math.nan, math.inf))
+def test_nan_and_infinity_stay_in_their_channel(backend, format, value):
+    x = torch.ones(2, 35, 3, 5).contiguous(memory_format=format)
+    x[1, 33, 2, 4] = value
+    x.requires_grad_()
+    mean, m2, _ = batch_moments(x)
+    y = sync_batch_norm(x, None, None, training=True)
+    (dx,) = torch.autograd.grad(y.sum(), x)
+    others = [*range(33), 34]
+    assert not mean[33].isfinite() and m2[33].isnan() and y[:, 33].isnan().all() and dx[:, 33].isnan().all()
+    for t in (mean[others], m2[others], y[:, others], dx[:, others]):
+        assert t.isfinite().all()
+    one = sync_batch_norm(x.detach(), torch.zeros(35), torch.ones(35))
+    assert (~one.isfinite()).sum() == 1
+
+
+@pytest.mark.parametrize("format", (torch.contiguous_format, LAST), ids=("contiguous", "channels_last"))
+def test_empty_batch(backend, format):
+    x = torch.zeros(0, 4, 5, 6).contiguous(memory_format=format).requires_grad_()
+    w, b = torch.ones(4, requires_grad=True), torch.ones(4, requires_grad=True)
+    mean, var = torch.zeros(4), torch.ones(4)
+    for training in (True, False):
+        y = sync_batch_norm(x, mean, var, w, b, training)
+        assert y.shape == x.shape
+        x.grad = w.grad = b.grad = None
+        y.sum().backward()
+        assert x.grad.shape == x.shape and not w.grad.any() and not b.grad.any()
+    assert not mean.any() and torch.equal(var, torch.ones(4))
+    mean, m2, n = batch_moments(x)
+    assert not mean.any() and not m2.any() and n == 0
+
+
+@pytest.mark.parametrize("params", (torch.float32, torch.float16, torch.bfloat16), ids=str)
+def test_parameters_in_float32_or_the_inputs_type(backend, params):
+    dtype = torch.float16 if params == torch.float32 else params
+    x, w, b = (t.to(dtype) for t in tensors((6, 18, 3, 4)))
+    w, b = (t.to(params).requires_grad_() for t in (w, b))
+    mean, var = torch.zeros(18, dtype=params), torch.ones(18, dtype=params)
+    y = sync_batch_norm(x, mean, var, w, b, True)
+    dw, db = torch.autograd.grad(y.float().pow(2).sum(), (w, b))
+    expected_mean, expected_var = torch.zeros(18), torch.ones(18)
+    expected = F.batch_norm(x.float(), expected_mean, expected_var, w.float(), b.float(), True)
+    eps = torch.finfo(dtype).eps
+    assert y.dtype == dtype and dw.dtype == db.dtype == params
+    torch.testing.assert_close(y.float(), expected, rtol=2 * eps, atol=2 * eps)
+    eps = max(1e-5, torch.finfo(params).eps)
+    torch.testing.assert_close(mean.float(), expected_mean, rtol=2 * eps, atol=eps)
+    torch.testing.assert_close(var.float(), expected_var, rtol=2 * eps, atol=eps)
+
+
+def test_momentum_may_be_a_tensor(backend):
+    x = tensors((6, 18, 3, 4))[0]
+    several = []
+    for momentum in (0.25, torch.tensor(0.25)):
+        mean, var = torch.zeros(18, dtype=x.dtype), torch.ones(18, dtype=x.dtype)
+        sync_batch_norm(x, mean, var, None, None, True, momentum)
+        several.append(torch.stack([mean, var]))
+    assert torch.equal(*several)
+
+
+def test_strided_vectors(backend):
+    x, w, b = (t.float() for t in tensors((3, 18, 2, 3)))
+    apart = [torch.stack([t, torch.full_like(t, math.nan)], 1)[:, 0] for t in (w, b, w, b.exp())]
+    y = sync_batch_norm(x, apart[2], apart[3], *apart[:2])
+    torch.testing.assert_close(y, sync_batch_norm(x, w, b.exp(), w, b))
+
+
+def _message(fn, *args, **kwargs):
+    with pytest.raises(Exception) as error:
+        fn(*args, **kwargs)
+    return type(error.value), str(error.value)
+
+
+x4, v3, v4 = torch.ones(2, 4, 5, 5), torch.ones(3), torch.ones(4)
+BAD = {
+    "no statistics": (x4, None, None),
+    "no variance": (x4, v4, None),
+    "one of two statistics in training": (x4, v4, None, None, None, True),
+    "mean too short": (x4, v3, v4),
+    "mean too short in training": (x4, v3, v4, None, None, True),
+    "weight too short": (x4, v4, v4, v3),
+    "bias too short": (x4, None, None, None, v3, True),
+    "weight of another type": (x4, v4, v4, v4.double()),
+    "input in float64": (x4.double(), None, None, v4, None, True),
+    "one value in a channel": (x4[:1, :, :1, :1], None, None, None, None, True),
+    "one dimension": (v4, v4, v4),
+    "integers": (x4.long(), None, None, None, None, True),
+    "eps in training": (x4, None, None, None, None, True, 0.1, -1.0),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_raises_what_pytorch_raises(backend, name):
+    assert _message(sync_batch_norm, *BAD[name]) == _message(F.batch_norm, *BAD[name])
+
+
+def test_bad_input_of_moments(backend):
+    assert _message(batch_moments, v4)[1].startswith("batch_moments expects input (n, c, ...)")
+    with pytest.raises(RuntimeError, match="float32, float64, bfloat16"):
+        batch_moments(x4.long())
+
+
+@pytest.mark.parametrize("shape", ((5, 40, 9, 11), (3, 5, 70, 80)), ids=str)
+@pytest.mark.parametrize("format", (torch.contiguous_format, LAST), ids=("contiguous", "channels_last"))
+def test_threads_do_not_change_a_bit(shape, format):
+    x, w, b = (t.float() for t in tensors(shape))
+    c = Case("threads", normalized, [x.contiguous(memory_format=format), w, b])
+    threads, results = torch.get_num_threads(), []
+    for n in (1, 2, 5):
+        torch.set_num_threads(n)
+        y, gradients = run(c, c.tensors, [torch.ones_like(x).cumsum(0)])
+        results.append([*y, *gradients, *batch_moments(c.tensors[0])])
+    torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert same(results[0], other)
+
+
+def test_at_once_from_eight_threads():
+    inputs = [tensors((3, 20 + i, 9, 8)) for i in range(8)]
+
+    def step(x, w, b):
+        with torch.inference_mode():
+            return sync_batch_norm(x, None, None, w, b, True), *batch_moments(x)
+
+    expected = [step(*t) for t in inputs]
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(20):
+            for got, want in zip(pool.map(lambda t: step(*t), inputs), expected, strict=True):
+                assert same(list(got), list(want))
+
+
+def peak_bytes(fn) -> int:
+    """The most memory, of any allocator, that a call has beyond what the process had before."""
+    with open("/proc/self/clear_refs", "w") as refs:
+        refs.write("5")  # resets the peak
+
+    def status(field: str) -> int:
+        with open("/proc/self/status") as lines:
+            return next(int(line.split()[1]) for line in lines if line.startswith(field)) << 10
+
+    before = status("VmRSS")
+    result = fn()  # noqa: F841
+    return status("VmHWM") - before
+
+
+@pytest.mark.parametrize("format", (torch.contiguous_format, LAST), ids=("contiguous", "channels_last"))
+def test_memory(format):
+    """As the docstrings say: a sixteenth of the input for its moments; results and gradients only, beside that."""
+    if not fastnets._backends.BACKENDS["cpu"].missing():
+        x = torch.randn(16, 256, 64, 64).contiguous(memory_format=format).requires_grad_()
+        size = x.numel() * 4
+        w, small = torch.ones(256, requires_grad=True), 2 << 20
+        batch_moments(x[:1].detach())
+        assert peak_bytes(lambda: batch_moments(x.detach())) < size / 16 + small
+        with torch.no_grad():
+            assert peak_bytes(lambda: sync_batch_norm(x, None, None, w, w, True)) < size * 17 / 16 + small
+        y = sync_batch_norm(x, None, None, w, w, True)
+        dy = torch.randn_like(y)
+        assert peak_bytes(lambda: torch.autograd.grad(y, (x, w), dy)) < size * 17 / 16 + small
+
+
+@hypothesis.settings(max_examples=60, deadline=None)
+@hypothesis.given(
+    shape=st.tuples(st.integers(2, 20), st.integers(1, 90), st.integers(1, 20), st.integers(1, 20)),
+    dtype=st.sampled_from(DTYPES),
+    training=st.booleans(),
+)
+def test_any_shape(shape, dtype, training):
+    """Sizes that nobody thought of, on the CPU kernels."""
+    case = Case("any", normalized, tensors(shape), {"training": training}, count(shape), {"magnitude": True})
+    check_values(case, dtype)
+
+
+def test_exchange_operator_has_a_fake():
+    with torch.device("meta"):
+        moments = torch.ones(3), torch.ones(3), torch.ones((), dtype=torch.int64)
+        mean, var, n = exchange_moments(*moments, "0", "layer")
+    assert mean.shape == var.shape == (3,) and n.shape == () and n.dtype == torch.float32
