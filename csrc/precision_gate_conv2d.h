@@ -13,19 +13,13 @@ struct Convolution {
   int64_t n, c, h, w;
   int64_t o, kh, kw, groups;
   int64_t sh, sw, ph, pw, dh, dw;
-  int64_t oh = 0, ow = 0;
-
-  int64_t taps() const { return kh * kw; }
-  int64_t group_in() const { return c / groups; }
-  int64_t group_out() const { return o / groups; }
+  int64_t oh, ow, taps, group_in, group_out;  // channels of a group
 };
 
 // Bits of a magnitude. The input's fall into a high and a low part.
 struct Bits {
   int64_t high, low, weight;
-
-  int64_t levels() const { return (1 << (high + low)) - 1; }
-  int64_t weight_levels() const { return (1 << weight) - 1; }
+  int32_t levels, weight_levels;  // the largest magnitudes
 };
 
 using Ints = std::vector<int64_t>;
@@ -39,7 +33,7 @@ inline Convolution geometry(const Tensor& x, const Tensor& w, const Ints& stride
   STD_TORCH_CHECK(groups > 0 && k.n > 0 && k.c > 0 && k.n % groups == 0 && s.c == k.c * groups, "expected ", k.c,
                   " channels in each of ", groups, " groups");
   Convolution g{s.n, s.c, s.h, s.w, k.n, k.h, k.w, groups, stride[0], stride[1], padding[0], padding[1],
-                dilation[0], dilation[1]};
+                dilation[0], dilation[1], 0, 0, k.h * k.w, k.c, k.n / groups};
   STD_TORCH_CHECK(g.kh > 0 && g.kw > 0 && g.sh > 0 && g.sw > 0 && g.ph >= 0 && g.pw >= 0 && g.dh > 0 && g.dw > 0,
                   "kernel, stride and dilation must be positive, padding not negative");
   const int64_t rows = g.h + 2 * g.ph - g.dh * (g.kh - 1) - 1, columns = g.w + 2 * g.pw - g.dw * (g.kw - 1) - 1;
@@ -52,7 +46,7 @@ inline Convolution geometry(const Tensor& x, const Tensor& w, const Ints& stride
 inline Bits bits(int64_t activation, int64_t high, int64_t weight) {
   STD_TORCH_CHECK(1 <= high && high < activation && activation <= 8 && 1 <= weight && weight <= 8,
                   "expected 1 <= high_bits < activation_bits <= 8 and 1 <= weight_bits <= 8");
-  return {high, activation - high, weight};
+  return {high, activation - high, weight, (1 << activation) - 1, (1 << weight) - 1};
 }
 
 // Whether t, which may be missing, has `count` numbers of the type of x, on its device.
@@ -69,7 +63,7 @@ inline void check(const Tensor& x, const Tensor& w, const Tensor& threshold, con
   if (bias) check_numbers(x, *bias, g.o, "bias");
   STD_TORCH_CHECK(!bias || bias->dim() == 1, "expected a bias of one dimension");
   if (scale) check_numbers(x, *scale, 1, "scale");
-  const int64_t terms = g.group_in() * g.taps();
+  const int64_t terms = g.group_in * g.taps;
   STD_TORCH_CHECK(terms < (int64_t{1} << (31 - b.high - b.low - b.weight)), "sums may pass 32 bits");
 }
 

@@ -96,14 +96,14 @@ double number(const Tensor& t) {
 
 void lay_out(Problem& p, const Kernels& kernels, const Tensor& x, std::vector<Tensor>& keep) {
   const Convolution& g = p.g;
-  p.channels = (g.group_in() + 3) / 4 * 4, p.lanes = kernels.lanes;
-  p.vectors = (g.group_out() + p.lanes - 1) / p.lanes;
+  p.channels = (g.group_in + 3) / 4 * 4, p.lanes = kernels.lanes;
+  p.vectors = (g.group_out + p.lanes - 1) / p.lanes;
   p.pixel = g.groups * p.channels, p.row = (g.w + 2 * g.pw) * p.pixel, p.image = (g.h + 2 * g.ph) * p.row;
   for (uint8_t*& part : p.parts) part = scratch<uint8_t>(x, keep, g.n * p.image + gate::kWindow);
   p.weights = scratch<int8_t>(x, keep, g.groups * p.vectors * p.vector_bytes());
   p.sums = scratch<int32_t>(x, keep, g.groups * p.vectors * p.lanes);
   p.excess.resize(g.groups * p.vectors);
-  for (int64_t tap = 0; tap < g.taps(); ++tap)
+  for (int64_t tap = 0; tap < g.taps; ++tap)
     p.tap_offset.push_back(tap / g.kw * g.dh * p.row + tap % g.kw * g.dw * p.pixel);
   // Some tasks for each thread, with the padded input under one of them in the second-level cache.
   const int64_t wanted = 8 * torch::stable::get_num_threads() / (g.groups * p.blocks()) + 1;
@@ -134,7 +134,7 @@ std::tuple<Tensor, Tensor> precision_gate_conv2d(const Tensor& x, const Tensor& 
   std::vector<Tensor> keep;
   lay_out(p, kernel, x, keep);
 
-  const int64_t rows = g.h + 2 * g.ph, terms = g.taps() * g.group_in();
+  const int64_t rows = g.h + 2 * g.ph, terms = g.taps * g.group_in;
   run(g.n * rows, p.row, [&](int64_t begin, int64_t end) { kernel.quantize(p, begin, end); });
   run(g.groups * p.vectors, terms * p.lanes, [&](int64_t begin, int64_t end) { kernel.pack(p, begin, end); });
   std::atomic<int64_t> count{0};

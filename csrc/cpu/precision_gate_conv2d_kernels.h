@@ -35,7 +35,7 @@ void tile(const Problem& p, int part, int64_t vector, const int64_t* offset, int
   }
   const uint8_t* pixel[M];
   for (int m = 0; m < M; ++m) pixel[m] = p.parts[part] + offset[m];
-  const int64_t taps = p.g.taps(), channels = p.channels, vector_bytes = p.vector_bytes();
+  const int64_t taps = p.g.taps, channels = p.channels, vector_bytes = p.vector_bytes();
   const int8_t* weights = p.weights + vector * vector_bytes;
   for (int64_t tap = 0; tap < taps; ++tap) {
     const int64_t start = p.tap_offset[tap];
@@ -69,8 +69,8 @@ template <typename T>
 Finish<Sum<T>> finish_of(const Problem& p, int64_t o, int64_t count) {
   using A = Sum<T>;
   Finish<A> f;
-  f.factor = (static_cast<A>(p.x_scale) / static_cast<A>(p.bits.levels())) *
-             (static_cast<A>(p.w_scale) / static_cast<A>(p.bits.weight_levels()));
+  f.factor = (static_cast<A>(p.x_scale) / static_cast<A>(p.bits.levels)) *
+             (static_cast<A>(p.w_scale) / static_cast<A>(p.bits.weight_levels));
   const T *threshold = static_cast<const T*>(p.threshold), *bias = static_cast<const T*>(p.bias);
   for (int64_t i = 0; i < kWords * kTileVectors; ++i) {
     f.threshold[i] = i < count ? static_cast<A>(threshold[(o + i) * p.threshold_step]) : A(INFINITY);  // stays closed
@@ -114,19 +114,20 @@ template <typename T, int N>
 int64_t convolve_block(const Problem& p, int64_t group, int64_t vector, int64_t begin, int64_t end) {
   constexpr int M = kPixels<N>, K = N * kWords;
   const Convolution& g = p.g;
-  const int64_t first = vector * kWords, count = std::min<int64_t>(K, g.group_out() - first);
-  const int64_t o = group * g.group_out() + first, at = group * p.vectors + vector;
+  const int64_t first = vector * kWords, count = std::min<int64_t>(K, g.group_out - first);
+  const int64_t o = group * g.group_out + first, at = group * p.vectors + vector;
   const Finish<Sum<T>> f = finish_of<T>(p, o, count);
   const int32_t unit = 1 << p.bits.low;
   alignas(64) int32_t high[M * K], low[M * K], mask[M * K];
-  int64_t open = 0;
+  int64_t open = 0, n = begin / (g.oh * g.ow), i = begin / g.ow % g.oh, j = begin % g.ow;
   for (int64_t from = begin; from < end; from += M) {
     int64_t offset[M], out[M];
-    for (int64_t m = 0; m < M; ++m) {  // beyond the end: the last pixel again
-      const int64_t pixel = std::min(from + m, end - 1), n = pixel / (g.oh * g.ow);
-      const int64_t i = pixel / g.ow % g.oh, j = pixel % g.ow;
+    for (int64_t m = 0; m < M; ++m) {
       offset[m] = n * p.image + i * g.sh * p.row + j * g.sw * p.pixel + group * p.channels;
       out[m] = n * p.y_stride.n + o * p.y_stride.c + i * p.y_stride.h + j * p.y_stride.w;
+      if (from + m + 1 >= end) continue;  // beyond the end: the last pixel again
+      if (++j == g.ow) j = 0, ++i;
+      if (i == g.oh) i = 0, ++n;
     }
     const int64_t valid = std::min<int64_t>(M, end - from);
     tile<N>(p, 0, at, offset, high);

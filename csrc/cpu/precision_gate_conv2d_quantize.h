@@ -48,6 +48,19 @@ FASTNETS_INLINE Vec<Sum<T>, kNumbers<T>> load_some(const T* from, int64_t count,
   return v;
 }
 
+// The first `count` numbers as bytes.
+template <int L>
+FASTNETS_INLINE void store_bytes(void* to, Vec<int32_t, L> v, int64_t count) {
+#if FASTNETS_VECTOR_BYTES == 64
+  if constexpr (L == 16) {
+    const __mmask16 mask = static_cast<__mmask16>(count >= L ? 0xffff : (1 << count) - 1);
+    return _mm512_mask_cvtepi32_storeu_epi8(to, mask, bits<__m512i>(v));
+  }
+#endif
+  const auto narrow = __builtin_convertvector(v, Vec<int8_t, L>);
+  std::memcpy(to, &narrow, std::min<int64_t>(L, count));
+}
+
 template <typename T>
 double largest(const void* from, int64_t count, int64_t step) {
   using A = Sum<T>;
@@ -55,8 +68,7 @@ double largest(const void* from, int64_t count, int64_t step) {
   Vec<A, L> most{};
   for (int64_t i = 0; i < count; i += L) {
     const Vec<A, L> v = load_some<T>(static_cast<const T*>(from) + i * step, count - i, step), size = v < A(0) ? -v : v;
-    most = size <= most ? most : size;  // NaN fails the comparison and stays
-    most = v == v ? most : v;
+    most = (size <= most) | (most != most) ? most : size;  // NaN fails the comparison, enters and stays
   }
   A result = most[0];
   for (int i = 1; i < L; ++i) result = most[i] <= result || result != result ? result : most[i];
@@ -71,14 +83,14 @@ void quantize_row(const Problem& p, int64_t n, int64_t padded_row) {
   const Convolution& g = p.g;
   uint8_t* const high = p.parts[0] + n * p.image + padded_row * p.row;
   uint8_t* const low = p.parts[1] + n * p.image + padded_row * p.row;
-  const int64_t h = padded_row - g.ph, channels = g.group_in();
+  const int64_t h = padded_row - g.ph, channels = g.group_in;
   const bool outside = h < 0 || h >= g.h;
   const int64_t left = outside ? p.row : g.pw * p.pixel, right = g.pw * p.pixel;
   std::memset(high, p.zero(0), left), std::memset(low, p.zero(1), left);
   if (outside) return;
   std::memset(high + p.row - right, p.zero(0), right), std::memset(low + p.row - right, p.zero(1), right);
   const T* const x = static_cast<const T*>(p.x) + n * p.x_stride.n + h * p.x_stride.h;
-  const A scale = static_cast<A>(p.x_scale), levels = static_cast<A>(p.bits.levels());
+  const A scale = static_cast<A>(p.x_scale), levels = static_cast<A>(p.bits.levels);
   const int32_t low_bits = static_cast<int32_t>(p.bits.low), low_mask = (1 << low_bits) - 1;
   const int32_t zero_high = p.zero(0), zero_low = p.zero(1);
   // Lanes are channels where these are neighbours, otherwise columns.
@@ -94,15 +106,13 @@ void quantize_row(const Problem& p, int64_t n, int64_t padded_row) {
         // The parts with the sign of v, which is -1 or 0 in s.
         const Vec<int32_t, L> s = __builtin_convertvector(v < A(0), Vec<int32_t, L>);
         const Vec<int32_t, L> h1 = (((m >> low_bits) ^ s) - s) + zero_high, l1 = (((m & low_mask) ^ s) - s) + zero_low;
-        const auto h8 = __builtin_convertvector(h1, Vec<uint8_t, L>), l8 = __builtin_convertvector(l1, Vec<uint8_t, L>);
         const int64_t at = (g.pw + w) * p.pixel + group * p.channels + c;
-        if (lanes_are_channels && inner - j >= L) {
-          std::memcpy(high + at, &h8, L), std::memcpy(low + at, &l8, L);
+        if (lanes_are_channels) {
+          store_bytes<L>(high + at, h1, inner - j), store_bytes<L>(low + at, l1, inner - j);
         } else {
-          const int64_t step = lanes_are_channels ? 1 : p.pixel;
           for (int64_t k = 0; k < std::min<int64_t>(L, inner - j); ++k) {
-            high[at + k * step] = h8[k];
-            low[at + k * step] = l8[k];
+            high[at + k * p.pixel] = static_cast<uint8_t>(h1[k]);
+            low[at + k * p.pixel] = static_cast<uint8_t>(l1[k]);
           }
         }
       }
@@ -119,75 +129,102 @@ void quantize(const Problem& p, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; ++i) quantize_row<T>(p, i / rows, i % rows);
 }
 
-// The weights of one output channel as [channel][tap].
+// What a weight has beyond a byte.
+struct Rest {
+  int64_t lane, k;
+  int32_t value;
+};
+
+FASTNETS_INLINE bool any(const void* words, size_t bytes) {
+  uint64_t all = 0, some;
+  for (size_t i = 0; i < bytes; i += sizeof some) {
+    std::memcpy(&some, static_cast<const char*>(words) + i, sizeof some);
+    all |= some;
+  }
+  return all != 0;
+}
+
+// The weights of one output channel as [channel][tap]: their bytes to out, the rests to `rests`; returns their sum.
 template <typename T>
-void quantize_weights(const Problem& p, int64_t o, int16_t* out) {
+int32_t quantize_weights(const Problem& p, int64_t o, int64_t lane, int8_t* out, std::vector<Rest>& rests) {
   using A = Sum<T>;
   constexpr int L = kNumbers<T>;
   const Convolution& g = p.g;
   const T* const w = static_cast<const T*>(p.w) + o * p.w_stride.n;
-  const A scale = static_cast<A>(p.w_scale), levels = static_cast<A>(p.bits.weight_levels());
-  const int64_t channels = g.group_in(), count = channels * g.taps();
-  const bool dense = p.w_stride.w == 1 && p.w_stride.h == g.kw && p.w_stride.c == g.taps();
+  const A scale = static_cast<A>(p.w_scale), levels = static_cast<A>(p.bits.weight_levels);
+  const int64_t count = g.group_in * g.taps;
+  const bool dense = p.w_stride.w == 1 && p.w_stride.h == g.kw && p.w_stride.c == g.taps;
   A values[L];
+  Vec<int32_t, L> sums{};
   for (int64_t k = 0; k < count; k += L) {
     const int64_t some = std::min<int64_t>(L, count - k);
     for (int64_t i = 0; !dense && i < some; ++i) {
-      const int64_t c = (k + i) / g.taps(), tap = (k + i) % g.taps();
+      const int64_t c = (k + i) / g.taps, tap = (k + i) % g.taps;
       values[i] = static_cast<A>(w[c * p.w_stride.c + tap / g.kw * p.w_stride.h + tap % g.kw * p.w_stride.w]);
     }
     const Vec<A, L> v = dense ? load_some<T>(w + k, some, 1) : load_some<A>(values, some, 1);
     const Vec<int32_t, L> m = magnitude<A>(v, scale, levels), s = __builtin_convertvector(v < A(0), Vec<int32_t, L>);
-    const auto q = __builtin_convertvector((m ^ s) - s, Vec<int16_t, L>);
-    std::memcpy(out + k, &q, some * sizeof(int16_t));
+    const Vec<int32_t, L> q = (m ^ s) - s, low = q < -128 ? Vec<int32_t, L>{} - 128 : q, byte = low > 127 ? Vec<int32_t, L>{} + 127 : low;
+    const Vec<int32_t, L> rest = q - byte;
+    sums += q;
+    store_bytes<L>(out + k, byte, some);
+    for (int64_t i = 0; any(&rest, sizeof rest) && i < some; ++i)
+      if (rest[i] != 0) rests.push_back({lane, k + i, rest[i]});
   }
+  int32_t total = 0;
+  for (int i = 0; i < L; ++i) total += sums[i];
+  return total;
 }
 
-// Puts what passes a byte into the next free place of a lane, and opens a new Excess where all are taken.
-struct ExcessWriter {
-  std::vector<Excess>& list;
-  size_t first;
-  int64_t tap, channel;
-
-  void add(int64_t lane, int64_t& taken, int64_t index, int32_t weight) {
-    const size_t at = first + taken / 4;
-    if (at == list.size()) list.push_back({tap, channel, {}, {}});
-    list[at].index[4 * lane + taken % 4] = static_cast<uint8_t>(index);
-    list[at].weight[4 * lane + taken % 4] = static_cast<int8_t>(weight);
-    ++taken;
+// Deals the rests of a vector to windows of channels: four places for each lane in an Excess, in as many of these as
+// the fullest lane needs. 128, which no signed byte holds, takes two places.
+inline void pack_rests(const Problem& p, const std::vector<Rest>& rests, std::vector<Excess>& list) {
+  constexpr int L = kLanes<int32_t>;
+  const int64_t taps = p.g.taps, windows = (p.g.group_in + kWindow - 1) / kWindow;
+  std::vector<uint8_t> taken(taps * windows * L);
+  std::vector<size_t> first(taps * windows + 1);
+  for (const Rest& r : rests) {
+    const int64_t window = r.k % taps * windows + r.k / taps / kWindow;
+    const size_t used = taken[window * L + r.lane] += r.value == 128 ? 2 : 1;
+    first[window + 1] = std::max(first[window + 1], (used + 3) / 4);
   }
-};
+  for (int64_t window = 0; window < taps * windows; ++window) {
+    for (size_t i = 0; i < first[window + 1]; ++i) list.push_back({window / windows, window % windows * kWindow, {}, {}});
+    first[window + 1] += first[window];
+  }
+  std::fill(taken.begin(), taken.end(), 0);
+  for (const Rest& r : rests) {
+    const int64_t window = r.k % taps * windows + r.k / taps / kWindow;
+    for (int32_t left = r.value; left != 0; left -= std::min(left, 127)) {
+      const size_t place = taken[window * L + r.lane]++;
+      Excess& e = list[first[window] + place / 4];
+      e.index[4 * r.lane + place % 4] = static_cast<uint8_t>(r.k / taps % kWindow);
+      e.weight[4 * r.lane + place % 4] = static_cast<int8_t>(std::min(left, 127));
+    }
+  }
+}
 
 template <typename T>
 void pack_vector(Problem& p, int64_t vector) {
   constexpr int L = kLanes<int32_t>;
   const Convolution& g = p.g;
-  const int64_t first = vector % p.vectors * L, lanes = std::min<int64_t>(L, g.group_out() - first);
-  const int64_t o = vector / p.vectors * g.group_out() + first, channels = g.group_in(), taps = g.taps();
-  std::vector<int16_t> rows(lanes * channels * taps);
-  for (int64_t lane = 0; lane < lanes; ++lane)
-    quantize_weights<T>(p, o + lane, rows.data() + lane * channels * taps);
-  int8_t* const packed = p.weights + vector * p.vector_bytes();
-  std::memset(packed, 0, p.vector_bytes());
+  const int64_t first = vector % p.vectors * L, lanes = std::min<int64_t>(L, g.group_out - first);
+  const int64_t o = vector / p.vectors * g.group_out + first, taps = g.taps, count = p.channels * taps;
+  std::vector<int8_t> rows(L * count);  // zeros beyond the group's channels
+  std::vector<Rest> rests;
   int32_t* const sums = p.sums + vector * L;
   std::fill(sums, sums + L, 0);
-  for (int64_t tap = 0; tap < taps; ++tap)
-    for (int64_t c0 = 0; c0 < channels; c0 += kWindow) {
-      ExcessWriter excess{p.excess[vector], p.excess[vector].size(), tap, c0};
-      for (int64_t lane = 0; lane < lanes; ++lane) {
-        const int16_t* const row = rows.data() + lane * channels * taps + tap;
-        int8_t* const to = packed + tap * p.channels * L + 4 * lane;
-        int64_t taken = 0;
-        for (int64_t c = c0; c < std::min(channels, c0 + kWindow); ++c) {
-          const int32_t q = row[c * taps];
-          int32_t rest = q < -128 ? q + 128 : q > 127 ? q - 127 : 0;
-          to[c / 4 * (4 * L) + c % 4] = static_cast<int8_t>(q - rest);
-          sums[lane] += q;
-          if (rest == 128) excess.add(lane, taken, c - c0, 1), --rest;
-          if (rest != 0) excess.add(lane, taken, c - c0, rest);
-        }
+  for (int64_t lane = 0; lane < lanes; ++lane)
+    sums[lane] = quantize_weights<T>(p, o + lane, lane, rows.data() + lane * count, rests);
+  int8_t* const packed = p.weights + vector * p.vector_bytes();
+  for (int64_t c = 0; c < p.channels; c += 4)
+    for (int64_t tap = 0; tap < taps; ++tap)
+      for (int64_t lane = 0; lane < L; ++lane) {
+        const int8_t* const from = rows.data() + lane * count + c * taps + tap;
+        const int8_t four[4] = {from[0], from[taps], from[2 * taps], from[3 * taps]};
+        std::memcpy(packed + (tap * p.channels + c) * L + 4 * lane, four, 4);
       }
-    }
+  pack_rests(p, rests, p.excess[vector]);
 }
 
 template <typename T>

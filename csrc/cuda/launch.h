@@ -1,4 +1,5 @@
-// All that kernels use of CUDA beyond plain C++: launch, barrier, warp shuffle, vote, shared memory.
+// All that kernels use of CUDA beyond plain C++: launch, barrier, warp shuffle, vote, shared memory, dot product of
+// bytes, atomic sum of integers.
 //
 // With FASTNETS_EMULATE_CUDA the same names come from tests/cuda/emulation.h, and a C++ compiler builds the .cu files
 // for a machine without a GPU. Blocks are whole warps, and every thread reaches every barrier, shuffle and vote.
@@ -60,6 +61,14 @@ __device__ T shuffle_xor(T value, int mask) {
 }
 
 __device__ inline unsigned ballot(bool vote) { return __ballot_sync(kFullWarp, vote); }
+
+// sum + the products of four signed bytes with four others.
+__device__ inline int dot4(int a, int b, int sum) { return __dp4a(a, b, sum); }
+
+// Of integers only: a sum's bits do not depend on its order.
+__device__ inline void atomic_add(int64_t* total, int64_t value) {
+  atomicAdd(reinterpret_cast<unsigned long long*>(total), static_cast<unsigned long long>(value));
+}
 
 }  // namespace fastnets
 

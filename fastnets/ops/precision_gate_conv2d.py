@@ -48,9 +48,7 @@ def _check(
         )
 
 
-def _fits(
-    x: Tensor, w: Tensor, bias: Tensor | None, stride: Ints, padding: Ints, dilation: Ints, groups: int
-) -> bool:
+def _fits(x: Tensor, w: Tensor, bias: Tensor | None, stride: Ints, padding: Ints, dilation: Ints, groups: int) -> bool:
     if x.dim() != 4 or w.dim() != 4 or x.dtype not in FLOATS or x.dtype != w.dtype or x.device != w.device:
         return False
     if bias is not None and (bias.shape != w.shape[:1] or bias.dtype != x.dtype or bias.device != x.device):
@@ -83,7 +81,7 @@ def _sum_type(x: Tensor) -> torch.dtype:
 def _largest(x: Tensor) -> Tensor:
     """max|x|, 0 of nothing, in the type of the sums."""
     x = x.detach()
-    return (x.abs().amax() if x.numel() else x.new_zeros(())).to(_sum_type(x))
+    return (x.abs().amax((0, 1, 2, 3)) if x.numel() else x.new_zeros(())).to(_sum_type(x))
 
 
 def _quantize(x: Tensor, scale: Tensor, bits: int) -> Tensor:
@@ -154,9 +152,7 @@ def _triton(
     y = empty(x, (x.shape[0], w.shape[0], *output_size(x, w, stride, padding, dilation)))
     open = torch.zeros((), dtype=torch.int64, device=x.device)
     geometry = stride, padding, dilation, groups
-    precision_gate_conv2d_fwd(
-        x, w, threshold, bias, scale, y, open, *geometry, activation_bits, high_bits, weight_bits
-    )
+    precision_gate_conv2d_fwd(x, w, threshold, bias, scale, y, open, *geometry, activation_bits, high_bits, weight_bits)
     return y, open
 
 
@@ -304,16 +300,14 @@ def precision_gate_conv2d(
         >>> import torch
         >>> from fastnets.ops import precision_gate_conv2d
         >>> x = torch.tensor([255.0, 31.0, 15.0]).view(1, 1, 1, 3)
-        >>> y, density = precision_gate_conv2d(x, torch.ones(1, 1, 1, 1), torch.tensor([20.0]), return_density=True)
-        >>> y.flatten().tolist()  # 31 = 16 + 15 and 15 = 0 + 15: the gate opens above 20
+        >>> w, threshold = torch.ones(1, 1, 1, 1), torch.tensor([20.0])
+        >>> y, density = precision_gate_conv2d(x, w, threshold, weight_bits=1, return_density=True)
+        >>> y.flatten().tolist()  # the high parts are 240, 16 and 0; the gate opens above 20
         [255.0, 16.0, 0.0]
         >>> round(density.item(), 3)
         0.333
     """
-    if input.dim() == 3:
-        batch = input[None]
-    else:
-        batch = input
+    batch = input[None] if input.dim() == 3 else input
     stride, dilation = pair(stride), pair(dilation)
     batch, padding = pad_input(batch, weight, stride, padding, dilation)
     if scale is not None and not isinstance(scale, Tensor):

@@ -48,8 +48,9 @@ CASES = {
     "two bits": tensors((1, 5, 4, 4), 6, activation_bits=2, high_bits=1, weight_bits=2, scale=0.7),
     "frozen scale": tensors((2, 5, 4, 4), 6, scale=1.25),
 }
-if INTERPRETED:
-    CASES = {name: case for name, case in CASES.items() if case[0][1].numel() <= 400}
+if INTERPRETED:  # where a program takes milliseconds for each tap
+    CASES = {name: CASES[name] for name in ("one number", "few channels", "grouped", "seven and one bits")}
+    DTYPES = torch.float32, torch.float64
 
 
 def cast(case, dtype):
@@ -249,7 +250,7 @@ def test_second_derivative_raises_and_names_the_op(backend):
 
 
 def test_tracing(backend):
-    (x, w, threshold, bias), _ = tensors((2, 4, 5, 6), 6)
+    (x, w, threshold, bias), _ = tensors((2, 4, 5, 6), 11)  # a number that is no size of x: they share no symbol
     leaves = [t.clone().requires_grad_() for t in (x, w, threshold, bias)]
     rest = [1, 1], [1, 1], [1, 1], 1, 8, 4, 8, False
     scale = torch.tensor(1.5, dtype=torch.float64)
@@ -370,7 +371,7 @@ def test_bad_input_raises_what_pytorch_raises(backend, name):
         ({"high_bits": 0}, ValueError, "1 <= high_bits"),
         ({"activation_bits": 9}, ValueError, "activation_bits 9"),
         ({"weight_bits": 9}, ValueError, "weight_bits 9"),
-        ({"input": x4.int(), "weight": w4.int()}, RuntimeError, "floating|Float"),
+        ({"input": x4.int(), "weight": w4.int()}, RuntimeError, "expects a floating input|not torch.int32"),
     ],
 )
 def test_bad_input_of_our_own(backend, change, error, text):
