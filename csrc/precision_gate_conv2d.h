@@ -32,8 +32,8 @@ inline Convolution geometry(const Tensor& x, const Tensor& w, const Ints& stride
   const Four s = sizes_of(x), k = sizes_of(w);
   STD_TORCH_CHECK(groups > 0 && k.n > 0 && k.c > 0 && k.n % groups == 0 && s.c == k.c * groups, "expected ", k.c,
                   " channels in each of ", groups, " groups");
-  Convolution g{s.n, s.c, s.h, s.w, k.n, k.h, k.w, groups, stride[0], stride[1], padding[0], padding[1],
-                dilation[0], dilation[1], 0, 0, k.h * k.w, k.c, k.n / groups};
+  Convolution g{s.n,        s.c,        s.h,         s.w,         k.n, k.h, k.w,       groups, stride[0],   stride[1],
+                padding[0], padding[1], dilation[0], dilation[1], 0,   0,   k.h * k.w, k.c,    k.n / groups};
   STD_TORCH_CHECK(g.kh > 0 && g.kw > 0 && g.sh > 0 && g.sw > 0 && g.ph >= 0 && g.pw >= 0 && g.dh > 0 && g.dw > 0,
                   "kernel, stride and dilation must be positive, padding not negative");
   const int64_t rows = g.h + 2 * g.ph - g.dh * (g.kh - 1) - 1, columns = g.w + 2 * g.pw - g.dw * (g.kw - 1) - 1;

@@ -14,9 +14,9 @@
 
 #if defined(__x86_64__)
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target(                                                                \
-                                 "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx2,fma,f16c"))), \
-                             apply_to = function)
+#pragma clang attribute push(                                                                          \
+    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx2,fma,f16c"))), \
+    apply_to = function)
 #else
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12's own AVX-512 header
@@ -56,12 +56,6 @@ Kernels kernels(ScalarType type) {
   return FASTNETS_FOR_THIS_CPU(precision_gate_kernels)(type);
 }
 
-template <typename T>
-T* scratch(const Tensor& like, std::vector<Tensor>& keep, int64_t count) {
-  keep.push_back(empty_strided(like, {static_cast<int64_t>(count * sizeof(T))}, {1}, aoti_torch_dtype_uint8()));
-  return static_cast<T*>(keep.back().mutable_data_ptr());
-}
-
 // Runs f(begin, end) over `count` tasks of `work` steps each; a thread is worth some 2^15.
 template <typename F>
 void run(int64_t count, int64_t work, const F& f) {
@@ -94,20 +88,27 @@ double number(const Tensor& t) {
   return with_float(t.scalar_type(), [&](auto zero) { return static_cast<double>(*data<decltype(zero)>(t)); });
 }
 
-void lay_out(Problem& p, const Kernels& kernels, const Tensor& x, std::vector<Tensor>& keep) {
+// Fills in where everything lies; returns the memory.
+Tensor lay_out(Problem& p, const Kernels& kernels, const Tensor& x) {
   const Convolution& g = p.g;
   p.channels = (g.group_in + 3) / 4 * 4, p.lanes = kernels.lanes;
   p.vectors = (g.group_out + p.lanes - 1) / p.lanes;
   p.pixel = g.groups * p.channels, p.row = (g.w + 2 * g.pw) * p.pixel, p.image = (g.h + 2 * g.ph) * p.row;
-  for (uint8_t*& part : p.parts) part = scratch<uint8_t>(x, keep, g.n * p.image + gate::kWindow);
-  p.weights = scratch<int8_t>(x, keep, g.groups * p.vectors * p.vector_bytes());
-  p.sums = scratch<int32_t>(x, keep, g.groups * p.vectors * p.lanes);
+  const auto lines = [](int64_t bytes) { return (bytes + 63) / 64 * 64; };
+  const int64_t part = lines(g.n * p.image + gate::kWindow);  // a window of the last pixel passes its end
+  const int64_t weights = lines(g.groups * p.vectors * p.vector_bytes());
+  const int64_t sums = g.groups * p.vectors * p.lanes * sizeof(int32_t);
+  const Tensor memory = empty_strided(x, {2 * part + weights + sums}, {1}, aoti_torch_dtype_uint8());
+  p.parts[0] = mutable_data<uint8_t>(memory), p.parts[1] = p.parts[0] + part;
+  p.weights = reinterpret_cast<int8_t*>(p.parts[1] + part);
+  p.sums = reinterpret_cast<int32_t*>(p.weights + weights);
   p.excess.resize(g.groups * p.vectors);
   for (int64_t tap = 0; tap < g.taps; ++tap)
     p.tap_offset.push_back(tap / g.kw * g.dh * p.row + tap % g.kw * g.dw * p.pixel);
   // Some tasks for each thread, with the padded input under one of them in the second-level cache.
   const int64_t wanted = 8 * torch::stable::get_num_threads() / (g.groups * p.blocks()) + 1;
   p.chunk = std::clamp<int64_t>(p.pixels() / wanted + 1, 12, 1024);
+  return memory;
 }
 
 std::tuple<Tensor, Tensor> precision_gate_conv2d(const Tensor& x, const Tensor& w, const Tensor& threshold,
@@ -131,8 +132,7 @@ std::tuple<Tensor, Tensor> precision_gate_conv2d(const Tensor& x, const Tensor& 
   p.x_stride = strides_of(x), p.w_stride = strides_of(w), p.y_stride = strides_of(y);
   p.threshold_step = threshold.stride(0), p.bias_step = bias ? bias->stride(0) : 0;
   p.x_scale = scale ? number(*scale) : largest(x, kernel), p.w_scale = largest(w, kernel);
-  std::vector<Tensor> keep;
-  lay_out(p, kernel, x, keep);
+  const Tensor memory = lay_out(p, kernel, x);
 
   const int64_t rows = g.h + 2 * g.ph, terms = g.taps * g.group_in;
   run(g.n * rows, p.row, [&](int64_t begin, int64_t end) { kernel.quantize(p, begin, end); });

@@ -34,13 +34,14 @@ struct Problem {
   // Output channels in vectors: each group has `vectors` of them. Weights as [vector][tap][channels / 4][lane][4].
   int64_t lanes, vectors;
   int8_t* weights;
-  int32_t* sums;                                // of a channel's weights
-  std::vector<std::vector<Excess>> excess;      // [vector]
-  std::vector<int64_t> tap_offset;              // bytes
-  int64_t chunk = 1;                            // output pixels in a task
+  int32_t* sums;                            // of a channel's weights
+  std::vector<std::vector<Excess>> excess;  // [vector]
+  std::vector<int64_t> tap_offset;          // bytes
+  int64_t chunk = 1;                        // output pixels in a task
 
   int32_t zero(int part) const { return 1 << (part == 0 ? bits.high : bits.low); }
   int64_t vector_bytes() const { return g.taps * channels * lanes; }
+  int64_t windows() const { return (g.group_in + kWindow - 1) / kWindow; }  // of a tap
   int64_t blocks() const { return (vectors + kMostVectors - 1) / kMostVectors; }
   int64_t pixels() const { return g.n * g.oh * g.ow; }
   int64_t chunks() const { return (pixels() + chunk - 1) / chunk; }

@@ -32,7 +32,7 @@ FASTNETS_INLINE Words dot(Words sum, Words activations, Bytes weights) {
   using Halves = Vec<int16_t, 2 * kWords>;
   const Halves a = bits<Halves>(activations), w = bits<Halves>(weights);
   sum += multiply_add(bits<Words>(a & int16_t{0xff}), bits<Words>((w << 8) >> 8));
-  return sum + multiply_add(bits<Words>(bits<Vec<uint16_t, 2 * kWords>>(a) >> 8), bits<Words>(w >> 8));
+  return sum + multiply_add(bits<Words>(bits<Vec<uint16_t, 2 * kWords> >(a) >> 8), bits<Words>(w >> 8));
 #endif
 }
 

@@ -5,9 +5,9 @@
 // the M pixels are broadcast and meet the N vectors of weights. First the high part; then the low part, by the same
 // code, unless all of the tile's gates are closed. An instruction does 64 multiply-adds with VNNI (fp32: 16), so the
 // two parts cost half of a float32 convolution, and the excess of weights over a byte some 10 to 20 % of that.
-#include "vector.h"
 #include "precision_gate_conv2d_dot.h"
 #include "precision_gate_conv2d_quantize.h"
+#include "vector.h"
 
 namespace fastnets::FASTNETS_ISA {
 

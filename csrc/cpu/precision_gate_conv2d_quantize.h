@@ -43,6 +43,10 @@ template <typename T>
 FASTNETS_INLINE Vec<Sum<T>, kNumbers<T>> load_some(const T* from, int64_t count, int64_t step) {
   constexpr int L = kNumbers<T>;
   if (count >= L) return load_strided<T, L>(from, step);
+#if FASTNETS_VECTOR_BYTES == 64
+  if constexpr (std::is_same_v<T, float>)
+    if (step == 1) return bits<Vec<float, L>>(_mm512_maskz_loadu_ps(static_cast<__mmask16>((1 << count) - 1), from));
+#endif
   Vec<Sum<T>, L> v{};
   for (int i = 0; i < count; ++i) v[i] = static_cast<Sum<T>>(from[i * step]);
   return v;
@@ -129,19 +133,22 @@ void quantize(const Problem& p, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; ++i) quantize_row<T>(p, i / rows, i % rows);
 }
 
-// What a weight has beyond a byte.
+// What a weight has beyond a byte. A window is one of a tap's kWindow channels.
 struct Rest {
-  int64_t lane, k;
-  int32_t value;
+  uint32_t window;
+  uint8_t lane, index;
+  int16_t value;
 };
 
-FASTNETS_INLINE bool any(const void* words, size_t bytes) {
-  uint64_t all = 0, some;
-  for (size_t i = 0; i < bytes; i += sizeof some) {
-    std::memcpy(&some, static_cast<const char*>(words) + i, sizeof some);
-    all |= some;
-  }
-  return all != 0;
+// A bit for each number that is not 0.
+template <int L>
+FASTNETS_INLINE uint32_t nonzero(Vec<int32_t, L> v) {
+#if FASTNETS_VECTOR_BYTES == 64
+  if constexpr (L == 16) return _mm512_test_epi32_mask(bits<__m512i>(v), bits<__m512i>(v));
+#endif
+  uint32_t mask = 0;
+  for (int i = 0; i < L; ++i) mask |= uint32_t{v[i] != 0} << i;
+  return mask;
 }
 
 // The weights of one output channel as [channel][tap]: their bytes to out, the rests to `rests`; returns their sum.
@@ -154,6 +161,7 @@ int32_t quantize_weights(const Problem& p, int64_t o, int64_t lane, int8_t* out,
   const A scale = static_cast<A>(p.w_scale), levels = static_cast<A>(p.bits.weight_levels);
   const int64_t count = g.group_in * g.taps;
   const bool dense = p.w_stride.w == 1 && p.w_stride.h == g.kw && p.w_stride.c == g.taps;
+  const uint32_t taps = static_cast<uint32_t>(g.taps), windows = static_cast<uint32_t>(p.windows());
   A values[L];
   Vec<int32_t, L> sums{};
   for (int64_t k = 0; k < count; k += L) {
@@ -164,12 +172,17 @@ int32_t quantize_weights(const Problem& p, int64_t o, int64_t lane, int8_t* out,
     }
     const Vec<A, L> v = dense ? load_some<T>(w + k, some, 1) : load_some<A>(values, some, 1);
     const Vec<int32_t, L> m = magnitude<A>(v, scale, levels), s = __builtin_convertvector(v < A(0), Vec<int32_t, L>);
-    const Vec<int32_t, L> q = (m ^ s) - s, low = q < -128 ? Vec<int32_t, L>{} - 128 : q, byte = low > 127 ? Vec<int32_t, L>{} + 127 : low;
+    const Vec<int32_t, L> q = (m ^ s) - s, low = q < -128 ? Vec<int32_t, L>{} - 128 : q,
+                          byte = low > 127 ? Vec<int32_t, L>{} + 127 : low;
     const Vec<int32_t, L> rest = q - byte;
     sums += q;
     store_bytes<L>(out + k, byte, some);
-    for (int64_t i = 0; any(&rest, sizeof rest) && i < some; ++i)
-      if (rest[i] != 0) rests.push_back({lane, k + i, rest[i]});
+    for (uint32_t left = nonzero<L>(rest); left != 0; left &= left - 1) {
+      const int i = __builtin_ctz(left);
+      const uint32_t at = static_cast<uint32_t>(k + i), c = at / taps, window = (at - c * taps) * windows + c / kWindow;
+      rests.push_back(
+          {window, static_cast<uint8_t>(lane), static_cast<uint8_t>(c % kWindow), static_cast<int16_t>(rest[i])});
+    }
   }
   int32_t total = 0;
   for (int i = 0; i < L; ++i) total += sums[i];
@@ -180,25 +193,24 @@ int32_t quantize_weights(const Problem& p, int64_t o, int64_t lane, int8_t* out,
 // the fullest lane needs. 128, which no signed byte holds, takes two places.
 inline void pack_rests(const Problem& p, const std::vector<Rest>& rests, std::vector<Excess>& list) {
   constexpr int L = kLanes<int32_t>;
-  const int64_t taps = p.g.taps, windows = (p.g.group_in + kWindow - 1) / kWindow;
-  std::vector<uint8_t> taken(taps * windows * L);
-  std::vector<size_t> first(taps * windows + 1);
+  const int64_t windows = p.windows(), count = p.g.taps * windows;
+  std::vector<uint8_t> taken(count * L);
+  std::vector<size_t> first(count + 1);
   for (const Rest& r : rests) {
-    const int64_t window = r.k % taps * windows + r.k / taps / kWindow;
-    const size_t used = taken[window * L + r.lane] += r.value == 128 ? 2 : 1;
-    first[window + 1] = std::max(first[window + 1], (used + 3) / 4);
+    const size_t used = taken[r.window * L + r.lane] += r.value == 128 ? 2 : 1;
+    first[r.window + 1] = std::max(first[r.window + 1], (used + 3) / 4);
   }
-  for (int64_t window = 0; window < taps * windows; ++window) {
-    for (size_t i = 0; i < first[window + 1]; ++i) list.push_back({window / windows, window % windows * kWindow, {}, {}});
+  for (int64_t window = 0; window < count; ++window) {
+    for (size_t i = 0; i < first[window + 1]; ++i)
+      list.push_back({window / windows, window % windows * kWindow, {}, {}});
     first[window + 1] += first[window];
   }
   std::fill(taken.begin(), taken.end(), 0);
   for (const Rest& r : rests) {
-    const int64_t window = r.k % taps * windows + r.k / taps / kWindow;
     for (int32_t left = r.value; left != 0; left -= std::min(left, 127)) {
-      const size_t place = taken[window * L + r.lane]++;
-      Excess& e = list[first[window] + place / 4];
-      e.index[4 * r.lane + place % 4] = static_cast<uint8_t>(r.k / taps % kWindow);
+      const size_t place = taken[r.window * L + r.lane]++;
+      Excess& e = list[first[r.window] + place / 4];
+      e.index[4 * r.lane + place % 4] = r.index;
       e.weight[4 * r.lane + place % 4] = static_cast<int8_t>(std::min(left, 127));
     }
   }
@@ -221,8 +233,13 @@ void pack_vector(Problem& p, int64_t vector) {
     for (int64_t tap = 0; tap < taps; ++tap)
       for (int64_t lane = 0; lane < L; ++lane) {
         const int8_t* const from = rows.data() + lane * count + c * taps + tap;
-        const int8_t four[4] = {from[0], from[taps], from[2 * taps], from[3 * taps]};
-        std::memcpy(packed + (tap * p.channels + c) * L + 4 * lane, four, 4);
+        int8_t* const to = packed + (tap * p.channels + c) * L + 4 * lane;
+        if (taps == 1) {
+          std::memcpy(to, from, 4);
+        } else {
+          const int8_t four[4] = {from[0], from[taps], from[2 * taps], from[3 * taps]};
+          std::memcpy(to, four, 4);
+        }
       }
   pack_rests(p, rests, p.excess[vector]);
 }

@@ -58,8 +58,7 @@ Tensor convolved(const Tensor& x, const Tensor& w, const Tensor& threshold, cons
     }
     find_largest<T>(stream, w, scales + 2, scales + 1);
     const int64_t words = ceil_div(g.group_in, 4);
-    const Planes input{sizes_of(x),          strides_of(x), g.group_in, words, g.groups, b.levels,
-                       static_cast<int>(b.low)};
+    const Planes input{sizes_of(x), strides_of(x), g.group_in, words, g.groups, b.levels, static_cast<int>(b.low)};
     const Planes weight{sizes_of(w), strides_of(w), g.group_in, words, 1, b.weight_levels, 1};
     const Tensor parts = quantized<T>(stream, x, scales, input, nullptr);
     const Tensor weights = quantized<T>(stream, w, scales + 1, weight, mutable_data<int64_t>(open));

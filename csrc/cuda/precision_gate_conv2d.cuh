@@ -1,9 +1,9 @@
 // Kernels of precision gating: largest (max|x|), quantize (numbers to two planes of bytes), convolve.
 //
-// Work. quantize: a thread writes four channels of one pixel. The input's planes are its high and low part, the weight's
-// are q / 2 and q % 2, both with the sign: 9 bits do not fit a byte. convolve: a warp takes 8 pixels by 16 output
-// channels, a thread 1 pixel by 4; per tap and four channels it loads one word of activations and 8 of weights for 8
-// dot products of four bytes. The low part is skipped by a warp none of whose gates is open.
+// Work. quantize: a thread writes four channels of one pixel. The input's planes are its high and low part, the
+// weight's are q / 2 and q % 2, both with the sign: 9 bits do not fit a byte. convolve: a warp takes 8 pixels by 16
+// output channels, a thread 1 pixel by 4; per tap and four channels it loads one word of activations and 8 of weights
+// for 8 dot products of four bytes. The low part is skipped by a warp none of whose gates is open.
 //
 // Bytes. quantize reads x once (twice with largest) and writes 2 bytes a number; convolve reads these once from memory
 // where the caches hold the rows that taps and output channels share, and writes y once. No tensor cores yet.
@@ -37,8 +37,7 @@ __global__ void __launch_bounds__(kThreads)
   shared[threadIdx.x] = value;
   barrier();
   if (threadIdx.x > 0) return;
-  for (int i = 1; i < kThreads && !as_it_is; ++i)
-    value = shared[i] <= value || value != value ? value : shared[i];
+  for (int i = 1; i < kThreads && !as_it_is; ++i) value = shared[i] <= value || value != value ? value : shared[i];
   most[blockIdx.x] = value;
 }
 
@@ -132,8 +131,8 @@ __global__ void __launch_bounds__(kThreads)
   for (int k = 0; k < kOutputs; ++k) {
     const int64_t channel = group * g.group_out + o + k;
     high[k] *= 1 << bits.low;
-    gate[k] = inside && o + k < g.group_out &&
-              static_cast<A>(high[k]) * factor > static_cast<A>(threshold[channel * t.threshold]);
+    gate[k] = inside &&
+              o + k<g.group_out&& static_cast<A>(high[k]) * factor> static_cast<A>(threshold[channel * t.threshold]);
     count += gate[k];
   }
   if (ballot(count > 0) && inside) sums_of(t, g, 1, n, i, j, group, o, low);

@@ -131,10 +131,10 @@ def _why_not(
 ) -> list[str]:  # fmt: skip
     if x.dtype not in FLOATS:
         return [f"its kernels take float32, float64, bfloat16 and float16, not {x.dtype}"]
-    terms = math.prod(w.shape[1:])
-    if (terms << activation_bits + weight_bits) >= 2**31:
-        return [f"sums of {terms} products of {activation_bits} and {weight_bits} bits may pass 32 bits"]
-    return []
+    bits = activation_bits + weight_bits
+    if w.numel() << bits < 2**31 or (terms := math.prod(w.shape[1:])) << bits < 2**31:
+        return []
+    return [f"sums of {terms} products of {activation_bits} and {weight_bits} bits may pass 32 bits"]
 
 
 for _name in ("cpu", "cuda"):
