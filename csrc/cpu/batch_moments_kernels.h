@@ -6,7 +6,6 @@
 //
 // Planes: lanes are pixels, a block is at most 4096 of them. Channels_last: lanes are channels, 4 vectors of them at a
 // time go down a block of rows. Both read b * n * c * l bytes.
-#include "vector.h"
 
 namespace fastnets::FASTNETS_ISA::moments {
 
@@ -121,7 +120,8 @@ void planes(const Problem& p, int64_t begin, int64_t end) {
 }
 
 // Calls f.at<L, W>(c, slot) for all channels: W = 4 vectors at a time, then single ones. The last vector overlaps the
-// one before: it computes some channels again rather than fewer at a time. Slots do not overlap: sums of c are kept there.
+// one before: it computes some channels again rather than fewer at a time. Slots do not overlap: sums of c are kept
+// there.
 template <typename A, typename F>
 FASTNETS_INLINE void for_channels(int64_t channels, const F& f) {
   constexpr int64_t L = kLanes<A>;

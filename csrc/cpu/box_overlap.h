@@ -1,6 +1,5 @@
 // Overlap of one box with L others, on the vectors of vector.h, as nms and soft_nms share it. Included once for each
 // instruction set (isa.h): no guard. Needs rounding.h.
-#include "vector.h"
 
 namespace fastnets::FASTNETS_ISA {
 

@@ -14,9 +14,9 @@ struct Problem {
   const void* dy = nullptr;
   void* out = nullptr;  // y or dx
   int64_t images = 1, rows = 1, columns = 1, lanes = 1;
-  int64_t chunk = 1;      // of lanes in a task; of rows where there is one lane
-  bool reverse = false;   // whether scans begin at the last row and column
-  bool streams = false;   // whether the result is more than the caches keep for its reader
+  int64_t chunk = 1;     // of lanes in a task; of rows where there is one lane
+  bool reverse = false;  // whether scans begin at the last row and column
+  bool streams = false;  // whether the result is more than the caches keep for its reader
 
   int64_t chunks() const { return (lanes + chunk - 1) / chunk; }
   // Where a scan of `length` is at its step i.

@@ -1,5 +1,6 @@
 // The kernels of corner_pool by type, layout and pass. Included by isa.h: no guard.
 #include "corner_pool_number.h"
+#include "transpose.h"
 // Above: what the two below are written with.
 #include "corner_pool_lanes.h"
 #include "corner_pool_rows.h"

@@ -3,9 +3,9 @@
 // Lanes are neighbours: columns of a contiguous image scanned along its height, or channels of channels_last. A task
 // goes down (or up) the rows of one image for a chunk of lanes, with the running maxima in the first-level cache, or,
 // for a sum, in the second: x is read once and y written once, 2 * bytes a number (3 for a sum). A scan that begins
-// at the last row also goes through each row from its end: only then is it one stream to the processor. The backward pass goes
-// twice over a chunk. First over x: a byte for each number says whether a maximum begins there, 64 KiB for 128 rows.
-// Then backwards over dy, adding it up until such a beginning, which receives the sum; all else receives 0.
+// at the last row also goes through each row from its end: only then is it one stream to the processor. The backward
+// pass goes twice over a chunk. First over x: a byte for each number says whether a maximum begins there, 64 KiB for
+// 128 rows. Then backwards over dy, adding it up until such a beginning, which receives the sum; all else receives 0.
 
 namespace fastnets::FASTNETS_ISA::corner_pool {
 

@@ -1,5 +1,4 @@
 // Running maxima of vectors of any type. Included by isa.h: no guard.
-#include "vector.h"
 
 namespace fastnets::FASTNETS_ISA::corner_pool {
 

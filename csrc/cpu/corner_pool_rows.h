@@ -1,27 +1,10 @@
 // Corner pooling along the rows of contiguous images. Included by isa.h: no guard.
 //
-// Neighbours in memory follow each other in the scan, so blocks of L rows and L columns are turned in registers (L log L
-// shuffles): then lanes are rows, and a block is scanned in L steps. A task is some rows, or one image for a sum, whose
-// other input is scanned along the height while the block is in registers. x is read once and y written once. A block
-// that the image fills in part is copied, its last row and column repeated, which changes no maximum.
-#include <utility>
-
+// Neighbours in memory follow each other in the scan, so blocks of L rows and L columns are turned in registers (L log
+// L shuffles): then lanes are rows, and a block is scanned in L steps. A task is some rows, or one image for a sum,
+// whose other input is scanned along the height while the block is in registers. x is read once and y written once. A
+// block that the image fills in part is copied, its last row and column repeated, which changes no maximum.
 namespace fastnets::FASTNETS_ISA::corner_pool {
-
-// One of L log L exchanges: lanes with bit D clear of b go to those with bit D set of a, and back.
-template <typename A, int L, int D, int... I>
-FASTNETS_INLINE void exchange(Vec<A, L>& a, Vec<A, L>& b, std::integer_sequence<int, I...>) {
-  const Vec<A, L> low = __builtin_shufflevector(a, b, (I & D ? I - D + L : I)...);
-  b = __builtin_shufflevector(a, b, (I & D ? I + L : I + D)...);
-  a = low;
-}
-
-template <typename A, int L, int D = L / 2>
-FASTNETS_INLINE void transpose(Vec<A, L> (&v)[L]) {
-  for (int i = 0; i < L; ++i)
-    if (!(i & D)) exchange<A, L, D>(v[i], v[i + D], std::make_integer_sequence<int, L>());
-  if constexpr (D > 1) transpose<A, L, D / 2>(v);
-}
 
 template <typename T, int L>
 FASTNETS_INLINE void load_turned(const T* x, int64_t pitch, Vec<Number<T>, L> (&v)[L]) {
@@ -61,8 +44,8 @@ struct Block {
 };
 
 template <typename T, int L, bool kReverse, bool kSum>
-FASTNETS_INLINE void scan_block(Rows<const T> h, Rows<const T> x, Rows<T> y, Vec<Number<T>, L>& across,
-                                Number<T>* down, bool streams) {
+FASTNETS_INLINE void scan_block(Rows<const T> h, Rows<const T> x, Rows<T> y, Vec<Number<T>, L>& across, Number<T>* down,
+                                bool streams) {
   using A = Number<T>;
   Vec<A, L> v[L];
   load_turned<T, L>(h.data, h.pitch, v);
@@ -99,8 +82,7 @@ void forward_rows(const Problem& p, int64_t begin, int64_t end) {
       for (int64_t j = 0; j < across_blocks; ++j) {
         const int64_t column = p.place(j, across_blocks) * L, left = p.columns - column;
         const int64_t at = (first + row) * p.columns + column;
-        const Rows<const T> h =
-            h_block.read(static_cast<const T*>(p.horizontal) + at, p.columns, left_rows, left);
+        const Rows<const T> h = h_block.read(static_cast<const T*>(p.horizontal) + at, p.columns, left_rows, left);
         Rows<const T> x = h;
         if constexpr (kSum) x = x_block.read(static_cast<const T*>(p.vertical) + at, p.columns, left_rows, left);
         T* const out = static_cast<T*>(p.out) + at;

@@ -1,5 +1,6 @@
 // The kernels of grouped_conv2d by type. Included by isa.h: no guard.
 #include "activate.h"
+#include "transpose.h"
 // Above: what those below are written with.
 #include "grouped_conv2d_transpose.h"
 // Above: rows to lanes.

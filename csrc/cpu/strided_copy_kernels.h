@@ -1,7 +1,6 @@
 // The kernels of strided copies. Lanes are neighbours of the result or, where it is cut apart, of the source; both are
 // read and written once. Included by isa.h: no guard.
 #include "strided_copy.h"
-#include "vector.h"
 // Above: what the two below are written with.
 #include "interleave.h"
 #include "permute.h"

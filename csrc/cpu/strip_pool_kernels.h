@@ -2,12 +2,10 @@
 //
 // Contiguous: lanes are columns. A task is an image; four rows at a time are added to four sums in registers and, added
 // up, to the sums of the columns in the first-level cache. channels_last: lanes are channels. A task is a chunk of them
-// in one image; a pixel is added to the sums of its row and of its column, which lie in the caches. Either way x is read
-// once, bytes * n * c * h * w, and what is written is less by a factor of about h or w.
+// in one image; a pixel is added to the sums of its row and of its column, which lie in the caches. Either way x is
+// read once, bytes * n * c * h * w, and what is written is less by a factor of about h or w.
 #include <algorithm>
 #include <vector>
-
-#include "vector.h"
 
 namespace fastnets::FASTNETS_ISA::strip_pool {
 
@@ -30,8 +28,8 @@ FASTNETS_INLINE void write_means(const Sum<T>* sums, int64_t length, int64_t cou
   for (; k < length; ++k) store<T, 1>(to + k, load<A, 1>(sums + k) / A(count));
 }
 
-// Adds sums of a block to those of the whole, and begins the next block: a sum of many numbers, taken one after another,
-// would lose digits.
+// Adds sums of a block to those of the whole, and begins the next block: a sum of many numbers, taken one after
+// another, would lose digits.
 template <typename A>
 FASTNETS_INLINE void fold(std::vector<A>& block, std::vector<A>& whole) {
   for (size_t k = 0; k < block.size(); ++k) whole[k] += block[k];
@@ -161,7 +159,8 @@ void backward(const Problem& p, int64_t begin, int64_t end) {
   const int64_t pixels = kOne ? p.width : 1, step = kOne ? p.width : p.lanes;  // of a row at once; numbers in them
   std::vector<Sum<T>> rows, columns;
   for (int64_t task = begin; task < end; ++task) {
-    const int64_t image = task / p.chunks, first = task % p.chunks * p.chunk, last = std::min(first + p.chunk, p.height);
+    const int64_t image = task / p.chunks, first = task % p.chunks * p.chunk,
+                  last = std::min(first + p.chunk, p.height);
     scale(at<const T>(p.columns, image * p.width * p.lanes), p.width * p.lanes, p.height, columns);
     for (int64_t i = first; i < last; ++i) {
       const int64_t row = image * p.height + i;

@@ -26,8 +26,9 @@ FASTNETS_INLINE void exchange(Vec<A, L> (&v)[L], std::integer_sequence<int, J...
 
 template <typename A, int L>
 FASTNETS_INLINE void transpose(Vec<A, L> (&v)[L]) {
+  static_assert(sizeof(A) == 4 || sizeof(A) == 8);
   exchange<1, A, L>(v, std::make_integer_sequence<int, L>());
-  // Within 128 bits the two bits of a float's lane come out in each other's place.
+  // Within 128 bits the two bits of a lane of four bytes come out in each other's place.
   for (int i = 0; i < L && sizeof(A) == 4; i += 4) std::swap(v[i + 1], v[i + 2]);
 }
 

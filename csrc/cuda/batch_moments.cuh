@@ -1,11 +1,11 @@
 // Kernels of batch_moments: moments_of_parts and merge_moments.
 //
 // Work. A block is 256 threads: `lanes` neighbouring channel packs times 256 / lanes items. A pack is V neighbouring
-// values: of V channels at one pixel in channels_last, where 8 lanes are 128 to 512 neighbouring bytes; otherwise of one
-// channel (lanes = 1) at V pixels. A thread walks over the items of its block's chunk, at most 64, and sums up x - p and
-// (x - p)² with its first value p as pivot; the block merges its threads' moments in shared memory: first the mean, then
-// m2 = sum of m2_i + count_i (mean_i - mean)². merge_moments merges the blocks' results, one thread for each channel. The
-// cut depends on shapes and layout alone: the same bits on every run, without atomics.
+// values: of V channels at one pixel in channels_last, where 8 lanes are 128 to 512 neighbouring bytes; otherwise of
+// one channel (lanes = 1) at V pixels. A thread walks over the items of its block's chunk, at most 64, and sums up x -
+// p and (x - p)² with its first value p as pivot; the block merges its threads' moments in shared memory: first the
+// mean, then m2 = sum of m2_i + count_i (mean_i - mean)². merge_moments merges the blocks' results, one thread for each
+// channel. The cut depends on shapes and layout alone: the same bits on every run, without atomics.
 //
 // Bytes. Reads x once, b * n * c * l, and 8 to 16 bytes for each block and channel.
 #pragma once

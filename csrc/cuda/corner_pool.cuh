@@ -2,8 +2,8 @@
 //
 // Work. A lane is one of n * c * width scans, width being that of the dimension not scanned; neighbouring lanes are
 // neighbours in memory. `scan` and `collect` give a thread a lane, so that the threads of a warp read adjacent numbers.
-// Where what is scanned lies side by side instead, `scan_rows` and `collect_rows` give a warp a lane, whose threads take
-// 32 places at once and combine them by shuffles.
+// Where what is scanned lies side by side instead, `scan_rows` and `collect_rows` give a warp a lane, whose threads
+// take 32 places at once and combine them by shuffles.
 //
 // Bytes. Forward 2 * bytes a number; the second scan of a sum adds to y, 3 * bytes, of which y comes from L2 where it
 // fits. Backward 3 * bytes: x and dy are read once, dx written once. When a maximum ends, the sum of its dy goes to its

@@ -1,5 +1,6 @@
-// All that kernels use of CUDA beyond plain C++: launch, barrier, warp shuffle, vote, shared memory, and arithmetic
-// that is rounded after each operation (the compiler would make a * b + c one).
+// All that kernels use of CUDA beyond plain C++: launch, barrier, warp shuffle, vote, shared memory, dot product of
+// bytes, atomic sum of integers, and arithmetic that is rounded after each operation (the compiler would make a * b + c
+// one).
 //
 // With FASTNETS_EMULATE_CUDA the same names come from tests/cuda/emulation.h, and a C++ compiler builds the .cu files
 // for a machine without a GPU. Blocks are whole warps, and every thread reaches every barrier, shuffle and vote.
@@ -79,6 +80,14 @@ __device__ inline double add_rn(double a, double b) { return __dadd_rn(a, b); }
 __device__ inline double sub_rn(double a, double b) { return __dsub_rn(a, b); }
 __device__ inline double mul_rn(double a, double b) { return __dmul_rn(a, b); }
 __device__ inline double div_rn(double a, double b) { return __ddiv_rn(a, b); }
+
+// sum + the products of four signed bytes with four others.
+__device__ inline int dot4(int a, int b, int sum) { return __dp4a(a, b, sum); }
+
+// Of integers only: a sum's bits do not depend on its order.
+__device__ inline void atomic_add(int64_t* total, int64_t value) {
+  atomicAdd(reinterpret_cast<unsigned long long*>(total), static_cast<unsigned long long>(value));
+}
 
 }  // namespace fastnets
 

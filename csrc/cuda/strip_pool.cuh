@@ -1,9 +1,10 @@
 // Kernels of strip pooling: the means of an image's rows and columns, and their gradient.
 //
-// Work. A warp takes kRows rows of an image and 32 lanes, what lies side by side: channels in channels_last (`strips_of_
-// channels`, whose blocks have one warp for every eighth column of the same rows), else columns of one channel, 32 after
-// 32 (`strips_of_planes`, a warp alone). It adds up each row in a register, and each column of the strip in another,
-// which goes to a scratch tensor; `finish` adds up the strips. `spread` gives a thread a number of dx.
+// Work. A warp takes kRows rows of an image and 32 lanes, what lies side by side: channels in channels_last
+// (`strips_of_ channels`, whose blocks have one warp for every eighth column of the same rows), else columns of one
+// channel, 32 after 32 (`strips_of_planes`, a warp alone). It adds up each row in a register, and each column of the
+// strip in another, which goes to a scratch tensor; `finish` adds up the strips. `spread` gives a thread a number of
+// dx.
 //
 // Bytes. x is read once; the scratch is written and read, 4 bytes a number of x / kRows. The gradient is written once.
 // Sums are taken in an order that depends on sizes alone: no atomics, the same bits on every run.

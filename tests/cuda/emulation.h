@@ -276,4 +276,12 @@ FASTNETS_ROUNDED(mul_rn, *)
 FASTNETS_ROUNDED(div_rn, /)
 #undef FASTNETS_ROUNDED
 
+inline int dot4(int a, int b, int sum) {
+  int8_t u[4], v[4];
+  std::memcpy(u, &a, 4), std::memcpy(v, &b, 4);
+  return sum + u[0] * v[0] + u[1] * v[1] + u[2] * v[2] + u[3] * v[3];
+}
+
+inline void atomic_add(int64_t* total, int64_t value) { *total += value; }
+
 }  // namespace fastnets

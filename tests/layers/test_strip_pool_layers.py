@@ -54,7 +54,9 @@ def test_another_norm_and_training():
     torch.manual_seed(0)
     m = StripPooling(16, (5, 3), lambda c: nn.GroupNorm(1, c)).double()
     x = torch.randn(1, 16, 9, 11, dtype=torch.float64)
-    ours, theirs = (torch.autograd.grad(f(x).square().sum(), list(m.parameters())) for f in (m, lambda x: published(m, x)))
+    ours, theirs = (
+        torch.autograd.grad(f(x).square().sum(), list(m.parameters())) for f in (m, lambda x: published(m, x))
+    )
     torch.testing.assert_close(ours, theirs)
 
 

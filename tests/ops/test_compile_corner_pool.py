@@ -24,7 +24,9 @@ def launches(direction="top", shape=(8, 128, 128, 128), *, dtype=torch.float32, 
     return forward + (bwd_launches(x, x, x, *DIRECTIONS[direction], first) if dtype.is_floating_point else [])
 
 
-@pytest.mark.parametrize("direction, dtype, layout", [*product(DIRECTIONS, (torch.float32, torch.bfloat16), (NCHW, NHWC))], ids=str)
+@pytest.mark.parametrize(
+    "direction, dtype, layout", [*product(DIRECTIONS, (torch.float32, torch.bfloat16), (NCHW, NHWC))], ids=str
+)
 def test_corner_pool_compiles(direction, dtype, layout, tmp_path):
     check_compiles(launches(direction, dtype=dtype, layout=layout), tmp_path)
 

@@ -21,7 +21,9 @@ def tensor(*shape, dtype=torch.float32, layout=torch.contiguous_format):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.bfloat16, torch.float32, torch.float64, torch.complex128], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.uint8, torch.bfloat16, torch.float32, torch.float64, torch.complex128], ids=str
+)
 def test_compiles(dtype, layout, tmp_path):
     x = tensor(16, 116, 28, 28, dtype=dtype, layout=layout)
     coarse = tensor(1, 12, 540, 960, dtype=dtype, layout=layout)

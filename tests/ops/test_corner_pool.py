@@ -63,8 +63,10 @@ def test_integers(backend, dtype):
     shape = (1, 3, 4, 3) if INTERPRETED else (2, 17, 5, 19)
     for direction in DIRECTIONS:
         check_values(case("integers", shape, direction, levels=200), dtype)
-    lowest = torch.zeros(1, 1, 2, 3, dtype=dtype) if dtype == torch.bool else torch.full(
-        (1, 1, 2, 3), torch.iinfo(dtype).min, dtype=dtype
+    lowest = (
+        torch.zeros(1, 1, 2, 3, dtype=dtype)
+        if dtype == torch.bool
+        else torch.full((1, 1, 2, 3), torch.iinfo(dtype).min, dtype=dtype)
     )
     assert torch.equal(corner_pool(lowest, "left"), lowest)
     if dtype != torch.bool:

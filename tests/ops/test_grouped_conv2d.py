@@ -180,9 +180,11 @@ def test_weights_in_any_layout(backend, layout):
     x, w, b = c.cast(torch.float32)
     strided = torch.full((24, 4, 2, 3), math.nan)
     strided[::2] = w
-    w = {"channels_last": w.contiguous(memory_format=LAST), "transposed": w.mT.contiguous().mT, "strided": strided[::2]}[
-        layout
-    ]
+    w = {
+        "channels_last": w.contiguous(memory_format=LAST),
+        "transposed": w.mT.contiguous().mT,
+        "strided": strided[::2],
+    }[layout]
     tensors = [x, w, b]
     dy = output_gradients(c, tensors)
     values, sizes = oracle(c, tensors, dy)

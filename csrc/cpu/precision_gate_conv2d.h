@@ -1,0 +1,60 @@
+// What the kernels of precision_gate_conv2d are given, for all instruction sets.
+#pragma once
+
+#include "../precision_gate_conv2d.h"
+
+namespace fastnets::gate {
+
+constexpr int64_t kWindow = 64;      // bytes of a pixel that an Excess picks from
+constexpr int64_t kMostLanes = 16;   // 32-bit integers in the widest vector
+constexpr int64_t kMostVectors = 4;  // of output channels that one tile has
+
+// Weights have up to 9 bits with their sign, a byte of the dot product 8. What passes a byte is kept apart: for each
+// output channel of a vector four (channel, weight) pairs, the channel counted from `channel` of tap `tap`.
+struct Excess {
+  int64_t tap, channel;
+  uint8_t index[4 * kMostLanes];
+  int8_t weight[4 * kMostLanes];
+};
+
+struct Problem {
+  Convolution g;
+  Bits bits;
+  const void *x, *w, *threshold, *bias;  // bias: null for none
+  void* y;
+  Four x_stride, w_stride, y_stride;
+  int64_t threshold_step, bias_step;
+  double x_scale = 0, w_scale = 0;
+
+  // The input's parts, one byte a number, as [n][padded h][padded w][groups][channels, up to a multiple of 4]; what is
+  // stored is the number + zero(part), so that it is never negative.
+  uint8_t* parts[2];
+  int64_t channels, pixel, row, image;  // channels of a group; bytes
+
+  // Output channels in vectors: each group has `vectors` of them. Weights as [vector][tap][channels / 4][lane][4].
+  int64_t lanes, vectors;
+  int8_t* weights;
+  int32_t* sums;                            // of a channel's weights
+  std::vector<std::vector<Excess>> excess;  // [vector]
+  std::vector<int64_t> tap_offset;          // bytes
+  int64_t chunk = 1;                        // output pixels in a task
+
+  int32_t zero(int part) const { return 1 << (part == 0 ? bits.high : bits.low); }
+  int64_t vector_bytes() const { return g.taps * channels * lanes; }
+  int64_t windows() const { return (g.group_in + kWindow - 1) / kWindow; }  // of a tap
+  int64_t blocks() const { return (vectors + kMostVectors - 1) / kMostVectors; }
+  int64_t pixels() const { return g.n * g.oh * g.ow; }
+  int64_t chunks() const { return (pixels() + chunk - 1) / chunk; }
+};
+
+// Tasks write disjoint memory. Sums are of integers: the same bits however they are cut.
+struct Kernels {
+  int64_t lanes;
+  // max|v| of `count` numbers that lie `step` apart; NaN if there is one.
+  double (*largest)(const void* from, int64_t count, int64_t step);
+  void (*quantize)(const Problem&, int64_t begin, int64_t end);     // tasks: rows of the padded input
+  void (*pack)(Problem&, int64_t begin, int64_t end);               // tasks: vectors of all groups
+  int64_t (*convolve)(const Problem&, int64_t begin, int64_t end);  // tasks: chunks * groups * blocks; open gates
+};
+
+}  // namespace fastnets::gate

@@ -1,0 +1,58 @@
+// Sums of products of bytes: unsigned ones, the activations of a pixel, with signed ones, weights of as many output
+// channels as a vector has lanes. Included by isa.h: no guard.
+
+namespace fastnets::FASTNETS_ISA {
+
+constexpr int kWords = kLanes<int32_t>;
+using Words = Vec<int32_t, kWords>;
+using Bytes = Vec<int8_t, 4 * kWords>;
+
+#if !defined(FASTNETS_VNNI)
+
+// Pairs of 16-bit products, added.
+FASTNETS_INLINE Words multiply_add(Words a, Words b) {
+#if FASTNETS_VECTOR_BYTES == 64
+  return bits<Words>(_mm512_madd_epi16(bits<__m512i>(a), bits<__m512i>(b)));
+#elif FASTNETS_VECTOR_BYTES == 32
+  return bits<Words>(_mm256_madd_epi16(bits<__m256i>(a), bits<__m256i>(b)));
+#elif defined(__SSE2__)
+  return bits<Words>(_mm_madd_epi16(bits<__m128i>(a), bits<__m128i>(b)));
+#else
+  return ((a << 16) >> 16) * ((b << 16) >> 16) + (a >> 16) * (b >> 16);
+#endif
+}
+
+#endif
+
+// sum + four products in each lane: the four activations with the lane's four weights.
+FASTNETS_INLINE Words dot(Words sum, Words activations, Bytes weights) {
+#if defined(FASTNETS_VNNI)
+  return bits<Words>(_mm512_dpbusd_epi32(bits<__m512i>(sum), bits<__m512i>(activations), bits<__m512i>(weights)));
+#else
+  using Halves = Vec<int16_t, 2 * kWords>;
+  const Halves a = bits<Halves>(activations), w = bits<Halves>(weights);
+  sum += multiply_add(bits<Words>(a & int16_t{0xff}), bits<Words>((w << 8) >> 8));
+  return sum + multiply_add(bits<Words>(bits<Vec<uint16_t, 2 * kWords> >(a) >> 8), bits<Words>(w >> 8));
+#endif
+}
+
+FASTNETS_INLINE Words four_activations(const uint8_t* from) {
+  int32_t four;
+  std::memcpy(&four, from, sizeof four);
+  return splat<int32_t, kWords>(four);
+}
+
+// The bytes of a window that `index` names.
+FASTNETS_INLINE Words pick(const uint8_t* window, const uint8_t* index) {
+#if defined(FASTNETS_VNNI)
+  return bits<Words>(_mm512_permutexvar_epi8(_mm512_loadu_si512(index), _mm512_loadu_si512(window)));
+#else
+  uint8_t picked[sizeof(Words)];
+  for (size_t i = 0; i < sizeof picked; ++i) picked[i] = window[index[i]];
+  Words words;
+  std::memcpy(&words, picked, sizeof words);
+  return words;
+#endif
+}
+
+}  // namespace fastnets::FASTNETS_ISA

@@ -1,0 +1,192 @@
+// The convolution of precision_gate_conv2d as a product of matrices that are never written: rows are output pixels,
+// columns output channels, and a pixel's row is read through its address in the padded input. Included by isa.h.
+//
+// Lanes are output channels. A tile is M pixels by N vectors, its sums in registers: under each tap, four channels of
+// the M pixels are broadcast and meet the N vectors of weights. First the high part; then the low part, by the same
+// code, unless all of the tile's gates are closed. An instruction does 64 multiply-adds with VNNI (fp32: 16), so the
+// two parts cost half of a float32 convolution, and the excess of weights over a byte some 10 to 20 % of that.
+#include "precision_gate_conv2d_dot.h"
+#include "precision_gate_conv2d_quantize.h"
+
+namespace fastnets::FASTNETS_ISA {
+
+#if defined(FASTNETS_VNNI)
+constexpr int kTileSums = 24, kTileVectors = 4;
+#elif FASTNETS_VECTOR_BYTES == 64
+constexpr int kTileSums = 16, kTileVectors = 4;
+#else
+constexpr int kTileSums = 8, kTileVectors = 2;
+#endif
+template <int N>
+inline constexpr int kPixels = std::min(kTileSums / N, 12);
+
+// Integer sums of `part` for N vectors from `vector` on, to out [pixel][N][lane]. `offset`: bytes of the pixels in the
+// group's part of the padded input.
+template <int N>
+void tile(const Problem& p, int part, int64_t vector, const int64_t* offset, int32_t* out) {
+  constexpr int M = kPixels<N>, L = kWords;
+  Words sums[M][N];
+  for (int n = 0; n < N; ++n) {
+    Words start;
+    std::memcpy(&start, p.sums + (vector + n) * L, sizeof start);
+    start *= -p.zero(part);
+    for (int m = 0; m < M; ++m) sums[m][n] = start;
+  }
+  const uint8_t* pixel[M];
+  for (int m = 0; m < M; ++m) pixel[m] = p.parts[part] + offset[m];
+  const int64_t taps = p.g.taps, channels = p.channels, vector_bytes = p.vector_bytes();
+  const int8_t* weights = p.weights + vector * vector_bytes;
+  for (int64_t tap = 0; tap < taps; ++tap) {
+    const int64_t start = p.tap_offset[tap];
+    for (int64_t c = start; c < start + channels; c += 4, weights += 4 * L) {
+      Bytes w[N];
+      for (int n = 0; n < N; ++n) std::memcpy(&w[n], weights + n * vector_bytes, sizeof w[n]);
+      for (int m = 0; m < M; ++m) {
+        const Words a = four_activations(pixel[m] + c);
+        for (int n = 0; n < N; ++n) sums[m][n] = dot(sums[m][n], a, w[n]);
+      }
+    }
+  }
+  for (int n = 0; n < N; ++n)
+    for (const Excess& e : p.excess[vector + n]) {
+      const int64_t c = p.tap_offset[e.tap] + e.channel;
+      Bytes w;
+      std::memcpy(&w, e.weight, sizeof w);
+      for (int m = 0; m < M; ++m) sums[m][n] = dot(sums[m][n], pick(pixel[m] + c, e.index), w);
+    }
+  std::memcpy(out, sums, sizeof sums);
+}
+
+// What a vector of output channels needs beside its sums.
+template <typename A>
+struct Finish {
+  A factor;
+  A threshold[kWords * kTileVectors], bias[kWords * kTileVectors];
+};
+
+template <typename T>
+Finish<Sum<T>> finish_of(const Problem& p, int64_t o, int64_t count) {
+  using A = Sum<T>;
+  Finish<A> f;
+  f.factor = (static_cast<A>(p.x_scale) / static_cast<A>(p.bits.levels)) *
+             (static_cast<A>(p.w_scale) / static_cast<A>(p.bits.weight_levels));
+  const T *threshold = static_cast<const T*>(p.threshold), *bias = static_cast<const T*>(p.bias);
+  for (int64_t i = 0; i < kWords * kTileVectors; ++i) {
+    f.threshold[i] = i < count ? static_cast<A>(threshold[(o + i) * p.threshold_step]) : A(INFINITY);  // stays closed
+    f.bias[i] = bias && i < count ? static_cast<A>(bias[(o + i) * p.bias_step]) : A(0);
+  }
+  return f;
+}
+
+// gate = sum * factor > threshold, to mask as -1 or 0; returns how many are open. The sums are in units of 2^low_bits.
+template <typename A>
+int64_t find_gates(int32_t* sums, const Finish<A>& f, int32_t unit, int64_t count, int32_t* mask) {
+  int32_t open = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    sums[i] *= unit;
+    mask[i] = static_cast<A>(sums[i]) * f.factor > f.threshold[i] ? -1 : 0;
+    open -= mask[i];
+  }
+  return open;
+}
+
+// `step`: between output channels.
+template <typename T>
+void write(const int32_t* sums, const Finish<Sum<T>>& f, bool bias, int64_t count, T* y, int64_t step) {
+  using A = Sum<T>;
+  constexpr int L = kNumbers<T>;
+  for (int64_t i = 0; i < count; i += L) {
+    Vec<int32_t, L> sum;
+    std::memcpy(&sum, sums + i, sizeof sum);
+    const Vec<A, L> value = __builtin_convertvector(sum, Vec<A, L>) * f.factor;
+    const Vec<A, L> result = bias ? value + load<A, L>(f.bias + i) : value;
+    if (i + L <= count) {
+      store_strided<T, L>(y + i * step, result, step);
+    } else {
+      for (int64_t k = 0; k < count - i; ++k) y[(i + k) * step] = static_cast<T>(result[k]);
+    }
+  }
+}
+
+// Output pixels [begin, end) of N vectors of a group; returns how many gates are open.
+template <typename T, int N>
+int64_t convolve_block(const Problem& p, int64_t group, int64_t vector, int64_t begin, int64_t end) {
+  constexpr int M = kPixels<N>, K = N * kWords;
+  const Convolution& g = p.g;
+  const int64_t first = vector * kWords, count = std::min<int64_t>(K, g.group_out - first);
+  const int64_t o = group * g.group_out + first, at = group * p.vectors + vector;
+  const Finish<Sum<T>> f = finish_of<T>(p, o, count);
+  const int32_t unit = 1 << p.bits.low;
+  alignas(64) int32_t high[M * K], low[M * K], mask[M * K];
+  int64_t open = 0, n = begin / (g.oh * g.ow), i = begin / g.ow % g.oh, j = begin % g.ow;
+  for (int64_t from = begin; from < end; from += M) {
+    int64_t offset[M], out[M];
+    for (int64_t m = 0; m < M; ++m) {
+      offset[m] = n * p.image + i * g.sh * p.row + j * g.sw * p.pixel + group * p.channels;
+      out[m] = n * p.y_stride.n + o * p.y_stride.c + i * p.y_stride.h + j * p.y_stride.w;
+      if (from + m + 1 >= end) continue;  // beyond the end: the last pixel again
+      if (++j == g.ow) j = 0, ++i;
+      if (i == g.oh) i = 0, ++n;
+    }
+    const int64_t valid = std::min<int64_t>(M, end - from);
+    tile<N>(p, 0, at, offset, high);
+    int64_t here = 0;
+    for (int64_t m = 0; m < valid; ++m) here += find_gates(high + m * K, f, unit, K, mask + m * K);
+    if (here > 0) {
+      tile<N>(p, 1, at, offset, low);
+      for (int64_t i = 0; i < valid * K; ++i) high[i] += low[i] & mask[i];
+    }
+    for (int64_t m = 0; m < valid; ++m)
+      write<T>(high + m * K, f, p.bias != nullptr, count, static_cast<T*>(p.y) + out[m], p.y_stride.c);
+    open += here;
+  }
+  return open;
+}
+
+template <typename T>
+int64_t convolve(const Problem& p, int64_t begin, int64_t end) {
+  int64_t open = 0;
+  const int64_t blocks = p.g.groups * p.blocks();
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t block = task % blocks, group = block / p.blocks(), first = task / blocks * p.chunk;
+    const int64_t last = std::min(p.pixels(), first + p.chunk), from = block % p.blocks() * gate::kMostVectors;
+    const int64_t to = std::min(p.vectors, from + gate::kMostVectors);
+    for (int64_t v = from; v < to; v += kTileVectors) switch (std::min<int64_t>(kTileVectors, to - v)) {
+        case 1:
+          open += convolve_block<T, 1>(p, group, v, first, last);
+          break;
+        case 2:
+          open += convolve_block<T, 2>(p, group, v, first, last);
+          break;
+#if FASTNETS_VECTOR_BYTES == 64
+        case 3:
+          open += convolve_block<T, 3>(p, group, v, first, last);
+          break;
+        case 4:
+          open += convolve_block<T, 4>(p, group, v, first, last);
+          break;
+#endif
+      }
+  }
+  return open;
+}
+
+template <typename T>
+gate::Kernels kernels_of() {
+  return {kWords, largest<T>, quantize<T>, pack<T>, convolve<T>};
+}
+
+inline gate::Kernels precision_gate_kernels(ScalarType type) {
+  switch (type) {
+    case ScalarType::Double:
+      return kernels_of<double>();
+    case ScalarType::Half:
+      return kernels_of<Half>();
+    case ScalarType::BFloat16:
+      return kernels_of<BFloat16>();
+    default:
+      return kernels_of<float>();
+  }
+}
+
+}  // namespace fastnets::FASTNETS_ISA

@@ -1,0 +1,474 @@
+"""precision_gate_conv2d on every backend: exact integers, the same gates, straight-through gradients, edges, errors."""
+
+from __future__ import annotations
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+
+import hypothesis
+import hypothesis.strategies as st
+import pytest
+import torch
+import torch.nn.functional as F
+from check_op import DTYPES, Case, check_onnx, check_tracing, layouts, poisoned
+from torch import Tensor
+
+import fastnets
+from fastnets._backends import INTERPRETED
+from fastnets.ops import precision_gate_conv2d
+
+SHUT, WIDE_OPEN = math.inf, -math.inf
+
+
+def tensors(shape, outputs, kernel=(3, 3), groups=1, signed=True, seed=0, **kwargs):
+    """Input, weight, threshold (about half of the gates open) and bias, in float64, and the other arguments."""
+    make = torch.Generator().manual_seed(seed)
+
+    def normal(*size):
+        return torch.randn(size, generator=make, dtype=torch.float64)
+
+    x, w = normal(*shape), normal(outputs, shape[1] // groups, *kernel)
+    return [x if signed else x.relu(), w, normal(outputs), normal(outputs)], {"groups": groups, **kwargs}
+
+
+# One of each class: input channels below, at and past four and a window of 64; output channels below, at and past one
+# and four vectors of 4, 8 and 16 lanes; pixels below and past a tile; every geometry.
+CASES = {
+    "one number": tensors((1, 1, 1, 1), 1, (1, 1)),
+    "few channels": tensors((2, 3, 5, 6), 5, padding=1),
+    "one vector": tensors((1, 4, 4, 4), 16, signed=False),
+    "past four vectors": tensors((1, 8, 3, 5), 70, (1, 1)),
+    "past a window": tensors((1, 70, 3, 3), 33, padding=1, signed=False),
+    "stride and dilation": tensors((2, 5, 9, 11), 7, (2, 3), stride=(2, 3), padding=(3, 1), dilation=(2, 3)),
+    "grouped": tensors((2, 12, 5, 4), 18, groups=3, padding=(0, 2), stride=(1, 2)),
+    "depthwise": tensors((1, 6, 5, 5), 6, groups=6, padding=1),
+    "more padding than kernel": tensors((1, 3, 2, 2), 4, padding=4),
+    "seven and one bits": tensors((1, 5, 4, 4), 6, activation_bits=8, high_bits=7, weight_bits=1),
+    "one and seven bits": tensors((1, 5, 4, 4), 6, activation_bits=8, high_bits=1, weight_bits=5),
+    "two bits": tensors((1, 5, 4, 4), 6, activation_bits=2, high_bits=1, weight_bits=2, scale=0.7),
+    "frozen scale": tensors((2, 5, 4, 4), 6, scale=1.25),
+}
+if INTERPRETED:  # where a program takes milliseconds for each tap
+    CASES = {name: CASES[name] for name in ("one number", "few channels", "grouped", "seven and one bits")}
+    DTYPES = torch.float32, torch.float64
+
+
+def cast(case, dtype):
+    return [t.to(dtype) for t in case]
+
+
+def reference(*args, **kwargs):
+    with fastnets.use_backend("reference"):
+        return precision_gate_conv2d(*args, **kwargs)
+
+
+# ---- the meaning, against integers and against a second emulation ----------------------------
+
+
+def integer_parts(x, w, kwargs):
+    """y_high and y_low as integers, from loops over int64: x and w are already integers."""
+    a, h = kwargs.get("activation_bits", 8), kwargs.get("high_bits", 4)
+    unit = 2 ** (a - h)
+    q = x.long()
+    high = q.sign() * (q.abs() // unit * unit)
+    geometry = {k: kwargs[k] for k in ("stride", "padding", "dilation", "groups") if k in kwargs}
+    return tuple(F.conv2d(part, w.long(), **geometry) for part in (high, q - high))
+
+
+@pytest.mark.parametrize("name", [n for n in CASES if "scale" not in CASES[n][1]])
+def test_integer_parts_are_exact(backend, name):
+    """Scales that make one unit of the sums 1, in a type that holds them all: results are the integers themselves."""
+    (x, w, threshold, _), kwargs = CASES[name]
+    levels, weight_levels = 2 ** kwargs.get("activation_bits", 8) - 1, 2 ** kwargs.get("weight_bits", 8) - 1
+    x = (x * 100).round().clamp(-levels, levels)
+    w = (w * 100).round().clamp(-weight_levels, weight_levels)
+    w.view(-1)[0] = weight_levels
+    high, low = integer_parts(x, w, kwargs)
+    for layout, t in layouts(x).items():
+        shut, none = precision_gate_conv2d(
+            t, w, threshold * 0 + SHUT, **kwargs, scale=float(levels), return_density=True
+        )
+        both, every = precision_gate_conv2d(
+            t, w, threshold * 0 + WIDE_OPEN, **kwargs, scale=float(levels), return_density=True
+        )
+        assert torch.equal(shut, high.double()) and torch.equal(both, (high + low).double()), layout
+        assert none == 0 and every == 1
+
+
+def test_literal_values(backend):
+    x = torch.tensor([255.0, 31.0, 15.0, -31.0, 40.0]).view(1, 1, 1, 5)
+    w = torch.full((1, 1, 1, 1), 3.0)  # of one bit: 1, worth 3
+    args = x, w, torch.tensor([60.0]), torch.tensor([0.5])
+    # The high parts are 240, 16, 0, -16 and 32, times 3; above 60 the low parts 15 and 8 are added.
+    y, density = precision_gate_conv2d(*args, weight_bits=1, return_density=True)
+    assert y.flatten().tolist() == [765.5, 48.5, 0.5, -47.5, 120.5]
+    assert density.dtype == torch.float32 and density.shape == () and abs(density - 0.4) < 1e-7
+    clamped = precision_gate_conv2d(*args, weight_bits=1, scale=15.0, activation_bits=4, high_bits=2)
+    assert clamped.flatten().tolist() == [36.5, 36.5, 36.5, -35.5, 36.5]  # 15 = 12 + 3, and 36 is not above 60
+
+
+def test_rounds_half_to_even(backend):
+    x = torch.tensor([0.5, 1.5, 2.5, -0.5, -2.5, 253.5, 254.5]).view(1, 1, 1, 7)
+    y = precision_gate_conv2d(x, torch.ones(1, 1, 1, 1), torch.tensor([WIDE_OPEN]), weight_bits=1, scale=255.0)
+    assert y.flatten().tolist() == [0, 2, 2, 0, -2, 254, 254]
+
+
+class Round(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.round()
+
+    @staticmethod
+    def backward(ctx, dy):
+        return dy
+
+
+class Floor(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.floor()
+
+    @staticmethod
+    def backward(ctx, dy):
+        return dy
+
+
+class Gate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, u, sparse):
+        ctx.save_for_backward(u)
+        ctx.sparse = sparse
+        return (u > 0).to(u.dtype)
+
+    @staticmethod
+    def backward(ctx, dy):
+        (u,) = ctx.saved_tensors
+        with torch.enable_grad():
+            v = u.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(torch.sigmoid(5 * v).sum(), v)
+        return dy * slope * (u > 0 if ctx.sparse else 1), None
+
+
+def emulation(x, w, threshold, bias, stride=1, padding=0, dilation=1, groups=1, scale=None, sparse_backward=False,
+              activation_bits=8, high_bits=4, weight_bits=8):  # fmt: skip
+    """The paper's way: fake-quantised numbers, and autograd through functions of its own."""
+
+    def quantised(t, s, bits, shift):
+        sign = torch.where(t < 0, -1.0, 1.0).to(t.dtype)  # abs and sign would have slope 0 at 0
+        magnitude = Round.apply((t * sign / s).clamp(0, 1) * (2**bits - 1))
+        return sign * Floor.apply(magnitude / 2**shift) * 2**shift / (2**bits - 1) * s
+
+    sx = x.detach().abs().max() if scale is None else scale
+    w = quantised(w, w.detach().abs().max(), weight_bits, 0)
+    x_high, x_all = quantised(x, sx, activation_bits, activation_bits - high_bits), quantised(x, sx, activation_bits, 0)
+    y_high, y_low = (F.conv2d(t, w, None, stride, padding, dilation, groups) for t in (x_high, x_all - x_high))
+    gate = Gate.apply(y_high - threshold.view(-1, 1, 1), sparse_backward)
+    return y_high + gate * y_low + bias.view(-1, 1, 1)
+
+
+@pytest.mark.parametrize("sparse", (False, True))
+@pytest.mark.parametrize("name", CASES)
+def test_values_and_gradients_of_the_papers_way(backend, name, sparse):
+    case, kwargs = CASES[name]
+    kwargs = {**kwargs, "sparse_backward": sparse}
+    results = []
+    for fn in (precision_gate_conv2d, emulation):
+        leaves = [t.clone().requires_grad_() for t in case]
+        y = fn(*leaves, **kwargs)
+        dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        results.append((y, *torch.autograd.grad(y, leaves, dy)))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+# ---- the contract ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", CASES)
+def test_every_backend_gives_the_references_bits(backend, name, dtype):
+    """Without a bias, whose sum may be rounded once or twice; results and density, in every layout."""
+    (x, w, threshold, bias), kwargs = CASES[name]
+    x, w, threshold, bias = cast((x, w, threshold, bias), dtype)
+    expected, density = reference(x, w, threshold, **kwargs, return_density=True)
+    with_bias = reference(x, w, threshold, bias, **kwargs)
+    for layout, t in layouts(x).items():
+        copies = [u.clone() for u in (t, w, threshold, bias)]
+        with poisoned():
+            y, open = precision_gate_conv2d(t, w, threshold, **kwargs, return_density=True)
+            z = precision_gate_conv2d(t, w, threshold, bias, **kwargs)
+        assert torch.equal(y, expected) and torch.equal(open, density), layout
+        bound = 2 * torch.finfo(dtype).eps * (expected.abs() + bias.view(-1, 1, 1).abs())
+        assert ((z - with_bias).abs() <= bound).all(), layout
+        meta = torch.empty_strided(t.shape, t.stride(), dtype=dtype, device="meta")
+        fake = precision_gate_conv2d(meta, *(u.to("meta") for u in (w, threshold)), **kwargs)
+        assert (y.stride(), y.dtype, y.shape) == (fake.stride(), fake.dtype, fake.shape), layout
+        assert all(map(torch.equal, copies, (t, w, threshold, bias)))
+
+
+@pytest.mark.parametrize("weight", ("transposed", "channels_last", "every second", "expanded"))
+def test_weight_bias_and_threshold_of_any_strides(backend, weight):
+    (x, w, threshold, bias), kwargs = tensors((1, 6, 5, 5), 9, padding=1)
+    x, w, threshold, bias = cast((x, w, threshold, bias), torch.float32)
+    if weight == "expanded":
+        threshold, bias = threshold[:1].expand(9), bias[:1].expand(9)
+    else:
+        w = layouts(w)[weight if weight in ("transposed", "channels_last") else "every second of the last dimension"]
+        threshold = torch.stack([threshold, bias], 1)[:, 0]
+    plain = [t.contiguous() for t in (x, w, threshold, bias)]
+    torch.testing.assert_close(
+        precision_gate_conv2d(x, w, threshold, bias, **kwargs), reference(*plain, **kwargs), rtol=1e-6, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16, torch.float32))
+def test_gradients_in_every_type(backend, dtype):
+    """Those of float64, rounded; also from a gradient of stride 0; each alone."""
+    case, kwargs = tensors((2, 4, 5, 6), 6, padding=1, scale=1.5)
+    case = cast(case, dtype)
+    exact = [t.double().requires_grad_() for t in case]
+    wanted = torch.autograd.grad(reference(*exact, **kwargs).sum(), exact)
+    leaves = [t.clone().requires_grad_() for t in case]
+    got = torch.autograd.grad(precision_gate_conv2d(*leaves, **kwargs).sum(), leaves)
+    for g, exactly in zip(got, wanted, strict=True):
+        assert g.dtype == dtype
+        error = (g.double() - exactly).abs().max() / exactly.abs().max()
+        assert error <= 2 * torch.finfo(dtype).eps + 1e-4
+    for i in range(4):
+        alone = [t.clone().requires_grad_(i == j) for j, t in enumerate(case)]
+        y = precision_gate_conv2d(*alone, **kwargs)
+        (only,) = torch.autograd.grad(y, [alone[i]], torch.ones((), dtype=dtype).expand(y.shape))
+        torch.testing.assert_close(only, got[i])
+
+
+def test_second_derivative_raises_and_names_the_op(backend):
+    (x, w, threshold, _), kwargs = tensors((1, 2, 3, 3), 2)
+    x.requires_grad_()
+    y = precision_gate_conv2d(x, w, threshold, **kwargs)
+    with pytest.raises(RuntimeError, match="precision_gate_conv2d has no double backward"):
+        torch.autograd.grad(y.sum(), x, create_graph=True)
+
+
+def test_tracing(backend):
+    (x, w, threshold, bias), _ = tensors((2, 4, 5, 6), 11)  # a number that is no size of x: they share no symbol
+    leaves = [t.clone().requires_grad_() for t in (x, w, threshold, bias)]
+    rest = [1, 1], [1, 1], [1, 1], 1, 8, 4, 8, False
+    scale = torch.tensor(1.5, dtype=torch.float64)
+    operator = torch.ops.fastnets.precision_gate_conv2d.default
+    case = Case("tracing", precision_gate_conv2d, [x, w, threshold, bias], {"padding": 1, "scale": 2.0})
+    check_tracing(case, [(operator, (*leaves, None, *rest)), (operator, (*leaves, scale, *rest))])
+
+
+def test_compiled_training_step(backend):
+    case, kwargs = tensors((2, 4, 5, 6), 6, padding=1, scale=1.5)
+    results = []
+    for fn in (precision_gate_conv2d, torch.compile(precision_gate_conv2d, backend="aot_eager", fullgraph=True)):
+        leaves = [t.float().requires_grad_() for t in case]
+        results.append(torch.autograd.grad(fn(*leaves, **kwargs).square().sum(), leaves))
+    for eager, compiled in zip(*results, strict=True):
+        torch.testing.assert_close(eager, compiled)
+
+
+@pytest.mark.parametrize("scale", (None, 1.5))
+def test_onnx(tmp_path, scale):
+    case, kwargs = tensors((2, 4, 9, 8), 6, stride=(2, 1), padding=1, scale=scale)
+    check_onnx(Case("onnx", precision_gate_conv2d, case, kwargs), tmp_path)
+
+
+def test_unbatched_and_string_padding(backend):
+    (x, w, threshold, bias), _ = tensors((1, 6, 7, 8), 4, (3, 4))
+    for padding in ("same", "valid", 2, (1, 2)):
+        batch, density = precision_gate_conv2d(x, w, threshold, bias, 1, padding, (1, 2), return_density=True)
+        one, same_density = precision_gate_conv2d(x[0], w, threshold, bias, 1, padding, (1, 2), return_density=True)
+        assert torch.equal(one, batch[0]) and density == same_density
+        assert batch.shape == F.conv2d(x, w, None, 1, padding, (1, 2)).shape
+
+
+@pytest.mark.parametrize("format", (torch.contiguous_format, torch.channels_last))
+def test_empty_batch(backend, format):
+    x = torch.zeros(0, 4, 5, 6).contiguous(memory_format=format).requires_grad_()
+    w, threshold = torch.randn(8, 4, 3, 3, requires_grad=True), torch.zeros(8, requires_grad=True)
+    y, density = precision_gate_conv2d(x, w, threshold, return_density=True)
+    assert y.shape == (0, 8, 3, 4) and density == 0
+    y.sum().backward()
+    assert x.grad.shape == x.shape and not w.grad.any() and not threshold.grad.any()
+
+
+@pytest.mark.parametrize("zeros", ("input", "weight", "scale"))
+def test_zeros_give_the_bias(backend, zeros):
+    x, w, threshold = torch.ones(1, 2, 3, 3), torch.ones(3, 2, 1, 1), torch.tensor([-1.0, 0.0, 1.0])
+    x, w = x * (zeros != "input"), w * (zeros != "weight")
+    scale = 0.0 if zeros == "scale" else None
+    leaves = [t.requires_grad_() for t in (x, w, threshold)]
+    y, density = precision_gate_conv2d(*leaves, torch.arange(3.0), scale=scale, return_density=True)
+    assert y[0, :, 0, 0].tolist() == [0.0, 1.0, 2.0] and abs(density - 1 / 3) < 1e-6
+    assert all(g.isfinite().all() for g in torch.autograd.grad(y.sum(), leaves))
+
+
+@pytest.mark.parametrize("value", (math.nan, math.inf, -math.inf))
+def test_what_is_no_number(backend, value):
+    x, w, threshold = torch.ones(1, 20, 3, 9), torch.ones(2, 20, 1, 1), torch.zeros(2)
+    x[0, 17, 1, 2] = value
+    y, density = precision_gate_conv2d(x, w, threshold, return_density=True)
+    assert y.isnan().all() and density == 0
+    assert precision_gate_conv2d(x.nan_to_num(), w * value, threshold).isnan().all()
+    as_number = 0.0 if math.isnan(value) else math.copysign(2.0, value)
+    y = precision_gate_conv2d(x, w, threshold, scale=2.0)
+    x[0, 17, 1, 2] = as_number
+    assert torch.equal(y, precision_gate_conv2d(x, w, threshold, scale=2.0))
+
+
+def test_frozen_scale_makes_results_independent_of_the_batch(backend):
+    (x, w, threshold, bias), kwargs = tensors((3, 6, 5, 5), 7, padding=1, scale=1.5)
+    x[2] *= 100
+    together = precision_gate_conv2d(x, w, threshold, bias, **kwargs)
+    for i in range(3):
+        assert torch.equal(together[i : i + 1], precision_gate_conv2d(x[i : i + 1], w, threshold, bias, **kwargs))
+    as_tensor = {**kwargs, "scale": torch.tensor([1.5], dtype=x.dtype)}
+    assert torch.equal(together, precision_gate_conv2d(x, w, threshold, bias, **as_tensor))
+
+
+def _message(fn, *args, **kwargs):
+    with pytest.raises(Exception) as error:
+        fn(*args, **kwargs)
+    return type(error.value), str(error.value)
+
+
+x4, w4, t4 = torch.ones(1, 4, 5, 5), torch.ones(4, 4, 3, 3), torch.ones(4)
+AS_PYTORCH = {
+    "two dimensions": (x4[0, 0], w4),
+    "five dimensions": (x4[None], w4),
+    "weight of other channels": (x4, torch.ones(6, 3, 3, 3)),
+    "weight of three dimensions": (x4, w4[0]),
+    "bias too long": (x4, w4, torch.ones(5)),
+    "other type": (x4, w4.double()),
+    "stride 0": (x4, w4, None, 0),
+    "three strides": (x4, w4, None, (1, 1, 1)),
+    "negative padding": (x4, w4, None, 1, -1),
+    "unknown padding": (x4, w4, None, 1, "equal"),
+    "same with stride": (x4, w4, None, 2, "same"),
+    "dilation 0": (x4, w4, None, 1, 0, 0),
+    "kernel too large": (x4, torch.ones(4, 4, 9, 9)),
+    "no groups": (x4, w4, None, 1, 0, 1, 0),
+    "groups that do not divide": (x4, w4, None, 1, 0, 1, 3),
+}
+
+
+@pytest.mark.parametrize("name", AS_PYTORCH)
+def test_bad_input_raises_what_pytorch_raises(backend, name):
+    x, w, *rest = AS_PYTORCH[name]
+    assert _message(precision_gate_conv2d, x, w, t4, *rest) == _message(F.conv2d, x, w, *rest)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "text"),
+    [
+        ({"threshold": torch.ones(5)}, RuntimeError, r"threshold of shape \(4,\), .* got shape \(5,\)"),
+        ({"threshold": t4.double()}, RuntimeError, "type torch.float32, .* type torch.float64"),
+        ({"scale": torch.ones(2)}, RuntimeError, r"scale of one number, .* got shape \(2,\)"),
+        ({"scale": torch.ones((), dtype=torch.float64)}, RuntimeError, "type torch.float64"),
+        ({"high_bits": 8}, ValueError, "high_bits < activation_bits <= 8 .* high_bits 8"),
+        ({"high_bits": 0}, ValueError, "1 <= high_bits"),
+        ({"activation_bits": 9}, ValueError, "activation_bits 9"),
+        ({"weight_bits": 9}, ValueError, "weight_bits 9"),
+        ({"input": x4.int(), "weight": w4.int()}, RuntimeError, "expects a floating input|not torch.int32"),
+    ],
+)
+def test_bad_input_of_our_own(backend, change, error, text):
+    with pytest.raises(error, match=text):
+        precision_gate_conv2d(**{"input": x4, "weight": w4, "threshold": t4, **change})
+
+
+def test_sums_beyond_32_bits_go_to_the_reference(backend):
+    x, w = torch.ones(1, 2**15, 1, 1), torch.ones(1, 2**15, 1, 1)
+    if fastnets._op.requested.get() == "reference":
+        assert abs(precision_gate_conv2d(x, w, torch.zeros(1)) - 2**15) < 1e-2
+    else:
+        with pytest.raises(RuntimeError, match="sums of 32768 products of 8 and 8 bits may pass 32 bits"):
+            precision_gate_conv2d(x, w, torch.zeros(1))
+    assert precision_gate_conv2d(x[:, :32767], w[:, :32767], torch.zeros(1)).isfinite()
+
+
+# ---- the CPU kernels -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("weights", ("all the largest", "one sign each", "many too large for a byte"))
+@pytest.mark.parametrize("channels", (64, 67))
+def test_weights_that_pass_a_byte(backend, weights, channels):
+    """255 takes three places of a signed byte; every channel of a window may be too large."""
+    if INTERPRETED:
+        channels //= 8
+    make = torch.Generator().manual_seed(3)
+    q = torch.randint(0, 256, (18, channels, 1, 2), generator=make)
+    q = {"all the largest": q * 0 + 255, "one sign each": (q % 2 * 2 - 1) * 255, "many too large for a byte": q - 511}
+    q = q[weights].clamp(-255, 255)
+    q[0, 0, 0, 0] = 255
+    x = torch.randint(-255, 256, (1, channels, 2, 3), generator=make)
+    y = precision_gate_conv2d(x.double(), q.double(), torch.full((18,), WIDE_OPEN).double(), scale=255.0)
+    assert torch.equal(y, F.conv2d(x, q).double())
+
+
+def test_threads_do_not_change_a_bit():
+    case, kwargs = tensors((2, 20, 14, 15), 70, padding=1)
+    threads, results = torch.get_num_threads(), []
+    for n in (1, 2, 5):
+        torch.set_num_threads(n)
+        results.append(precision_gate_conv2d(*cast(case, torch.float32), **kwargs, return_density=True))
+    torch.set_num_threads(threads)
+    for y, density in results[1:]:
+        assert torch.equal(y, results[0][0]) and torch.equal(density, results[0][1])
+
+
+def test_eight_threads_and_inference_mode():
+    case, kwargs = tensors((1, 20, 9, 9), 40, padding=1)
+    case = cast(case, torch.float32)
+    expected = precision_gate_conv2d(*case, **kwargs)
+
+    def call(_):
+        with torch.inference_mode():
+            return precision_gate_conv2d(*case, **kwargs)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(torch.equal(y, expected) for y in pool.map(call, range(40)))
+
+
+def test_memory_beside_the_result_is_as_documented():
+    """Two bytes for each number of the padded input, about two for each of the weight, and no more."""
+    (x, w, threshold, bias), kwargs = tensors((4, 64, 30, 30), 64, padding=1)
+    case = [t.float().contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t.float()
+            for t in (x, w, threshold, bias)]  # fmt: skip
+    y = precision_gate_conv2d(*case, **kwargs)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        y = precision_gate_conv2d(*case, **kwargs)
+    events = profile.profiler.kineto_results.events()
+    allocated = sum(e.nbytes() for e in events if e.name() == "[memory]" and e.nbytes() > 0)
+    padded, weights = 4 * 64 * 32 * 32, w.numel()
+    assert y.nbytes + 2 * padded <= allocated <= y.nbytes + 2 * padded + 2 * weights + 4096
+
+
+@hypothesis.settings(max_examples=100, deadline=None)
+@hypothesis.given(data=st.data())
+def test_any_geometry(data):
+    """Shapes, strides, paddings, dilations and groups that nobody thought of, on the CPU kernels, bit for bit."""
+    draw = data.draw
+    pair = st.tuples(st.integers(1, 3), st.integers(1, 3))
+    groups = draw(st.integers(1, 3))
+    shape = draw(st.tuples(st.integers(1, 2), st.integers(1, 35), st.integers(1, 9), st.integers(1, 20)))
+    kernel = draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
+    kwargs = {
+        "stride": draw(pair),
+        "padding": draw(st.tuples(st.integers(0, 5), st.integers(0, 5))),
+        "dilation": draw(pair),
+        "high_bits": draw(st.integers(1, 7)),
+        "weight_bits": draw(st.integers(1, 8)),
+    }
+    sides = zip(shape[2:], kwargs["padding"], kwargs["dilation"], kernel, strict=True)
+    hypothesis.assume(all(n + 2 * p >= d * (k - 1) + 1 for n, p, d, k in sides))
+    channels, outputs = shape[1] * groups, draw(st.integers(1, 40)) * groups
+    case, _ = tensors((shape[0], channels, *shape[2:]), outputs, kernel, groups, signed=draw(st.booleans()))
+    x, w, threshold, _ = cast(case, draw(st.sampled_from(DTYPES)))
+    if draw(st.booleans()):
+        x = x.contiguous(memory_format=torch.channels_last)
+    got: tuple[Tensor, Tensor] = precision_gate_conv2d(x, w, threshold, groups=groups, **kwargs, return_density=True)
+    expected = reference(x, w, threshold, groups=groups, **kwargs, return_density=True)
+    assert all(map(torch.equal, got, expected))
