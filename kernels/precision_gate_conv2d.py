@@ -143,7 +143,8 @@ def fwd_launches(
 ) -> list[Launch]:  # fmt: skip
     """The kernels that write x's planes, w's planes, and y."""
     low_bits = activation_bits - high_bits
-    launches, planes = [], []
+    launches: list[Launch] = []
+    planes: list[Tensor] = []
     for t, scale, bits, low in (x, x_scale, activation_bits, low_bits), (w, w_scale, weight_bits, 1):
         pair = torch.empty((2, t.numel()), dtype=torch.int8, device=t.device)
         planes += pair.unbind()

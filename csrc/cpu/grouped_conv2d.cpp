@@ -53,18 +53,28 @@ Problem backward_problem(const Convolution& g, const Tensor& dy, const Tensor& w
   return p;
 }
 
-// Units of groups; about 64 channels to a task, so that threads write different cache lines; strips of rows whose copy
-// fits the second-level cache. Depends on shapes only: the weight gradient's sums run over strips.
+// Units of groups, and strips of rows. Strips that share rows are tall, as far as their copy fits the second-level
+// cache; a task then has about 64 channels, so that threads still write different cache lines. Strips that do not take
+// all channels, in the order of memory, and so few rows that source and result stay cached from unit to unit. Depends
+// on shapes only: the weight gradient's sums run over strips.
 void cut(Problem& p, const Kernels& kernels, int64_t bytes) {
-  constexpr int64_t kChannels = 64, kCopy = 192 << 10, kTasks = 16, kRows = 4;
+  constexpr int64_t kChannels = 64, kTallStrip = 192 << 10, kFlatStrip = 48 << 10, kTasks = 16, kRows = 4;
   const bool narrow = p.out < kernels.lanes && kernels.lanes % p.out == 0 && p.in <= p.out;
   if (kernels.permutes && narrow) p.together = std::min(kernels.lanes / p.out, p.groups);
-  p.chunk = std::clamp<int64_t>(kChannels / std::max(p.unit_in(), p.unit_out()), 1, p.units());
-  const int64_t channels = p.chunk * ceil_div(p.unit_in(), kernels.lanes) * kernels.lanes, rows = p.rows.count();
-  const int64_t row = bytes * channels * p.columns.span(p.columns.count());
-  const int64_t fitting = std::max<int64_t>(1, (kCopy / row - p.rows.last + p.rows.first) / p.rows.source_step);
-  const int64_t wanted = std::min(ceil_div(kTasks, std::max<int64_t>(1, p.n * p.chunks())), ceil_div(rows, kRows));
-  p.strips = std::clamp<int64_t>(std::max(ceil_div(rows, fitting), wanted), 1, rows);
+  const int64_t shared = p.rows.last - p.rows.first, rows = p.rows.count();
+  const int64_t columns = p.columns.span(p.columns.count());
+  if (shared > 0) {
+    p.chunk = std::clamp<int64_t>(kChannels / std::max(p.unit_in(), p.unit_out()), 1, p.units());
+    const int64_t row = bytes * columns * p.chunk * ceil_div(p.unit_in(), kernels.lanes) * kernels.lanes;
+    const int64_t fitting = std::max<int64_t>(1, (kTallStrip / row - shared) / p.rows.source_step);
+    const int64_t wanted = std::min(ceil_div(kTasks, std::max<int64_t>(1, p.n * p.chunks())), ceil_div(rows, kRows));
+    p.strips = std::max(ceil_div(rows, fitting), wanted);
+  } else {
+    p.chunk = p.units();
+    const int64_t row = bytes * p.groups * (p.in * columns * p.rows.source_step + p.out * p.columns.size);
+    p.strips = std::max(ceil_div(rows * row, kFlatStrip), ceil_div(kTasks, std::max<int64_t>(1, p.n)));
+  }
+  p.strips = std::clamp<int64_t>(p.strips, 1, rows);
 }
 
 // Calls kernel(begin, end) on ranges of tasks, of a size worth a thread.

@@ -34,8 +34,6 @@ struct Axis {
   // Source places that `q` neighbouring results reach over.
   int64_t span(int64_t q) const { return (q - 1) * source_step + last - first + 1; }
   bool holds(int64_t place) const { return place >= 0 && place < source; }
-  // Whether no result reaches beside the source.
-  bool inside() const { return first >= 0 && first + span(count()) <= source; }
 
   void set_reach() {
     first = INT64_MAX, last = INT64_MIN;

@@ -80,14 +80,30 @@ FASTNETS_INLINE void meet_all(const A* x, int64_t pixel, Vec<int32_t, kLanes<A>>
   (meet<A, W, V, K, S, I>(permute<A, kLanes<A>>(load<A, kLanes<A>>(x + I * pixel), lanes), w, sums), ...);
 }
 
+// Stores W pixels of one vector, or of its first lanes.
+template <typename A, int W>
+FASTNETS_INLINE void write(const Activate<A>& activate, Vec<A, kLanes<A>> (&sums)[W], A* out, int64_t pixel,
+                           int64_t lanes) {
+  constexpr int L = kLanes<A>;
+  activate.template operator()<L, W>(sums);
+  if (lanes >= L)
+    for (int i = 0; i < W; ++i) store<A, L>(out + i * pixel, sums[i]);
+  else
+    for (int i = 0; i < W; ++i) store_first<A, L>(out + i * pixel, sums[i], lanes);
+}
+
 // W pixels, V vectors; runs of K taps, source columns of neighbouring pixels S apart.
 template <typename A, int W, int V, int K, int S, bool Permute>
 void tile(const Block<A>& b, const A* source, A* out) {
   constexpr int L = kLanes<A>;
   using Columns = std::make_integer_sequence<int, (W - 1) * S + K>;
-  const int64_t depth = b.depth, channel = b.weight_channel, vector = b.weight_vector, pixel = b.pixel,
-                tap = b.weight_tap;
+  // Copies in registers: the compiler must assume that the stores below change what `b` refers to.
+  const int64_t depth = b.depth, channel = b.weight_channel, vector = b.weight_vector, tap = b.weight_tap;
+  const int64_t pixel = b.pixel, out_pixel = b.out_pixel, lanes = b.lanes;
+  const Activate<A> activate = b.activate;
   const int32_t* const index = b.lane_sources;
+  for (int i = 0; i < W; ++i)  // the lines to write arrive while their values are computed
+    for (int v = 0; v < V; ++v) __builtin_prefetch(out + i * out_pixel + v * L, 1);
   Vec<A, L> sums[V][W];
   for (int v = 0; v < V; ++v)
     for (int i = 0; i < W; ++i) sums[v][i] = load<A, L>(b.bias + v * L);
@@ -99,18 +115,16 @@ void tile(const Block<A>& b, const A* source, A* out) {
       for (int v = 0; v < V; ++v)
         for (int j = 0; j < K; ++j) w[v][j] = load<A, L>(weight + v * vector + j * tap);
       if constexpr (Permute) {
-        Vec<int32_t, L> lanes;
-        std::memcpy(&lanes, index + k * L, sizeof lanes);
-        meet_all<A, W, V, K, S>(x, pixel, lanes, w, sums, Columns());
+        Vec<int32_t, L> order;
+        std::memcpy(&order, index + k * L, sizeof order);
+        meet_all<A, W, V, K, S>(x, pixel, order, w, sums, Columns());
       } else {
         meet_all<A, W, V, K, S>(x + k, pixel, w, sums, Columns());
       }
     }
   }
-  for (int v = 0; v < V; ++v) {
-    b.activate.template operator()<L, W>(sums[v]);
-    for (int i = 0; i < W; ++i) store_first<A, L>(out + i * b.out_pixel + v * L, sums[v][i], b.lanes - v * L);
-  }
+  write<A, W>(activate, sums[0], out, out_pixel, lanes);
+  if constexpr (V > 1) write<A, W>(activate, sums[1], out + L, out_pixel, lanes - L);
 }
 
 // `count` pixels; the last tile overlaps the one before rather than be narrower.
@@ -307,7 +321,7 @@ void correlate_unit(const Problem& p, const Strip<T>& strip, const Sum<T>* sourc
 template <typename T>
 void correlate(const Problem& p, int64_t begin, int64_t end) {
   constexpr int64_t L = kLanes<Sum<T>>;
-  Strip<T> strip(p.source, p.unit_in(), p.groups * p.in, p.rows, p.columns, p.most_rows(), p.chunk, p.together > 1);
+  Strip<T> strip(p.source, p.unit_in(), p.groups * p.in, p.rows, p.columns, p.most_rows(), p.chunk);
   std::vector<Weights<T>> weights(p.chunk, Weights<T>(p));
   const std::vector<Taps> taps = taps_of(p, strip, weights[0]);
   const std::vector<int32_t> index = p.together > 1 ? lane_sources<L>(p) : std::vector<int32_t>();

@@ -13,43 +13,33 @@ using fastnets::grouped::Tap;
 
 inline int64_t round_up(int64_t a, int64_t b) { return (a + b - 1) / b * b; }
 
-// Row r, column c of the strip hold the tensor's row `first_row` + r and column columns.first + c. Where the tensor
-// itself is of that form and no result reaches over its edge, the strip is the tensor; otherwise a copy of it,
-// [unit][row][column][pitch], that costs a load and a store for each vector of source channels.
+// A copy [unit][row][column][pitch], at a load and a store for each vector of source channels. Row r, column c hold the
+// tensor's row `first_row` + r and column columns.first + c. Also where the tensor itself could be read, the copy pays:
+// it reads memory in order, and a unit's channels then lie in a few pages.
 template <typename T>
 class Strip {
  public:
   using A = Sum<T>;
   static constexpr int L = kLanes<A>;
 
-  // `channels` in a unit, `total` in the tensor; `vectors`: whether the kernel reads whole vectors of channels.
+  // `channels` in a unit, `total` in the tensor.
   Strip(const Operand& from, int64_t channels, int64_t total, const Axis& rows, const Axis& columns, int64_t most_rows,
-        int64_t most_units, bool vectors)
-      : from_(from),
+        int64_t most_units)
+      : pixel(round_up(channels, L)),
+        row(columns.span(columns.count()) * pixel),
+        unit(rows.span(most_rows) * row),
+        from_(from),
         channels_(channels),
         total_(total),
         height_(rows.source),
         width_(columns.source),
         left_(columns.first),
-        rows_(rows.span(most_rows)),
-        columns_(columns.span(columns.count())) {
-    const bool whole = !vectors || (channels % L == 0 && total % channels == 0);
-    direct_ = std::is_same_v<T, A> && from.stride.c == 1 && rows.inside() && columns.inside() && whole;
-    pixel = direct_ ? from.stride.w : round_up(channels, L);
-    row = direct_ ? from.stride.h : columns_ * pixel;
-    unit = direct_ ? channels : rows_ * row;
-    if (!direct_) copy_.resize(most_units * unit);
-  }
+        columns_(columns.span(columns.count())),
+        copy_(most_units * unit) {}
 
   // The strip from row first_row on, of the image n and the units [units.begin, units.end).
   void fill(int64_t n, Range units, int64_t first_row, int64_t rows) {
     const T* image = static_cast<const T*>(from_.data) + n * from_.stride.n;
-    if constexpr (std::is_same_v<T, A>)
-      if (direct_) {
-        start_ = image + first_row * row + left_ * pixel + units.begin * channels_;
-        return;
-      }
-    start_ = copy_.data();
     for (int64_t r = 0; r < rows; ++r) {
       A* const to = copy_.data() + r * row;
       const T* const from = image + (first_row + r) * from_.stride.h;
@@ -62,9 +52,9 @@ class Strip {
     }
   }
 
-  const A* at(int64_t u) const { return start_ + u * unit; }  // of the u-th unit filled
+  const A* at(int64_t u) const { return copy_.data() + u * unit; }  // of the u-th unit filled
 
-  int64_t unit, row, pixel;  // strides
+  const int64_t pixel, row, unit;  // strides
 
  private:
   // Channels from c on of unit u, up to a vector.
@@ -107,9 +97,7 @@ class Strip {
   }
 
   Operand from_;
-  int64_t channels_, total_, height_, width_, left_, rows_, columns_;
-  bool direct_;
-  const A* start_ = nullptr;
+  const int64_t channels_, total_, height_, width_, left_, columns_;
   std::vector<A> copy_;
 };
 

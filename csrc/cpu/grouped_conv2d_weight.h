@@ -77,8 +77,8 @@ void weight_gradient(const Problem& p, void* partial, int64_t begin, int64_t end
   using A = Sum<T>;
   constexpr int64_t L = kLanes<A>;
   const Axis dy_rows{p.rows.size, p.rows.size}, dy_columns{p.columns.size, p.columns.size};
-  Strip<T> x(p.source, p.unit_in(), p.groups * p.in, p.rows, p.columns, p.most_rows(), p.chunk, p.together > 1);
-  Strip<T> dy(p.result, p.unit_out(), p.groups * p.out, dy_rows, dy_columns, p.most_rows(), p.chunk, true);
+  Strip<T> x(p.source, p.unit_in(), p.groups * p.in, p.rows, p.columns, p.most_rows(), p.chunk);
+  Strip<T> dy(p.result, p.unit_out(), p.groups * p.out, dy_rows, dy_columns, p.most_rows(), p.chunk);
   const std::vector<int64_t> places = pairs_of(p, x);
   const std::vector<int32_t> index = p.together > 1 ? lane_sources<L>(p) : std::vector<int32_t>();
   const int64_t pairs = p.pairs(), vectors = round_up(p.unit_out(), L) / L, slot = vectors * (pairs + 1) * L;

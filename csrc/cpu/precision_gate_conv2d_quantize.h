@@ -200,11 +200,11 @@ inline void pack_rests(const Problem& p, const std::vector<Rest>& rests, std::ve
     const size_t used = taken[r.window * L + r.lane] += r.value == 128 ? 2 : 1;
     first[r.window + 1] = std::max(first[r.window + 1], (used + 3) / 4);
   }
-  for (int64_t window = 0; window < count; ++window) {
-    for (size_t i = 0; i < first[window + 1]; ++i)
-      list.push_back({window / windows, window % windows * kWindow, {}, {}});
-    first[window + 1] += first[window];
-  }
+  for (int64_t window = 0; window < count; ++window) first[window + 1] += first[window];
+  list.resize(first[count]);
+  for (int64_t window = 0; window < count; ++window)
+    for (size_t i = first[window]; i < first[window + 1]; ++i)
+      list[i].tap = window / windows, list[i].channel = window % windows * kWindow;
   std::fill(taken.begin(), taken.end(), 0);
   for (const Rest& r : rests) {
     for (int32_t left = r.value; left != 0; left -= std::min(left, 127)) {
@@ -217,13 +217,13 @@ inline void pack_rests(const Problem& p, const std::vector<Rest>& rests, std::ve
 }
 
 template <typename T>
-void pack_vector(Problem& p, int64_t vector) {
+void pack_vector(Problem& p, int64_t vector, std::vector<int8_t>& rows, std::vector<Rest>& rests) {
   constexpr int L = kLanes<int32_t>;
   const Convolution& g = p.g;
   const int64_t first = vector % p.vectors * L, lanes = std::min<int64_t>(L, g.group_out - first);
   const int64_t o = vector / p.vectors * g.group_out + first, taps = g.taps, count = p.channels * taps;
-  std::vector<int8_t> rows(L * count);  // zeros beyond the group's channels
-  std::vector<Rest> rests;
+  rows.assign(L * count, 0);  // zeros beyond the group's channels
+  rests.clear();
   int32_t* const sums = p.sums + vector * L;
   std::fill(sums, sums + L, 0);
   for (int64_t lane = 0; lane < lanes; ++lane)
@@ -246,7 +246,9 @@ void pack_vector(Problem& p, int64_t vector) {
 
 template <typename T>
 void pack(Problem& p, int64_t begin, int64_t end) {
-  for (int64_t i = begin; i < end; ++i) pack_vector<T>(p, i);
+  std::vector<int8_t> rows;
+  std::vector<Rest> rests;
+  for (int64_t i = begin; i < end; ++i) pack_vector<T>(p, i, rows, rests);
 }
 
 }  // namespace fastnets::FASTNETS_ISA

@@ -84,6 +84,10 @@ def _largest(x: Tensor) -> Tensor:
     return (x.abs().amax((0, 1, 2, 3)) if x.numel() else x.new_zeros(())).to(_sum_type(x))
 
 
+def _scale_of(x: Tensor, scale: Tensor | None) -> Tensor:
+    return _largest(x) if scale is None else scale.reshape(()).to(_sum_type(x))
+
+
 def _quantize(x: Tensor, scale: Tensor, bits: int) -> Tensor:
     """Integers of up to ``bits`` bits beside the sign. What is no number (NaN, 0 / 0) becomes 0."""
     share = (x.detach().to(scale.dtype).abs() / scale).clamp(0, 1)
@@ -109,7 +113,7 @@ def _reference(
     sum_type = _sum_type(x)
     # Sums of integers, exact in float64. ONNX Runtime convolves in float32 only, which is exact below 2^24.
     integers = torch.float32 if torch.onnx.is_in_onnx_export() else torch.float64
-    sx, sw = _largest(x) if scale is None else scale.reshape(()).to(sum_type), _largest(w)
+    sx, sw = _scale_of(x, scale), _largest(w)
     q, qw = _quantize(x, sx, activation_bits).to(integers), _quantize(w, sw, weight_bits).to(integers)
     q_high = _high_part(q, activation_bits - high_bits)
     high, low = (F.conv2d(part, qw, None, stride, padding, dilation, groups) for part in (q_high, q - q_high))
@@ -184,7 +188,8 @@ def _backward(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Any, ...]:
     x, w, threshold, scale = ctx.saved_tensors
     dtype = x.dtype
     # Everything in the type of the sums: float16 would lose the low part beside the high one.
-    x, w, threshold, scale, dy = (t if t is None else t.to(_sum_type(t)) for t in (x, w, threshold, scale, dy))
+    x, w, threshold, dy = (t.to(_sum_type(t)) for t in (x, w, threshold, dy))
+    scale = None if scale is None else scale.to(x.dtype)
     dy = dy.contiguous(memory_format=memory_format(x))
     need_dx, need_dw, need_dt, need_db = ctx.needs_input_grad[:4]
     arguments = scale, *ctx.geometry, ctx.groups, ctx.a, ctx.h, ctx.b, False
@@ -201,7 +206,7 @@ def _backward(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Any, ...]:
     dy_high, dy_low = dy + du, torch.where(u > 0, dy, 0.0)
 
     dx = dw = None
-    sx, sw = _largest(x) if scale is None else scale.reshape(()), _largest(w)
+    sx, sw = _scale_of(x, scale), _largest(w)
     # Straight through the rounding: x_high + x_low is x, up to the clamp; and so is x_high, so x_low has slope 0.
     # w: y_high = conv(x_high, w) and y_low = conv(x_low, w).
     w_hat = _quantize(w, sw, ctx.b) * (sw / (2**ctx.b - 1))
