@@ -15,9 +15,9 @@ struct Problem {
   double eps = 0;
   // Forward: y = (x - mean) * scale + bias. Backward: dx = (dy - shift - (x - mean) * slope) * scale.
   void *scale = nullptr, *shift = nullptr, *slope = nullptr;
-  void* sums = nullptr;     // [part][2][c]: of dy, of dy * xhat
-  double count = 0;         // values that the statistics are of
-  bool streams = false;     // whether the result is more than a third-level cache keeps for its reader
+  void* sums = nullptr;  // [part][2][c]: of dy, of dy * xhat
+  double count = 0;      // values that the statistics are of
+  bool streams = false;  // whether the result is more than a third-level cache keeps for its reader
 };
 
 using Kernel = void (*)(const Problem&, int64_t begin, int64_t end);

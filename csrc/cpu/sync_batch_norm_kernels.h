@@ -78,9 +78,12 @@ Normalize<T> normalize(const Problem& p, int64_t c, int64_t offset) {
 
 template <typename T>
 Gradient<T> gradient(const Problem& p, int64_t c, int64_t offset) {
-  return {static_cast<const T*>(p.dy) + offset, static_cast<const T*>(p.x) + offset,
-          static_cast<T*>(p.out) + offset,      vector<T>(p.mean)[c],
-          vector<T>(p.scale)[c],                vector<T>(p.shift)[c],
+  return {static_cast<const T*>(p.dy) + offset,
+          static_cast<const T*>(p.x) + offset,
+          static_cast<T*>(p.out) + offset,
+          vector<T>(p.mean)[c],
+          vector<T>(p.scale)[c],
+          vector<T>(p.shift)[c],
           vector<T>(p.slope)[c]};
 }
 
@@ -117,10 +120,9 @@ moments::Sums<Sum<T>> channel_products(const Problem& p, int64_t c, Range blocks
   for (int64_t i = blocks.begin; i < blocks.end; ++i) {
     const Range planes = cut.planes_of(i), piece = cut.piece_of(i);
     const int64_t at = planes.begin * stride + c * l + piece.begin;
-    const Products<T> products{static_cast<const T*>(p.dy) + at, static_cast<const T*>(p.x) + at,
-                               vector<T>(p.mean)[c]};
-    const moments::Sums<A> more = moments::reduce_planes<Products<T>, A, kLanes<A>>(
-        products, planes.end - planes.begin, stride, piece.end - piece.begin);
+    const Products<T> products{static_cast<const T*>(p.dy) + at, static_cast<const T*>(p.x) + at, vector<T>(p.mean)[c]};
+    const moments::Sums<A> more = moments::reduce_planes<Products<T>, A, kLanes<A>>(products, planes.end - planes.begin,
+                                                                                    stride, piece.end - piece.begin);
     sums.s += more.s, sums.q += more.q;
   }
   return {sums.s, sums.q * r_of<T>(p, c)};
@@ -159,8 +161,7 @@ void local_planes(const Problem& p, int64_t begin, int64_t end) {
     vector<T>(p.mean)[c] = moments.mean;
     vector<T>(p.var)[c] = moments.m2 / m.count();
     vector<T>(p.scale)[c] = vector<T>(p.weight)[c] * r_of<T>(p, c);
-    for (int64_t n = m.n - 1; n >= 0; --n)
-      write_plane<T>(normalize<T>(p, c, (n * m.c + c) * m.l), m.l, p.streams);
+    for (int64_t n = m.n - 1; n >= 0; --n) write_plane<T>(normalize<T>(p, c, (n * m.c + c) * m.l), m.l, p.streams);
   }
   finish_streams();
 }
@@ -184,8 +185,7 @@ void local_backward_planes(const Problem& p, int64_t begin, int64_t end) {
   for (int64_t c = begin; c < end; ++c) {
     reduce_planes<T>(p, c, c + 1);
     gradient_of_sums<T>(p, c, c + 1);
-    for (int64_t n = m.n - 1; n >= 0; --n)
-      write_plane<T>(gradient<T>(p, c, (n * m.c + c) * m.l), m.l, p.streams);
+    for (int64_t n = m.n - 1; n >= 0; --n) write_plane<T>(gradient<T>(p, c, (n * m.c + c) * m.l), m.l, p.streams);
   }
   finish_streams();
 }
@@ -210,8 +210,7 @@ struct NormalizeRows {
     T* to = y + c;
     const bool past = streams && can_stream<T, L>(to, step);
     for (int64_t r = rows, down = step; r > 0; --r, from += down, to += down)
-      for (int k = 0; k < W; ++k)
-        put<T, L>(to + k * L, (load<T, L>(from + k * L) - m[k]) * s[k] + b[k], past);
+      for (int k = 0; k < W; ++k) put<T, L>(to + k * L, (load<T, L>(from + k * L) - m[k]) * s[k] + b[k], past);
   }
 };
 
@@ -286,8 +285,14 @@ void forward_rows(const Problem& p, int64_t begin, int64_t end) {
   const Range all{share(p.cut.blocks, begin, p.cut.parts).begin, share(p.cut.blocks, end - 1, p.cut.parts).end};
   for (int64_t last = all.end; last > all.begin; last -= block) {
     const int64_t first = std::max(all.begin, last - block), at = first * c;
-    const NormalizeRows<T> rows{static_cast<const T*>(p.x) + at, static_cast<T*>(p.out) + at, last - first, c,
-                                vector<T>(p.mean), vector<T>(p.scale), vector<T>(p.bias), p.streams};
+    const NormalizeRows<T> rows{static_cast<const T*>(p.x) + at,
+                                static_cast<T*>(p.out) + at,
+                                last - first,
+                                c,
+                                vector<T>(p.mean),
+                                vector<T>(p.scale),
+                                vector<T>(p.bias),
+                                p.streams};
     moments::for_channels<Sum<T>>(c, rows);
   }
   finish_streams();
@@ -299,9 +304,16 @@ void dx_rows(const Problem& p, int64_t begin, int64_t end) {
   const Range all{share(p.cut.blocks, begin, p.cut.parts).begin, share(p.cut.blocks, end - 1, p.cut.parts).end};
   for (int64_t last = all.end; last > all.begin; last -= block) {
     const int64_t first = std::max(all.begin, last - block), at = first * c;
-    const GradientRows<T> rows{static_cast<const T*>(p.dy) + at, static_cast<const T*>(p.x) + at,
-                               static_cast<T*>(p.out) + at, last - first, c, vector<T>(p.mean), vector<T>(p.scale),
-                               vector<T>(p.shift), vector<T>(p.slope), p.streams};
+    const GradientRows<T> rows{static_cast<const T*>(p.dy) + at,
+                               static_cast<const T*>(p.x) + at,
+                               static_cast<T*>(p.out) + at,
+                               last - first,
+                               c,
+                               vector<T>(p.mean),
+                               vector<T>(p.scale),
+                               vector<T>(p.shift),
+                               vector<T>(p.slope),
+                               p.streams};
     moments::for_channels<Sum<T>>(c, rows);
   }
   finish_streams();
@@ -319,8 +331,13 @@ void reduce_rows(const Problem& p, int64_t begin, int64_t end) {
     const Range r = share(cut.blocks, part, cut.parts);
     std::fill(work.begin(), work.end(), A(0));
     for (int64_t i = r.begin; i < r.end; i += block) {
-      const BlockProducts<T> products{static_cast<const T*>(p.dy) + i * c, static_cast<const T*>(p.x) + i * c,
-                                      std::min(block, r.end - i), c, vector<T>(p.mean), s, q};
+      const BlockProducts<T> products{static_cast<const T*>(p.dy) + i * c,
+                                      static_cast<const T*>(p.x) + i * c,
+                                      std::min(block, r.end - i),
+                                      c,
+                                      vector<T>(p.mean),
+                                      s,
+                                      q};
       moments::for_channels<A>(c, products);
     }
     A* const sums = vector<T>(p.sums) + 2 * part * c;
@@ -333,8 +350,8 @@ Kernels kernels(const Cut& cut) {
   const auto moments = moments::kernel<T>(cut.map.last);
   if (cut.map.last) return {moments, &forward_rows<T>, nullptr, &reduce_rows<T>, &dx_rows<T>, nullptr};
   const bool one = cut.parts == 1;
-  return {moments,          &forward_planes<T>, one ? &local_planes<T> : nullptr, &reduce_planes<T>,
-          &dx_planes<T>, one ? &local_backward_planes<T> : nullptr};
+  return {moments,           &forward_planes<T>, one ? &local_planes<T> : nullptr,
+          &reduce_planes<T>, &dx_planes<T>,      one ? &local_backward_planes<T> : nullptr};
 }
 
 }  // namespace fastnets::FASTNETS_ISA::batch_norm

@@ -74,7 +74,8 @@ FASTNETS_INLINE void store(T* p, Vec<Sum<T>, L> v) {
     std::memcpy(p, &narrow, sizeof narrow);
 #if FASTNETS_VECTOR_BYTES == 64
   } else if constexpr (L == 16) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_maskz_cvtps_ph(0xffff, bits<__m512>(v), _MM_FROUND_TO_NEAREST_INT));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                        _mm512_maskz_cvtps_ph(0xffff, bits<__m512>(v), _MM_FROUND_TO_NEAREST_INT));
 #elif FASTNETS_VECTOR_BYTES == 32
   } else if constexpr (L == 8) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(bits<__m256>(v), _MM_FROUND_TO_NEAREST_INT));

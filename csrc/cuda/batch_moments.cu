@@ -1,7 +1,7 @@
 // batch_moments on CUDA: results, registration. The kernels are in the .cuh.
-#include "batch_moments.cuh"
-
 #include <tuple>
+
+#include "batch_moments.cuh"
 
 namespace fastnets {
 namespace {

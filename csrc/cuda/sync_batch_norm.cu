@@ -1,8 +1,8 @@
 // Batch normalisation on CUDA: arguments, launches, registration. The kernels are in the .cuh.
-#include "sync_batch_norm.cuh"
-
 #include <string>
 #include <tuple>
+
+#include "sync_batch_norm.cuh"
 
 namespace fastnets {
 namespace {

@@ -74,9 +74,7 @@ def count(shape):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_moments(backend, shape, dtype):
-    check_values(
-        Case("moments", moments, tensors(shape)[:1], {}, count(shape), {"magnitude": True}, sums=True), dtype
-    )
+    check_values(Case("moments", moments, tensors(shape)[:1], {}, count(shape), {"magnitude": True}, sums=True), dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -134,7 +132,9 @@ def test_literal_values(backend):
     torch.testing.assert_close(y[:, 0], torch.tensor([-2.0, -1.0, 3.0]) / math.sqrt(14 / 3))
     # The running variance takes the unbiased one, 14 / 2; the mean is 0.
     torch.testing.assert_close(torch.stack(running), torch.tensor([[0.5, 0.0], [4.0, 0.0]]))
-    y = sync_batch_norm(x, torch.tensor([1.0, 10.0]), torch.tensor([3.0, 24.0]), eps=1.0, weight=torch.tensor([2.0, 5.0]))
+    y = sync_batch_norm(
+        x, torch.tensor([1.0, 10.0]), torch.tensor([3.0, 24.0]), eps=1.0, weight=torch.tensor([2.0, 5.0])
+    )
     assert y.tolist() == [[0.0, 0.0], [1.0, 0.0], [5.0, 30.0]]
 
 

@@ -27,7 +27,11 @@ def torchrun(scenes: str, ranks: int, folder: Path) -> None:
 
 @pytest.mark.parametrize("ranks", (1, 2, 3, 4))
 def test_ranks_equal_one_process(ranks, tmp_path):
-    torchrun({2: "equal,unequal,empty,half,ddp,compile", 4: "unequal,groups"}.get(ranks, "equal,unequal,empty"), ranks, tmp_path)
+    torchrun(
+        {2: "equal,unequal,empty,half,ddp,compile", 4: "unequal,groups"}.get(ranks, "equal,unequal,empty"),
+        ranks,
+        tmp_path,
+    )
 
 
 @pytest.mark.parametrize("scene", ("dies", "skips_to_same_size", "skips_to_other_size", "dies_before_backward"))
