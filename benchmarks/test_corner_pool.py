@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -24,7 +26,7 @@ def cummax(x, direction):
 
 def cummax_transposed(x, direction):
     """The scan along the other dimension in memory."""
-    dim, reverse = DIRECTIONS[direction]
+    dim, _ = DIRECTIONS[direction]
     y = x.mT.contiguous() if dim == 3 else x.mT
     return cummax(y, {"top": "left", "bottom": "right", "left": "top", "right": "bottom"}[direction]).mT
 
@@ -68,7 +70,7 @@ def rows_in_python(x, direction):
     y = torch.empty_like(x)
     places = range(x.shape[dim])[:: -1 if reverse else 1]
     y.select(dim, places[0]).copy_(x.select(dim, places[0]))
-    for before, place in zip(places, places[1:], strict=False):
+    for before, place in pairwise(places):
         torch.maximum(y.select(dim, before), x.select(dim, place), out=y.select(dim, place))
     return y
 

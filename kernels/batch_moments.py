@@ -74,6 +74,8 @@ def _batch_moments_parts_kernel(
 ):  # fmt: skip
     c = tl.program_id(0).to(INDEX) * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
     part = tl.program_id(1).to(INDEX)
+    # Means are counted from the channel's first value: a large one would be rounded to more than parts differ by.
+    origin = tl.load(x_ptr + (c if LAST else c * space), (c < channels) & (values > 0), other=0.0).to(ACC)
     mean = tl.zeros((1, BLOCK_C), ACC)
     m2 = tl.zeros((1, BLOCK_C), ACC)
     count = tl.zeros((), ACC)
@@ -82,6 +84,7 @@ def _batch_moments_parts_kernel(
         i = first + tl.arange(0, BLOCK_R)[:, None].to(INDEX)
         inside = (i < values) & (c < channels)
         x = tl.load(x_ptr + offsets(i, c, channels, space, INDEX, LAST), inside, other=0.0).to(ACC)
+        x = tl.where(inside, x - origin, 0.0)
         more = tl.minimum(tl.maximum(values - first, 0), BLOCK_R).to(ACC)
         if step == 0:
             mean = tl.sum(x, axis=0)[None, :] / tl.maximum(more, 1.0)
@@ -99,8 +102,8 @@ def _batch_moments_parts_kernel(
 
 @triton.jit(do_not_specialize=SIZES)
 def _batch_moments_merge_kernel(
-    parts_ptr, mean_ptr, m2_ptr, values, channels, part_values, parts,
-    VARIANCE: tl.constexpr, ACC: tl.constexpr, BLOCK_C: tl.constexpr,
+    x_ptr, parts_ptr, mean_ptr, m2_ptr, values, channels, space, part_values, parts,
+    LAST: tl.constexpr, VARIANCE: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     mean = tl.zeros((BLOCK_C,), ACC)
@@ -119,6 +122,8 @@ def _batch_moments_merge_kernel(
         count += more
         rest -= tl.minimum(rest, part_values)
         parts_ptr += 2 * channels
+    at = c.to(INDEX) if LAST else c.to(INDEX) * space
+    mean += tl.load(x_ptr + at, (c < channels) & (values > 0), other=0.0).to(ACC)
     tl.store(mean_ptr + c, mean, c < channels)
     tl.store(m2_ptr + c, m2 / tl.maximum(count, 1.0) if VARIANCE else m2, c < channels)
 
@@ -137,8 +142,9 @@ def fwd_launches(x: Tensor, mean: Tensor, m2: Tensor, *, as_variance: bool = Fal
     parts = mean.new_empty((t.parts, 2, t.channels))
     constants = t.constants(x, parts)
     block = min(128, triton.next_power_of_2(t.channels))
-    merged = {"VARIANCE": as_variance, "ACC": constants["ACC"], "BLOCK_C": block, "num_warps": 4}
-    args = parts, mean, m2, t.values, t.channels, t.steps * t.block_r, t.parts
+    merged = {k: constants[k] for k in ("LAST", "INDEX", "ACC", "num_warps")}
+    merged |= {"VARIANCE": as_variance, "BLOCK_C": block}
+    args = x, parts, mean, m2, *t.sizes, t.steps * t.block_r, t.parts
     return [
         Launch(_batch_moments_parts_kernel, t.grid, (x, parts, *t.sizes, t.steps, t.parts), constants),
         Launch(_batch_moments_merge_kernel, (triton.cdiv(t.channels, block),), args, merged),

@@ -1,8 +1,6 @@
 """Depthwise convolution: the kernels of a grouped one, whose groups have one input channel each."""
 
-from .grouped_conv2d import dw_launches as dw_launches
-from .grouped_conv2d import dx_launches as dx_launches
-from .grouped_conv2d import fwd_launches as fwd_launches
+from .grouped_conv2d import dw_launches, dx_launches, fwd_launches
 from .grouped_conv2d import grouped_conv2d_bwd as depthwise_conv2d_bwd
 from .grouped_conv2d import grouped_conv2d_fwd as depthwise_conv2d_fwd
 

@@ -66,7 +66,7 @@ struct Cut {
 struct Problem {
   Cut cut;
   const void* x;
-  void* moments;  // [part][2][c] in float or double: mean and m2 of each part
+  void* moments;  // [part][2][c] in float or double: mean of each part, less the channel's first value, and m2
 };
 
 // Tasks: of planes, c * parts, channel by channel; of channels_last, parts.
@@ -81,9 +81,17 @@ void run(void (*kernel)(const P&, int64_t, int64_t), const P& p, int64_t tasks) 
                               [&](int64_t begin, int64_t end) { kernel(p, begin, end); });
 }
 
+// A channel's first value. What parts tell each other of their means is how far they are from it: where a mean is
+// large, it is rounded to more than parts differ by.
+template <typename T>
+Sum<T> origin(const Map& m, const void* x, int64_t c) {
+  return static_cast<Sum<T>>(static_cast<const T*>(x)[m.last ? c : c * m.l]);
+}
+
 // Merges the parts' moments, in their order, into mean and m2 of channels [begin, end).
-template <typename A>
-void merge(const Cut& cut, const A* parts, Range channels, A* mean, A* m2) {
+template <typename T>
+void merge(const Cut& cut, const void* x, const Sum<T>* parts, Range channels, Sum<T>* mean, Sum<T>* m2) {
+  using A = Sum<T>;
   const int64_t c = cut.map.c;
   int64_t count = 0;
   std::fill(mean + channels.begin, mean + channels.end, A(0));
@@ -100,16 +108,19 @@ void merge(const Cut& cut, const A* parts, Range channels, A* mean, A* m2) {
     }
     count += more;
   }
+  for (int64_t i = channels.begin; i < channels.end; ++i) mean[i] += origin<T>(cut.map, x, i);
 }
 
 // Mean and m2 of all channels, of an x that is not empty.
-template <typename A>
-void moments_of(Kernel kernel, const Cut& cut, const void* x, A* mean, A* m2) {
+template <typename T>
+void moments_of(Kernel kernel, const Cut& cut, const void* x, Sum<T>* mean, Sum<T>* m2) {
+  using A = Sum<T>;
   const int64_t c = cut.map.c;
   const std::unique_ptr<A[]> parts(new A[2 * cut.parts * c]);
   run(kernel, Problem{cut, x, parts.get()}, cut.map.last ? cut.parts : c * cut.parts);
-  torch::stable::parallel_for(0, c, (1 << 15) / cut.parts + 1,
-                              [&](int64_t begin, int64_t end) { merge(cut, parts.get(), {begin, end}, mean, m2); });
+  torch::stable::parallel_for(0, c, (1 << 15) / cut.parts + 1, [&](int64_t begin, int64_t end) {
+    merge<T>(cut, x, parts.get(), {begin, end}, mean, m2);
+  });
 }
 
 }  // namespace fastnets::moments

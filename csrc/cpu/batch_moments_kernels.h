@@ -114,7 +114,7 @@ void planes(const Problem& p, int64_t begin, int64_t end) {
   for (int64_t task = begin; task < end; ++task) {
     const int64_t c = task / cut.parts, part = task % cut.parts;
     const Moments<A> m = channel_moments<T>(cut, static_cast<const T*>(p.x), c, share(cut.blocks, part, cut.parts));
-    moments[2 * part * cut.map.c + c] = m.mean;
+    moments[2 * part * cut.map.c + c] = m.mean - fastnets::moments::origin<T>(cut.map, p.x, c);
     moments[(2 * part + 1) * cut.map.c + c] = m.m2;
   }
 }
@@ -167,9 +167,11 @@ struct BlockDeviations {
   }
 };
 
-// Copies slots to channels: the mean and m2 that sums from a pivot amount to.
-template <typename A>
+// Copies slots to channels: the mean (less the channel's first value) and m2 that sums from a pivot amount to.
+template <typename T>
 struct MomentsOfSums {
+  using A = Sum<T>;
+  const T* first;
   int64_t count;
   const A *pivot, *s, *q;
   A *mean, *m2;
@@ -178,7 +180,7 @@ struct MomentsOfSums {
   void at(int64_t c, int64_t slot) const {
     for (int k = 0; k < W * L; ++k) {
       const A shift = s[slot + k] / count, squares = q[slot + k] - s[slot + k] * shift;
-      mean[c + k] = pivot[slot + k] + shift;
+      mean[c + k] = pivot[slot + k] - static_cast<A>(first[c + k]) + shift;
       m2[c + k] = squares < 0 ? A(0) : squares;
     }
   }
@@ -215,7 +217,7 @@ void rows(const Problem& p, int64_t begin, int64_t end) {
     for (int64_t i = 0; i < count; i += block)
       for_channels<A>(c, BlockDeviations<T>{x + i * c, std::min(block, count - i), c, pivot, s, q});
     A* const mean = static_cast<A*>(p.moments) + 2 * part * c;
-    for_channels<A>(c, MomentsOfSums<A>{count, pivot, s, q, mean, mean + c});
+    for_channels<A>(c, MomentsOfSums<T>{static_cast<const T*>(p.x), count, pivot, s, q, mean, mean + c});
   }
 }
 

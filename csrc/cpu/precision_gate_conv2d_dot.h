@@ -1,6 +1,5 @@
 // Sums of products of bytes: unsigned ones, the activations of a pixel, with signed ones, weights of as many output
 // channels as a vector has lanes. Included by isa.h, before the others: no guard.
-#include "vector.h"
 
 namespace fastnets::FASTNETS_ISA {
 

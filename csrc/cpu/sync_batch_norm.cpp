@@ -121,7 +121,7 @@ std::tuple<Tensor, Tensor, Tensor> sync_batch_norm_local(const Tensor& x, const 
     if (call.map.count() == 0) return std::fill_n(means, call.map.c, A(0)), std::fill_n(vars, call.map.c, A(0)), void();
     call.p.mean = means, call.p.var = vars;
     if (call.kernels.local) return run(call.kernels.local, call.p, call.map.c);
-    moments::moments_of(call.kernels.moments, call.p.cut, call.p.x, means, vars);
+    moments::moments_of<T>(call.kernels.moments, call.p.cut, call.p.x, means, vars);
     for (int64_t c = 0; c < call.map.c; ++c) vars[c] /= call.map.count();
     call.set_scale(call.weights);
     run(call.kernels.forward, call.p, call.tasks(true));

@@ -21,9 +21,9 @@ constexpr int kThreads = 256;
 // How channel packs and items are dealt to blocks.
 struct Work {
   Map map;
-  int lanes;
-  int64_t groups, items, chunk, parts;  // blocks side by side in channels; items of a channel, in a chunk, and chunks
-  int64_t across, ahead;                // a thread's step: pixels within a plane, and elements of x
+  int lanes, groups;            // channel packs in a block, blocks side by side in channels
+  int64_t items, chunk, parts;  // items of a channel, in a chunk, and chunks
+  int64_t across, ahead;        // a thread's step: pixels within a plane, and elements of x
 };
 
 template <typename T, int V>
@@ -46,7 +46,8 @@ struct Items {
 template <int V>
 __device__ inline Items items_of_thread(const Work& w) {
   const int lane = static_cast<int>(threadIdx.x) % w.lanes, row = static_cast<int>(threadIdx.x) / w.lanes;
-  const int64_t begin = blockIdx.x / w.groups * w.chunk, pack = blockIdx.x % w.groups * w.lanes + lane;
+  const int block = static_cast<int>(blockIdx.x);
+  const int64_t begin = block / w.groups * w.chunk, pack = int64_t{block % w.groups} * w.lanes + lane;
   const int64_t channel = w.map.last ? pack * V : pack, first = begin + row, rows = kThreads / w.lanes;
   const int64_t end = min(begin + w.chunk, w.items);
   // A lane beyond the last channel has no items.
@@ -72,13 +73,24 @@ __device__ A sum_rows(A value, int lanes) {
   return value;
 }
 
-// parts [part][2][c]: mean and m2.
+// A channel's first value. What parts tell each other of their means is how far they are from it: where a mean is
+// large, it is rounded to more than parts differ by.
+template <typename T>
+__device__ Sum<T> origin_of(const T* x, const Map& m, int64_t c) {
+  return static_cast<Sum<T>>(x[m.last ? c : c * m.l]);
+}
+
+// parts [part][2][c]: mean, less the channel's first value, and m2.
 template <typename T, int V>
 __global__ void __launch_bounds__(kThreads)
     moments_of_parts(const T* __restrict__ x, Sum<T>* __restrict__ parts, const Work w) {
   using A = Sum<T>;
   Items items = items_of_thread<V>(w);
   A pivot[V] = {}, s[V] = {}, q[V] = {};
+  // Divisions come before the loop, where few registers are in use.
+  const int part = static_cast<int>(blockIdx.x) / w.groups, values = w.map.last ? 1 : V;  // of a channel in a pack
+  const A whole = A(1) / static_cast<A>(min(w.chunk, w.items - part * w.chunk) * values);
+  const A share = A(1) / static_cast<A>(items.left > 0 ? items.left : 1);
   A count = 0;
   for (; items.left > 0; items.next(w)) {
     const auto pack = *reinterpret_cast<const Pack<T, V>*>(x + items.at);
@@ -92,35 +104,38 @@ __global__ void __launch_bounds__(kThreads)
     }
     count += A(1);
   }
-  const int64_t part = blockIdx.x / w.groups, block = min(w.chunk, w.items - part * w.chunk);
-  const int values = w.map.last ? 1 : V;  // of a channel in a pack
-  const A share = A(1) / (count > A(0) ? count : A(1)), whole = A(1) / static_cast<A>(block * values);
   const bool stores = static_cast<int>(threadIdx.x) < w.lanes && items.channel < w.map.c;
 #pragma unroll
-  for (int v = 0; v < V; v += values) {
-    // Means are taken from the first thread's pivot: what is rounded is their differences.
-    const A origin = sum_rows(static_cast<int>(threadIdx.x) < w.lanes ? pivot[v] : A(0), w.lanes);
+  for (int v = 0; v < V; ++v) {
+    if (v > 0 && !w.map.last) break;
+    const A origin = items.channel < w.map.c ? origin_of(x, w.map, items.channel + v) : A(0);
     A shift = 0, squares = 0;
-    for (int u = v; u < v + values; ++u) shift += s[u] + count * (pivot[u] - origin);
+#pragma unroll
+    for (int u = 0; u < V; ++u)
+      if (u == v || !w.map.last) shift += s[u] + count * (pivot[u] - origin);
     shift = sum_rows(shift, w.lanes) * whole;
-    for (int u = v; u < v + values; ++u) {
+#pragma unroll
+    for (int u = 0; u < V; ++u) {
+      if (u != v && w.map.last) continue;
       const A off = s[u] * share, d = (pivot[u] - origin) + off - shift;
       squares += q[u] - s[u] * off + count * d * d;
     }
     squares = sum_rows(squares, w.lanes);
     if (stores) {
-      A* const to = parts + 2 * part * w.map.c + items.channel + v;
-      to[0] = origin + shift;
+      A* const to = parts + 2 * int64_t{part} * w.map.c + items.channel + v;
+      to[0] = shift;
       to[w.map.c] = squares < A(0) ? A(0) : squares;
     }
   }
 }
 
 // Writes mean, and m2 or (variance) m2 / count; and the count where it is asked for.
-template <typename A>
+template <typename T>
 __global__ void __launch_bounds__(kThreads)
-    merge_moments(const A* __restrict__ parts, A* __restrict__ mean, A* __restrict__ m2, int64_t* __restrict__ count,
-                  const Work w, const int width, const bool variance) {
+    merge_moments(const T* __restrict__ x, const Sum<T>* __restrict__ parts, Sum<T>* __restrict__ mean,
+                  Sum<T>* __restrict__ m2, int64_t* __restrict__ count, const Work w, const int width,
+                  const bool variance) {
+  using A = Sum<T>;
   const int64_t c = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (c == 0 && count) *count = w.map.n * w.map.l;
   if (c >= w.map.c) return;
@@ -132,22 +147,25 @@ __global__ void __launch_bounds__(kThreads)
     m2_so_far += parts[(2 * p + 1) * w.map.c + c] + delta * delta * (count_so_far * share);
     count_so_far += more;
   }
-  mean[c] = mean_so_far;
+  mean[c] = w.parts > 0 ? mean_so_far + origin_of(x, w.map, c) : A(0);
   m2[c] = variance && w.parts > 0 ? m2_so_far / count_so_far : m2_so_far;
 }
 
 inline Work plan(const Map& map, int width, int64_t most) {
   const auto ceil_div = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
-  Work w{map, 1, map.c, map.count(), 1, 0, 0, 0};
+  Work w{map, 1, 0, map.count(), 1, 0, 0, 0};
+  int64_t groups = map.c;
   if (map.last) {
     const int64_t packs = map.c / width;
     while (w.lanes < 32 / (width > 1 ? 4 : 1) && w.lanes < packs) w.lanes *= 2;
-    w.groups = ceil_div(packs, w.lanes);
+    groups = ceil_div(packs, w.lanes);
   } else {
     w.items /= width;
   }
   // About 1024 blocks, of at most `most` items to a thread.
-  const int64_t step = kThreads / w.lanes, rounds = ceil_div(w.items * w.groups, step * 1024);
+  const int64_t step = kThreads / w.lanes, rounds = ceil_div(w.items * groups, step * 1024);
+  STD_TORCH_CHECK(groups < int64_t{1} << 31, "too many channels");
+  w.groups = static_cast<int>(groups);
   w.chunk = step * (rounds < 1 ? 1 : rounds > most ? most : rounds);
   w.parts = ceil_div(w.items, w.chunk);
   w.ahead = step * map.c;
@@ -191,7 +209,7 @@ void run_moments(const Stream& stream, const Tensor& x, const Tensor& mean, cons
         if (blocks(w) > 0)
           launch(stream, {blocks(w), kThreads}, moments_of_parts<T, V>, data<T>(x), mutable_data<A>(parts), w);
         const unsigned merging = static_cast<unsigned>(map.c / kThreads + 1);
-        launch(stream, {merging, kThreads}, merge_moments<A>, data<A>(parts), mutable_data<A>(mean),
+        launch(stream, {merging, kThreads}, merge_moments<T>, data<T>(x), data<A>(parts), mutable_data<A>(mean),
                mutable_data<A>(m2), count, w, V, variance);
       },
       map, x);

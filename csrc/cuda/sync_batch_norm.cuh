@@ -73,14 +73,16 @@ __global__ void __launch_bounds__(kThreads)
       q[v] += d * (static_cast<A>(in.at[v]) - mean[v]);
     }
   }
-  const int values = w.map.last ? 1 : V;  // of a channel in a pack
+#pragma unroll
+  for (int v = 1; v < V; ++v)
+    if (!w.map.last) s[0] += s[v], q[0] += q[v];
   const bool stores = static_cast<int>(threadIdx.x) < w.lanes && items.channel < w.map.c;
 #pragma unroll
-  for (int v = 0; v < V; v += values) {
-    for (int u = v + 1; u < v + values; ++u) s[v] += s[u], q[v] += q[u];
+  for (int v = 0; v < V; ++v) {
+    if (v > 0 && !w.map.last) break;
     const A sum_dy = sum_rows(s[v], w.lanes), sum_dy_d = sum_rows(q[v], w.lanes);
     if (stores) {
-      A* const part = parts + 2 * (blockIdx.x / w.groups) * w.map.c + items.channel + v;
+      A* const part = parts + 2 * int64_t{static_cast<int>(blockIdx.x) / w.groups} * w.map.c + items.channel + v;
       part[0] = sum_dy;
       part[w.map.c] = sum_dy_d;
     }

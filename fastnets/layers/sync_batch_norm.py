@@ -72,7 +72,7 @@ class SyncBatchNorm(_BatchNorm):
         self._check_input_dim(input)
         momentum: float | Tensor = 0.0 if self.momentum is None else self.momentum
         tracks = self.training and self.track_running_stats
-        if tracks and self.num_batches_tracked is not None:
+        if tracks and self.num_batches_tracked is not None and self.running_mean is not None:
             self.num_batches_tracked.add_(1)
             if self.momentum is None:
                 average = torch.promote_types(self.running_mean.dtype, torch.float32)

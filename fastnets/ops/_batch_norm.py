@@ -109,8 +109,12 @@ def _reference(
     x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, count: Any, eps: float, *rest: Any
 ) -> Tensor:
     a = sum_type(x)
-    vectors = (None if t is None else t.to(a) for t in (mean, var, weight, bias))
-    return F.batch_norm(x.to(a), *vectors, False, 0.0, eps).to(x.dtype).contiguous(memory_format=layout(x))
+    w, b = (None if t is None else t.to(a) for t in (weight, bias))
+    return (
+        F.batch_norm(x.to(a), mean.to(a), var.to(a), w, b, False, 0.0, eps)
+        .to(x.dtype)
+        .contiguous(memory_format=layout(x))
+    )
 
 
 @op_local.backend("reference")

@@ -27,7 +27,7 @@ def group_name(process_group: dist.ProcessGroup | None) -> str:
 
 @contextmanager
 def _named(what: str, channels: int, group: str, layer: str) -> Iterator[dist.ProcessGroup]:
-    resolved = torch._C._distributed_c10d._resolve_process_group(group)
+    resolved = torch._C._distributed_c10d._resolve_process_group(group)  # type: ignore[arg-type]
     try:
         yield resolved
     except RuntimeError as error:

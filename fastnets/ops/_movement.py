@@ -19,4 +19,4 @@ def as_int(value: Any, pytorch: Callable[[Tensor, Any], Tensor], x: Tensor) -> i
     if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
         pytorch(x, value)
         return int(value)
-    return value
+    return value  # type: ignore[return-value]  # a SymInt while tracing

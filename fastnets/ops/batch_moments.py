@@ -71,7 +71,8 @@ def _reference(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     n = x.numel() // max(1, x.shape[1])
     count = torch.full((), n, dtype=torch.int64, device=x.device)
     if n == 0:
-        return (*x.new_zeros((2, x.shape[1]), dtype=sum_type(x)).clone().unbind(), count)
+        mean, m2 = (x.new_zeros(x.shape[1], dtype=sum_type(x)) for _ in range(2))
+        return mean, m2, count
     var, mean = torch.var_mean(x.to(sum_type(x)), channel_dims(x), correction=0)
     return mean, var * n, count
 

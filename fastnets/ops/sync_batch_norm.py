@@ -22,30 +22,41 @@ if TYPE_CHECKING:
 OWN, CONSTANT = "", None
 
 
+def _gradients(
+    dy: Tensor, x: Tensor, weight: Tensor | None, statistics: tuple[Tensor, Tensor, Tensor | None],
+    eps: float, group: str | None, layer: str, bias_type: torch.dtype | None, needed: tuple[bool, bool, bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
+    """dx, dw and db: those that are needed."""
+    mean, var, count = statistics
+    dy = dy.contiguous(memory_format=layout(x))
+    need_dx, need_dw, need_db = needed
+    dx = sums = None
+    if need_dx and group == OWN:
+        dx, sums = op_local_backward(dy, x, mean, var, weight, eps)
+    elif need_dw or need_db or (need_dx and group != CONSTANT):
+        sums = op_reduce(dy, x, mean, var, eps)
+    if need_dx and group == CONSTANT:
+        dx = op(dy, torch.zeros_like(var), var, weight, None, None, eps, "", "")
+    elif need_dx and group != OWN:
+        dx = op_dx(dy, x, mean, var, weight, exchange_sums(sums, group, layer), count, eps)
+    if sums is None:
+        return dx, None, None
+    sum_dy, sum_dy_xhat = sums.unbind()
+    dw = sum_dy_xhat.to(weight.dtype) if need_dw and weight is not None else None
+    return dx, dw, sum_dy.to(bias_type) if need_db else None
+
+
 class _Backward(torch.autograd.Function):
-    """dx, dw and db out of dy, x and w: a function of its own, because its gradient can be asked for as well."""
+    """`_gradients`, where the gradient of those is asked for."""
 
     @staticmethod
     def forward(
         ctx: Any, dy: Tensor, x: Tensor, weight: Tensor | None, statistics: tuple[Tensor, Tensor, Tensor | None],
         eps: float, group: str | None, layer: str, bias_type: torch.dtype | None, needed: tuple[bool, bool, bool],
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
-        mean, var, count = statistics
-        ctx.save_for_backward(dy, x, weight, mean, var, count)
+        ctx.save_for_backward(dy, x, weight, *statistics)
         ctx.eps, ctx.group, ctx.layer, ctx.needed = eps, group, layer, needed
-        dy = dy.contiguous(memory_format=layout(x))
-        need_dx, need_dw, need_db = needed
-        dx = sums = None
-        if need_dx and group == OWN:
-            dx, sums = op_local_backward(dy, x, mean, var, weight, eps)
-        elif need_dw or need_db or (need_dx and group != CONSTANT):
-            sums = op_reduce(dy, x, mean, var, eps)
-        if need_dx and group == CONSTANT:
-            dx = op(dy, torch.zeros_like(var), var, weight, None, None, eps, "", "")
-        elif need_dx and group != OWN:
-            dx = op_dx(dy, x, mean, var, weight, exchange_sums(sums, group, layer), count, eps)
-        dw = sums[1].to(weight.dtype) if need_dw else None
-        return dx, dw, sums[0].to(bias_type) if need_db else None
+        return _gradients(dy, x, weight, statistics, eps, group, layer, bias_type, needed)
 
     @staticmethod
     @once_differentiable
@@ -96,7 +107,8 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
     x, mean, var, weight, count = ctx.saved_tensors
     need_dx, _, _, *needed = ctx.needs_input_grad[:5]
-    dx, dw, db = _Backward.apply(
+    gradients = _Backward.apply if torch.is_grad_enabled() else _gradients
+    dx, dw, db = gradients(
         dy, x, weight, (mean, var, count), ctx.eps, ctx.group, ctx.layer, ctx.bias_type, (need_dx, *needed)
     )
     return dx, None, None, dw, db, None, None, None, None
@@ -113,7 +125,8 @@ def _setup_local(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor
 def _backward_local(ctx: Any, dy: Tensor, *_: Any) -> tuple[Any, ...]:
     x, weight, mean, var = ctx.saved_tensors
     needed = ctx.needs_input_grad[:3]
-    return *_Backward.apply(dy, x, weight, (mean, var, None), ctx.eps, OWN, "", ctx.bias_type, needed), None
+    gradients = _Backward.apply if torch.is_grad_enabled() else _gradients
+    return *gradients(dy, x, weight, (mean, var, None), ctx.eps, OWN, "", ctx.bias_type, needed), None
 
 
 op.autograd(_backward, _setup)
@@ -139,9 +152,15 @@ def normalize(
         if running_mean is None or running_var is None:
             check_batch_norm(input, running_mean, running_var, weight, bias, False, eps)
         return op(dense(input), running_mean, running_var, weight, bias, None, eps, "", "")
-    check_batch_norm(input, running_mean, running_var, weight, bias, True, eps, group != "")
+    if (
+        group
+        or running_mean is None
+        or running_var is None
+        or not running_mean.shape == running_var.shape == (input.shape[1:2])
+    ):
+        check_batch_norm(input, running_mean, running_var, weight, bias, True, eps, group != "")
     x = dense(input)
-    count: int | Tensor
+    count: Any
     if group:
         with torch.no_grad():
             mean, var, count = exchange_moments(*moments(x), group, layer)
@@ -153,16 +172,11 @@ def normalize(
         count = x.numel() // max(1, x.shape[1])
         correction = count / max(1, count - 1)
     if running_mean is not None and running_var is not None and (group or count > 0):
-        _update(running_mean, mean, momentum)
-        _update(running_var, var.detach() * correction, momentum)
+        with torch.no_grad():
+            for running, new in ((running_mean, mean), (running_var, var * correction)):
+                share = momentum.to(running.dtype) if isinstance(momentum, Tensor) else momentum
+                running.lerp_(new if new.dtype == running.dtype else new.to(running.dtype), share)
     return y
-
-
-def _update(running: Tensor, new: Tensor, momentum: float | Tensor) -> None:
-    if isinstance(momentum, Tensor):
-        momentum = momentum.to(running.dtype)
-    with torch.no_grad():
-        running.lerp_(new.to(running.dtype), momentum)
 
 
 def sync_batch_norm(

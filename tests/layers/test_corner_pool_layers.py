@@ -57,7 +57,9 @@ def test_what_the_paper_draws(layer, directions):
     def block(name, x):
         return F.relu(getattr(m, name).bn(F.conv2d(x, getattr(m, name).conv.weight, padding=1)))
 
-    vertical, horizontal = (corner_pool(block(n, x), d) for n, d in zip(("p1_conv1", "p2_conv1"), directions))
+    vertical, horizontal = (
+        corner_pool(block(n, x), d) for n, d in zip(("p1_conv1", "p2_conv1"), directions, strict=True)
+    )
     y = m.p_bn1(F.conv2d(vertical + horizontal, m.p_conv1.weight, padding=1))
     expected = block("conv2", F.relu(y + m.bn1(F.conv2d(x, m.conv1.weight))))
     torch.testing.assert_close(m(x), expected)

@@ -11,7 +11,7 @@ f = np.float32
 
 def exp(x):
     """In double, rounded once, as the authors' np.exp is; mmcv's expf differs from it in one of some hundred arguments."""
-    return f(math.exp(float(x))) if x == x else x
+    return f(math.exp(float(x))) if not math.isnan(x) else x
 
 
 def mmcv_weight(a, b, threshold, sigma, method):

@@ -25,7 +25,7 @@ DOUBLE = {"dtype": torch.float64}
 class Collectives:
     """Counts the collectives that operators of PyTorch start, under any name."""
 
-    def __enter__(self) -> Collectives:
+    def __enter__(self):
         self.names: list[str] = []
         self.profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])
         self.profiler.__enter__()
