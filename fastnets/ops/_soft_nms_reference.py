@@ -57,7 +57,7 @@ def weights(taken: Tensor, boxes: Tensor, rule: Rule) -> Tensor:
 
 def step(boxes: Tensor, scores: Tensor, idxs: Tensor | None, rule: Rule) -> tuple[Tensor, Tensor, Tensor]:
     """Takes one box: the scores after it, its index (-1: none is good enough), its score."""
-    best, at = torch.where(scores == scores, scores, -inf).max(0)
+    best, at = torch.where(scores.isnan(), -inf, scores).max(0)
     weight = weights(row(boxes, at), boxes, rule)
     if idxs is not None:
         weight = torch.where(idxs == row(idxs, at), weight, 1.0)

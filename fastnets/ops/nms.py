@@ -35,7 +35,7 @@ def _reference(boxes: Tensor, scores: Tensor, idxs: Tensor | None, iou_threshold
 
     def suppress(alive: Tensor, i: Tensor) -> Tensor:
         both, either = overlap(row(b, i), b)
-        worse = torch.arange(len(b), device=b.device) > i
+        worse = torch.arange(b.shape[0], device=b.device) > i
         if ids is not None:
             worse = worse & (ids == row(ids, i))
         return alive & ~(row(alive, i) & worse & (both / either > threshold))
@@ -47,9 +47,9 @@ def _reference(boxes: Tensor, scores: Tensor, idxs: Tensor | None, iou_threshold
         def body(alive: Tensor, i: Tensor) -> tuple[Tensor, Tensor]:
             return suppress(alive, i), i + 0
 
-        alive, _ = scan(body, alive, torch.arange(len(b), device=b.device))
+        alive, _ = scan(body, alive, torch.arange(b.shape[0], device=b.device))
     else:
-        for i in torch.arange(len(b), device=b.device):
+        for i in torch.arange(b.shape[0], device=b.device):
             alive = suppress(alive, i)
     return order[alive.nonzero()[:, 0]]
 

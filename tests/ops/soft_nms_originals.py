@@ -11,18 +11,13 @@ f = np.float32
 
 def exp(x):
     """In double, rounded once, as the authors' np.exp is; mmcv's expf differs from it in one of some hundred arguments."""
-    return f(math.exp(float(x))) if x == x else x
+    return f(math.exp(float(x))) if not math.isnan(x) else x
 
 
 def mmcv_weight(a, b, threshold, sigma, method):
-    def larger(x, y):  # std::max and std::min
-        return max(x, y)
-
-    def smaller(x, y):
-        return min(x, y)
-
-    w = larger(f(0), smaller(a[2], b[2]) - larger(a[0], b[0]))
-    h = larger(f(0), smaller(a[3], b[3]) - larger(a[1], b[1]))
+    # max and min give the first number, if either is NaN, as those of C++ do.
+    w = max(f(0), min(a[2], b[2]) - max(a[0], b[0]))
+    h = max(f(0), min(a[3], b[3]) - max(a[1], b[1]))
     inter = w * h
     areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (a, b)]
     iou = inter / (areas[0] + areas[1] - inter)
@@ -32,11 +27,15 @@ def mmcv_weight(a, b, threshold, sigma, method):
 
 
 def paper_weight(a, b, threshold, sigma, method):
-    def larger(x, y):
-        return max(x, y)
+    def larger(x, y):  # the authors' own: the second number, if either is NaN
+        if x >= y:
+            return x
+        return y
 
     def smaller(x, y):
-        return min(x, y)
+        if x <= y:
+            return x
+        return y
 
     w = smaller(a[2], b[2]) - larger(a[0], b[0]) + f(1)
     if not w > 0:
