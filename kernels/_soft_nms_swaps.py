@@ -65,7 +65,7 @@ def _soft_nms_swaps_kernel(
     i = begin
     while (i < end) & (i - begin < most):
         first = tl.load(scores_ptr + i)
-        if first == first:  # a NaN there is taken, because no score is higher
+        if first >= float("-inf"):  # a NaN there is taken, because no score is higher
             at = _first_highest(scores_ptr, i, end, ACC, BLOCK)
             _swap(boxes_ptr, scores_ptr, index_ptr, n, i, at)
         tl.store(keep_ptr + i, tl.load(index_ptr + i))

@@ -6,6 +6,8 @@
 
 namespace fastnets {
 
+constexpr unsigned kMostThreads = 512;  // up to 128 registers in a thread: double needs more than 64
+
 template <typename A>
 struct Box {
   A x1, y1, x2, y2;
@@ -51,7 +53,7 @@ __device__ void overlap(const Box<A>& a, const Box<A>& b, A& both, A& either) {
 
 // A block for each position of a batch, most of which end at once, or one block.
 inline Grid grid_of(int64_t n, bool batched) {
-  const unsigned threads = batched || n <= 512 ? 128 : n <= 4096 ? 512 : 1024;
+  const unsigned threads = batched || n <= 512 ? 128 : kMostThreads;
   return {batched ? static_cast<unsigned>(n) : 1, threads};
 }
 

@@ -18,7 +18,7 @@ __device__ bool suppresses(const Box<A>& kept, const Box<A>& other, A threshold)
 }
 
 template <typename A>
-__global__ void __launch_bounds__(1024) nms(Planes<A> boxes, const int64_t* ends, bool* alive, A threshold) {
+__global__ void __launch_bounds__(kMostThreads) nms(Planes<A> boxes, const int64_t* ends, bool* alive, A threshold) {
   FASTNETS_SHARED(unsigned, staying, 1);
   const int64_t begin = blockIdx.x, end = category_end(ends, begin, boxes.n);
   for (int64_t group = begin; group < end; group += 32) {

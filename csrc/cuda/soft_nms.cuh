@@ -96,8 +96,8 @@ __device__ Best<A> best_of_block(Best<A> best, Best<A>* room) {
 
 // A score that is given up becomes NaN. Each thread alone touches the scores of its boxes.
 template <typename A>
-__global__ void __launch_bounds__(1024) soft_nms(Planes<A> boxes, A* scores, const int64_t* index, const int64_t* ends,
-                                                 int64_t* keep, A* decayed, SoftNms<A> p) {
+__global__ void __launch_bounds__(kMostThreads) soft_nms(Planes<A> boxes, A* scores, const int64_t* index,
+                                                         const int64_t* ends, int64_t* keep, A* decayed, SoftNms<A> p) {
   FASTNETS_SHARED(Best<A>, room, 64);
   const int64_t begin = blockIdx.x, end = category_end(ends, begin, boxes.n);
   Best<A> best = nothing<A>();
@@ -152,7 +152,7 @@ struct Rows {
 
 // The loop of mmcv and the paper (see csrc/cpu/soft_nms_kernels.h); one thread changes places.
 template <typename A, Rules R>
-__global__ void __launch_bounds__(1024)
+__global__ void __launch_bounds__(kMostThreads)
     soft_nms_by_swaps(Rows<A> rows, const int64_t* ends, int64_t* keep, A* decayed, SoftNms<A> p) {
   FASTNETS_SHARED(Best<A>, room, 32);
   FASTNETS_SHARED(int64_t, remains, 1);
