@@ -12,6 +12,7 @@ from fastnets.ops import corner_pool, corner_pool_sum
 from fastnets.ops.corner_pool import CORNERS, DIRECTIONS
 
 LAST = torch.channels_last
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": LAST}
 SIZE = (128, 128, 128)  # CornerNet (Hourglass-104) at 511 x 511 pixels: the inputs of its corner pooling modules
 
 # Bytes: 8 n c h w, each number read and written once; 12 for the sum; 12 for the backward pass, which reads x and dy.
@@ -88,22 +89,23 @@ def maps(n, count=1):
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("n", (1, 8))
-def test_forward(race, n, direction):
+def test_forward(race, n, layout, direction):
     ((x, xl),) = maps(n)
     candidates = {}
     for peer in PEERS if n == 1 else (cummax, doubling, rows_in_python):  # at 8 the slowest for n = 1 stay out
         candidates[f"{peer.__name__}"] = lambda peer=peer: (peer(x, direction),)
         candidates[f"{peer.__name__} channels_last"] = lambda peer=peer: (peer(xl, direction),)
-    exact = (cummax(x.double(), direction),)
-    for name, t in (("contiguous", x), ("channels_last", xl)):
-        ours = {"fastnets": lambda t=t: (corner_pool(t, direction),)}
-        race(f"forward, batch {n}", f"{direction} {name}", candidates | ours, exact)
+    ours = x.contiguous(memory_format=LAYOUTS[layout])
+    candidates["fastnets"] = lambda: (corner_pool(ours, direction),)
+    race(f"forward, batch {n}, {layout}", direction, candidates, (cummax(x.double(), direction),))
 
 
 @pytest.mark.parametrize("corner", CORNERS)
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("n", (1, 8))
-def test_sum(race, n, corner):
+def test_sum(race, n, layout, corner):
     (v, vl), (h, hl) = maps(n, 2)
     vertical, horizontal = CORNERS[corner]
     candidates = {}
@@ -111,15 +113,16 @@ def test_sum(race, n, corner):
         candidates[peer.__name__] = lambda peer=peer: (peer(v, vertical) + peer(h, horizontal),)
         candidates[f"{peer.__name__} channels_last"] = lambda peer=peer: (peer(vl, vertical) + peer(hl, horizontal),)
     exact = (cummax(v.double(), vertical) + cummax(h.double(), horizontal),)
-    for name, a, b in (("contiguous", v, h), ("channels_last", vl, hl)):
-        ours = {"fastnets": lambda a=a, b=b: (corner_pool_sum(a, b, corner),)}
-        race(f"sum, batch {n}", f"{corner} {name}", candidates | ours, exact)
+    a, b = (t.contiguous(memory_format=LAYOUTS[layout]) for t in (v, h))
+    candidates["fastnets"] = lambda: (corner_pool_sum(a, b, corner),)
+    race(f"sum, batch {n}, {layout}", corner, candidates, exact)
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
-def test_backward(race, direction):
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_backward(race, layout, direction):
     """The gradient alone. cummax keeps the places of its maxima, ours finds them anew."""
-    ((x, xl),) = maps(1)
+    ((x, _),) = maps(1)
     dim, reverse = DIRECTIONS[direction]
     dy = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
     ours = torch.ops.fastnets.corner_pool_backward.default
@@ -130,14 +133,14 @@ def test_backward(race, direction):
         return dx.flip(dim) if reverse else dx
 
     dyl, exact = dy.contiguous(memory_format=LAST), (scatter(dy.double()),)
-    for name, a, b in (("contiguous", dy, x), ("channels_last", dyl, xl)):
-        race(
-            "backward, batch 1",
-            f"{direction} {name}",
-            {
-                "scatter": lambda: (scatter(dy),),
-                "scatter channels_last": lambda: (scatter(dyl),),
-                "fastnets": lambda a=a, b=b: (ours(a, b, direction, "last"),),
-            },
-            exact,
-        )
+    a, b = (t.contiguous(memory_format=LAYOUTS[layout]) for t in (dy, x))
+    race(
+        f"backward, batch 1, {layout}",
+        direction,
+        {
+            "scatter": lambda: (scatter(dy),),
+            "scatter channels_last": lambda: (scatter(dyl),),
+            "fastnets": lambda: (ours(a, b, direction, "last"),),
+        },
+        exact,
+    )

@@ -36,24 +36,23 @@ FASTNETS_INLINE void fold(std::vector<A>& block, std::vector<A>& whole) {
   std::fill(block.begin(), block.end(), A(0));
 }
 
-// Adds columns begin to end of R rows of `width` numbers to the sums of the columns; returns in `total` those of the
-// rows. Of the last L columns, where those are not a multiple of L, the first have been added before.
+// Adds columns `from` to from + L of R rows (one or four) to the sums of these columns and to those of the rows;
+// without the first `skip` of them, which have been added before.
 template <typename T, int L, int R>
-FASTNETS_INLINE void add_rows(const T* x, int64_t begin, int64_t end, int64_t width, Sum<T>* columns,
-                              Vec<Sum<T>, L> (&total)[R]) {
+FASTNETS_INLINE void add_block(const T* x, int64_t pitch, int64_t from, int64_t skip, Sum<T>* columns,
+                               Vec<Sum<T>, L> (&total)[R]) {
   using A = Sum<T>;
-  Vec<A, L> lane, v[R];
-  for (int i = 0; i < L; ++i) lane[i] = A(i);
-  for (int64_t j = begin; j < end; j += L) {
-    const int64_t from = std::min(j, width - L);
-    for (int r = 0; r < R; ++r) v[r] = load<T, L>(x + r * width + from);
-    if (from < j)
-      for (int r = 0; r < R; ++r) v[r] = lane < A(j - from) ? Vec<A, L>{} : v[r];
-    for (int r = 0; r < R; ++r) total[r] += v[r];
-    for (int step = 1; step < R; step *= 2)
-      for (int r = 0; r + step < R; r += 2 * step) v[r] += v[r + step];
-    store<A, L>(columns + from, load<A, L>(columns + from) + v[0]);
+  Vec<A, L> v[R];
+  for (int r = 0; r < R; ++r) v[r] = load<T, L>(x + r * pitch + from);
+  if (skip > 0) {
+    Vec<A, L> lane;
+    for (int i = 0; i < L; ++i) lane[i] = A(i);
+    for (int r = 0; r < R; ++r) v[r] = lane < A(skip) ? Vec<A, L>{} : v[r];
   }
+  for (int r = 0; r < R; ++r) total[r] += v[r];
+  Vec<A, L> column = v[0];
+  if constexpr (R == 4) column = (v[0] + v[1]) + (v[2] + v[3]);
+  store<A, L>(columns + from, load<A, L>(columns + from) + column);
 }
 
 template <typename T, int L, int R>
@@ -61,8 +60,11 @@ FASTNETS_INLINE void sum_rows(const T* x, int64_t width, Sum<T>* columns, T* row
   using A = Sum<T>;
   A whole[R] = {};
   for (int64_t begin = 0; begin < width; begin += kBlock * L) {
+    const int64_t end = std::min(begin + kBlock * L, width);
     Vec<A, L> total[R] = {};
-    add_rows<T, L, R>(x, begin, std::min(begin + kBlock * L, width), width, columns, total);
+    int64_t j = begin;
+    for (; j + L <= end; j += L) add_block<T, L, R>(x, width, j, 0, columns, total);
+    if (j < end) add_block<T, L, R>(x, width, end - L, j + L - end, columns, total);
     for (int r = 0; r < R; ++r) whole[r] += sum<A, L>(total[r]);
   }
   for (int r = 0; r < R; ++r) rows[r] = static_cast<T>(whole[r] / A(width));

@@ -57,9 +57,9 @@ __device__ inline Items items_of_thread(const Work& w) {
   return {channel, (n * w.map.c + channel) * w.map.l + pixel, pixel, left};
 }
 
-// The sum over the threads that share a lane, for all of them.
+// The sum over the threads that share a lane, for all of them. A call would spill what the caller has in registers.
 template <typename A>
-__device__ A sum_rows(A value, int lanes) {
+__device__ __attribute__((always_inline)) inline A sum_rows(A value, int lanes) {
   FASTNETS_SHARED(A, shared, kThreads);
   const int t = static_cast<int>(threadIdx.x);
   shared[t] = value;

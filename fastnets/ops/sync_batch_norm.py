@@ -219,7 +219,8 @@ def sync_batch_norm(
 
     Raises:
         ValueError, RuntimeError: as ``F.batch_norm``, with the same messages.
-        RuntimeError: a rank did not come within the group's time-out, or (seen on a CPU) came from another layer.
+        RuntimeError: a rank did not come within the group's time-out, or (seen on a CPU) came from another layer of as
+            many channels. Of another number, gloo itself ends the process.
 
     Paper: S. Ioffe, C. Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing Internal
     Covariate Shift", 2015, https://arxiv.org/abs/1502.03167

@@ -129,6 +129,8 @@ def scene_empty(_: Path) -> None:
     layer(x).sum().backward()
     assert not layer.running_mean.any() and torch.equal(layer.running_var, torch.ones(CHANNELS))
     # One value of a channel on all ranks together.
+    if world < 2:
+        return  # one process refuses that, as F.batch_norm does
     one = torch.ones(1 if dist.get_rank() == 0 else 0, CHANNELS, 1, 1)
     assert not layer(one).any() and torch.isfinite(layer.running_var).all()
 
@@ -217,7 +219,7 @@ def fails(folder: Path, expected: str) -> None:
     """Runs the layer 'first' on rank 0, whose error must come in time and name it."""
     model = SyncBatchNorm.convert(Two())
     try:
-        model.first(torch.randn(8, 4)).sum().backward()
+        model.first(torch.randn(8, 4, requires_grad=True)).pow(2).sum().backward()
     except RuntimeError as error:
         assert "layer 'first' (4 channels): rank 0 of 2" in str(error) and expected in str(error), error
         (folder / "named").touch()
@@ -235,15 +237,6 @@ def scene_skips_to_same_size(folder: Path) -> None:
         SyncBatchNorm.convert(Two()).second(torch.randn(8, 4))
     except RuntimeError as error:
         assert "layer 'second' (4 channels): rank 1 of 2" in str(error)
-
-
-def scene_skips_to_other_size(folder: Path) -> None:
-    if dist.get_rank() == 0:
-        return fails(folder, "exchange the moments")
-    try:
-        SyncBatchNorm.convert(Two()).third(torch.randn(8, 6))
-    except RuntimeError as error:
-        assert "layer 'third' (6 channels): rank 1 of 2" in str(error)
 
 
 def scene_dies_before_backward(folder: Path) -> None:
