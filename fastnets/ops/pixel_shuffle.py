@@ -31,9 +31,7 @@ def _check_inverse(x: Tensor, r: int) -> None:
 def _check_to_uint8(x: Tensor, r: int) -> None:
     _check(x, r)
     if x.dtype not in FLOATS:
-        raise RuntimeError(
-            f"pixel_shuffle_to_uint8 expects float32, float64, bfloat16 or float16, but got {x.dtype}"
-        )
+        raise RuntimeError(f"pixel_shuffle_to_uint8 expects float32, float64, bfloat16 or float16, but got {x.dtype}")
 
 
 op = Op("pixel_shuffle(Tensor x, SymInt r) -> Tensor", _check)
@@ -49,6 +47,7 @@ def _fine(x: Tensor, r: int) -> tuple[int, ...]:
 def _coarse(x: Tensor, r: int) -> tuple[int, ...]:
     n, c, h, w = x.shape
     return n, c * r * r, h // r, w // r
+
 
 # ---- reference -------------------------------------------------------------------------------
 

@@ -21,7 +21,9 @@ def tensor(*shape, dtype=torch.float32, layout=torch.contiguous_format):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.bfloat16, torch.float32, torch.float64, torch.complex128], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.uint8, torch.bfloat16, torch.float32, torch.float64, torch.complex128], ids=str
+)
 def test_compiles(dtype, layout, tmp_path):
     x = tensor(16, 116, 28, 28, dtype=dtype, layout=layout)
     coarse = tensor(1, 12, 540, 960, dtype=dtype, layout=layout)
@@ -40,11 +42,12 @@ def test_bytes_compile(dtype, layout, tmp_path):
 
 
 def test_sizes_share_a_compilation():
+    """Those of axes do; strides decide about vector loads."""
     hashes = set()
-    for n, h, w in ((16, 32, 32), (1, 112, 112), (3, 7, 9999)):
-        (launch,) = pixel_shuffle_launches(tensor(n, 12, h, w), tensor(n, 3, 2 * h, 2 * w), 2)
+    for n, h in ((16, 32), (2, 16), (3, 48)):
+        (launch,) = pixel_shuffle_launches(tensor(n, 12, h, 32), tensor(n, 3, 2 * h, 64), 2)
         hashes.add(compiled(launch).hash)
-    assert len(hashes) <= 2, "strides divisible by 16 or not"
+    assert len(hashes) == 1
 
 
 def test_indexes_with_64_bits_where_32_do_not_reach():
