@@ -51,8 +51,8 @@ inline StridedCopy between(const Tensor& x, const Tensor& y) {
   return {data<char>(x), mutable_data<char>(y), static_cast<int64_t>(x.element_size()), pixel_axes(x, y)};
 }
 
-// Channel t of y, the second half taken after the first, is channel t / 2 of x.first where t is even, of x.second where it
-// is odd. For an even number c of channels in each: half of every source goes to every result, all in one copy.
+// Channel t of y, the second half taken after the first, is channel t / 2 of x.first where t is even, of x.second where
+// it is odd. For an even number c of channels in each: half of every source goes to every result, all in one copy.
 inline StridedCopy shuffle_split_at_once(const Pair& x, const Pair& y) {
   StridedCopy copy = between(x.first, y.first);
   const int64_t half = x.first.size(1) / 2, from = x.first.stride(1) * copy.bytes, to = y.first.stride(1) * copy.bytes;

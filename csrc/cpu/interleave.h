@@ -8,7 +8,9 @@ namespace fastnets::FASTNETS_ISA {
 // One shuffle of two vectors takes in one more run. G - 1 shuffles give a vector; a G that is P * Q is done as Q, then
 // P: runs {q P + p} become P runs, and those one.
 template <int G>
-inline constexpr int kFactor = G % 2 == 0 ? 2 : G % 3 == 0 ? 3 : G;
+inline constexpr int kFactor = G % 2 == 0   ? 2
+                               : G % 3 == 0 ? 3
+                                            : G;
 
 // Lane `lane` of vector `out`, after run `step` was taken in: from the second operand where the number is L or more.
 template <int G, int L>

@@ -30,8 +30,7 @@ using QuantiseLine = void (*)(const char* from, int64_t step, char* to, int64_t 
 void quantise(QuantiseLine line, const Axis* axis, size_t axes, const char* from, char* to) {
   if (axes == 0) return line(from, 0, to, 1);
   if (axes == 1) return line(from, axis->from, to, axis->size);
-  for (int64_t i = 0; i < axis->size; ++i)
-    quantise(line, axis + 1, axes - 1, from + i * axis->from, to + i * axis->to);
+  for (int64_t i = 0; i < axis->size; ++i) quantise(line, axis + 1, axes - 1, from + i * axis->from, to + i * axis->to);
 }
 
 // Through a buffer that holds the bytes in the order of x, the innermost axis of which comes first.
@@ -61,7 +60,8 @@ Tensor pixel_shuffle_to_uint8(const Tensor& x, int64_t r) {
   torch::stable::parallel_for(0, n.size * planes.size * pieces, 1, [&](int64_t begin, int64_t end) {
     const std::unique_ptr<char[]> buffer(new char[row * rows]);
     for (int64_t band = begin; band < end; ++band) {
-      const int64_t first = band % pieces * rows, plane = band / pieces % planes.size, image = band / pieces / planes.size;
+      const int64_t first = band % pieces * rows, plane = band / pieces % planes.size,
+                    image = band / pieces / planes.size;
       std::vector<Axis> axes = inner;
       axes[last ? 4 : 1].size = std::min(rows, h.size - first);
       run_band(line, data<char>(x) + image * n.from + plane * planes.from + first * h.from,

@@ -16,7 +16,7 @@ FASTNETS_INLINE Vec<uint8_t, L> quantise(Vec<Sum<T>, L> x) {
     x = load<T, L>(rounded);
   }
   constexpr A kMagic = std::is_same_v<A, double> ? A(6755399441055744.0) : A(12582912.0);  // 1.5 * 2^52 or 2^23
-  asm("" : "+m"(x));        // or GCC would contract the product and the sum below, and round once
+  asm("" : "+m"(x));          // or GCC would contract the product and the sum below, and round once
   x = (x + kMagic) - kMagic;  // rounds half to even
   return __builtin_convertvector(__builtin_convertvector(x, Vec<int32_t, L>), Vec<uint8_t, L>);
 }

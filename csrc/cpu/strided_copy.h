@@ -25,7 +25,7 @@ struct Block {
   Move move;
   int64_t bytes, count;  // of an element; see Move
   std::vector<int64_t> offsets;
-  bool streams;  // past the caches: only where each vector of the result is a cache line
+  bool streams;                   // past the caches: only where each vector of the result is a cache line
   std::vector<Window> windows{};  // of kGather, where the processor can
 };
 

@@ -1,8 +1,7 @@
 // Channel shuffle on CUDA: arguments and registration. The copy itself is in strided_copy.cuh.
-#include "../channel_shuffle.h"
-
 #include <tuple>
 
+#include "../channel_shuffle.h"
 #include "strided_copy.cuh"
 
 namespace fastnets {

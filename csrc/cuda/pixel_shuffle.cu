@@ -1,8 +1,7 @@
 // Pixel shuffle on CUDA: arguments and registration. The copy itself is in strided_copy.cuh.
-#include "../pixel_shuffle.h"
-
 #include <cmath>
 
+#include "../pixel_shuffle.h"
 #include "strided_copy.cuh"
 
 namespace fastnets {

@@ -1,8 +1,8 @@
 // Strided copies on CUDA.
 //
-// Work. Elements are numbered in the order of the result's memory: a block takes kThreads * kEach of the three innermost
-// axes, at one place of the others, and a thread every kThreads-th of these. So stores are contiguous; what a warp reads
-// lies in a few runs, whose cache lines the same block, or one beside it, uses whole.
+// Work. Elements are numbered in the order of the result's memory: a block takes kThreads * kEach of the three
+// innermost axes, at one place of the others, and a thread every kThreads-th of these. So stores are contiguous; what a
+// warp reads lies in a few runs, whose cache lines the same block, or one beside it, uses whole.
 //
 // Bytes. Each element is read once and written once, up to 16 bytes at a time where neighbours stay neighbours.
 #pragma once
