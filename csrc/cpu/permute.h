@@ -40,8 +40,12 @@ void permute_blocks(const Block& block, const Rows& rows) {
       const __m512i source = load_lanes<E>(window->read, from + window->offset);
       v = take_lanes<E>(v, window->written, _mm512_load_si512(window->index), source);
       if (!window->last) continue;
-      store_lanes<E>(k <= last ? every : every >> (k - last), to + k * sizeof(E), v);
+      if (k <= last)
+        _mm512_storeu_si512(to + k * sizeof(E), v);
+      else
+        store_lanes<E>(every >> (k - last), to + k * sizeof(E), v);
       k += L;
+      v = _mm512_setzero_si512();  // so that the next one need not wait for this one
     }
   }
 }

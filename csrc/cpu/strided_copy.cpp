@@ -95,6 +95,11 @@ CopyPlan::CopyPlan(StridedCopy copy) {
     plan_gather(copy);
   kernel_ = kernel_for(block_);
   loops_ = copy.axes;
+  if (block_.move == Move::kGather) {  // blocks that read the same cache lines follow each other
+    const auto near = [](const Axis& a, const Axis& b) { return std::abs(a.from) < std::abs(b.from); };
+    const auto nearest = std::min_element(loops_.begin(), loops_.end(), near);
+    if (nearest != loops_.end()) std::rotate(nearest, nearest + 1, loops_.end());
+  }
   if (loops_.empty()) loops_.push_back({1, 0, 0});
 }
 
@@ -106,16 +111,24 @@ int64_t CopyPlan::blocks() const {
 
 void CopyPlan::run(int64_t begin, int64_t end) const {
   const Axis& inner = loops_.back();
+  const int64_t outer = static_cast<int64_t>(loops_.size()) - 1;
+  std::vector<int64_t> at(outer);
+  const char* from = from_;
+  char* to = to_;
+  int64_t first = begin % inner.size;
+  for (int64_t i = outer - 1, index = begin / inner.size; i >= 0; index /= loops_[i--].size) {
+    at[i] = index % loops_[i].size;
+    from += at[i] * loops_[i].from, to += at[i] * loops_[i].to;
+  }
   while (begin < end) {
-    const int64_t first = begin % inner.size, rows = std::min(inner.size - first, end - begin);
-    Rows some{from_ + first * inner.from, to_ + first * inner.to, rows, inner.from, inner.to};
-    int64_t index = begin / inner.size;
-    for (size_t i = loops_.size() - 1; i-- > 0; index /= loops_[i].size) {
-      some.from += index % loops_[i].size * loops_[i].from;
-      some.to += index % loops_[i].size * loops_[i].to;
+    const int64_t rows = std::min(inner.size - first, end - begin);
+    kernel_(block_, {from + first * inner.from, to + first * inner.to, rows, inner.from, inner.to});
+    begin += rows, first = 0;
+    for (int64_t i = outer - 1; i >= 0; --i) {
+      from += loops_[i].from, to += loops_[i].to;
+      if (++at[i] < loops_[i].size) break;
+      from -= at[i] * loops_[i].from, to -= at[i] * loops_[i].to, at[i] = 0;
     }
-    kernel_(block_, some);
-    begin += rows;
   }
 }
 

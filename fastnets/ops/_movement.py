@@ -11,7 +11,7 @@ from torch import Tensor
 
 def plain(x: Tensor) -> Tensor:
     """x; where it is the lazy conjugate or negative of what lies in memory, a copy that is not."""
-    return x.resolve_conj().resolve_neg()
+    return x.resolve_conj().resolve_neg() if x.is_conj() or x.is_neg() else x
 
 
 def as_int(value: Any, pytorch: Callable[[Tensor, Any], Tensor], x: Tensor) -> int:

@@ -1,0 +1,75 @@
+"""pixel_shuffle against PyTorch: ESPCN to 1080p (arXiv:1609.05158) and the tails of EDSR (arXiv:1707.02921)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fastnets.ops import pixel_shuffle, pixel_shuffle_to_uint8
+
+# n, channels of the result, its height and width, r. EDSR doubles 64 channels, once or twice, from patches of 48.
+ESPCN = [(1, c, 1080, 1920, r) for c in (1, 3) for r in (2, 3, 4)]
+EDSR = [(16, 64, 96, 96, 2), (4, 64, 192, 192, 2), (4, 64, 144, 144, 3)]
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+
+# Bytes: 8 n c h w, each number read once and written once; 5 n c h w into bytes. Operations: none.
+
+
+@pytest.fixture(autouse=True, scope="module")
+def large_heap():
+    """Results over 32 MiB come from pages that the C library keeps, as smaller ones do (see conftest.py)."""
+    blocks = [torch.empty(31 << 20, dtype=torch.uint8).fill_(0) for _ in range(24)]
+    last = torch.empty(1 << 20)
+    del blocks
+    yield
+    del last
+
+
+def by_hand(x, r):
+    n, c, h, w = x.shape
+    return x.view(n, c // (r * r), r, r, h, w).permute(0, 1, 4, 2, 5, 3).reshape(n, c // (r * r), h * r, w * r)
+
+
+def into_channels_last(x, r):
+    """The same with its result written as rows of pixels, which is the order of memory in channels_last."""
+    n, c, h, w = x.shape
+    y = x.view(n, c // (r * r), r, r, h, w).permute(0, 4, 2, 5, 3, 1).reshape(n, h * r, w * r, c // (r * r))
+    return y.permute(0, 3, 1, 2)
+
+
+def map_of(n, c, h, w, r, layout):
+    return torch.rand(n, c * r * r, h // r, w // r).contiguous(memory_format=LAYOUTS[layout])
+
+
+@pytest.mark.parametrize("shape", ESPCN + EDSR, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_pixel_shuffle(race, layout, shape):
+    x, r = map_of(*shape, layout), shape[-1]
+    race(
+        f"pixel_shuffle, {layout}",
+        str(shape),
+        {
+            "torch": lambda: (F.pixel_shuffle(x, r),),
+            "by hand": lambda: (by_hand(x, r),),
+            "into channels_last": lambda: (into_channels_last(x, r),),
+            "fastnets": lambda: (pixel_shuffle(x, r),),
+        },
+        (F.pixel_shuffle(x.double(), r),),
+    )
+
+
+@pytest.mark.parametrize("shape", ESPCN, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_pixel_shuffle_to_uint8(race, layout, shape):
+    x, r = map_of(*shape, layout), shape[-1]
+    race(
+        f"pixel_shuffle_to_uint8, {layout}",
+        str(shape),
+        {
+            "torch": lambda: (F.pixel_shuffle(x, r).clamp_(0, 1).mul_(255).round_().to(torch.uint8),),
+            "bytes first": lambda: (by_hand(x.clamp(0, 1).mul_(255).round_().to(torch.uint8), r),),
+            "fastnets": lambda: (pixel_shuffle_to_uint8(x, r),),
+        },
+        (F.pixel_shuffle(x, r).clamp_(0, 1).mul_(255).round_().double(),),
+    )
