@@ -210,14 +210,15 @@ _PLAIN = _plain_states()
 
 
 def _listened(tensors: tuple[Tensor | None, ...]) -> bool:
-    """Whether one of the tensors needs the dispatcher: a subclass, without data, or to be differentiated."""
+    """Whether one of the tensors needs the dispatcher: a subclass, without data, lazy, or to be differentiated."""
     grad = torch.is_grad_enabled()
     for t in tensors:
         if t is None:
             continue
         if type(t) is not Tensor and type(t) is not torch.nn.Parameter:
             return True
-        if t.is_meta or (grad and t.requires_grad):
+        # A conjugate or negative view is lazy: only the dispatcher writes it out for a kernel.
+        if t.is_meta or t.is_neg() or t.is_conj() or (grad and t.requires_grad):
             return True
     return False
 

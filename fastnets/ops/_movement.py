@@ -9,11 +9,6 @@ import torch
 from torch import Tensor
 
 
-def plain(x: Tensor) -> Tensor:
-    """x; where it is the lazy conjugate or negative of what lies in memory, a copy that is not."""
-    return x.resolve_conj().resolve_neg() if x.is_conj() or x.is_neg() else x
-
-
 def as_int(value: Any, pytorch: Callable[[Tensor, Any], Tensor], x: Tensor) -> int:
     """An argument that PyTorch's function takes for an int; what it does not, it refuses with its own message."""
     if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):

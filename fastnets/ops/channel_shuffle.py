@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastnets._op import Op
 from fastnets.ops._convolution import empty, memory_format
-from fastnets.ops._movement import as_int, plain
+from fastnets.ops._movement import as_int
 
 # ---- schema ----------------------------------------------------------------------------------
 
@@ -100,7 +100,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
-    return op(plain(dy).contiguous(memory_format=ctx.format), ctx.groups), None
+    return op(dy.contiguous(memory_format=ctx.format), ctx.groups), None
 
 
 def _setup_split(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -110,7 +110,7 @@ def _setup_split(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor
 
 def _backward_split(ctx: Any, *dy: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
     # Only numbers change places: the gradients take the way back.
-    da, db = op_split(*(plain(d).contiguous(memory_format=ctx.format) for d in dy), not ctx.inverse)
+    da, db = op_split(*(d.contiguous(memory_format=ctx.format) for d in dy), not ctx.inverse)
     need_da, need_db, _ = ctx.needs_input_grad
     return da if need_da else None, db if need_db else None, None
 
@@ -148,7 +148,7 @@ def channel_shuffle(input: Tensor, groups: int) -> Tensor:
     """
     if input.dim() != 4 or type(groups) is not int:
         return _any_shape(input, as_int(groups, F.channel_shuffle, input))
-    return op(plain(input), groups)
+    return op(input, groups)
 
 
 def _any_shape(input: Tensor, groups: int) -> Tensor:
@@ -156,7 +156,7 @@ def _any_shape(input: Tensor, groups: int) -> Tensor:
         return F.channel_shuffle(input, groups)  # which raises
     # Of more than two dimensions after the channels all but the last are one.
     images = input.unsqueeze(-1) if input.dim() == 3 else input.flatten(2, -2)
-    return op(plain(images), groups).view(input.shape)
+    return op(images, groups).view(input.shape)
 
 
 def shuffle_split(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -189,4 +189,4 @@ def shuffle_split(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         >>> [y.flatten().tolist() for y in shuffle_split(a, a + 10)]
         [[0.0, 10.0, 1.0, 11.0], [2.0, 12.0, 3.0, 13.0]]
     """
-    return op_split(plain(a), plain(b), False)
+    return op_split(a, b, False)

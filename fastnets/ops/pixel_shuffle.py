@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastnets._op import Op
 from fastnets.ops._convolution import FLOATS, empty, memory_format
-from fastnets.ops._movement import as_int, plain
+from fastnets.ops._movement import as_int
 
 # ---- schema ----------------------------------------------------------------------------------
 
@@ -138,11 +138,11 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 # Only numbers change places: the gradient of each takes the other's way.
 def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
-    return op_inverse(plain(dy).contiguous(memory_format=ctx.format), ctx.r), None
+    return op_inverse(dy.contiguous(memory_format=ctx.format), ctx.r), None
 
 
 def _backward_inverse(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
-    return op(plain(dy).contiguous(memory_format=ctx.format), ctx.r), None
+    return op(dy.contiguous(memory_format=ctx.format), ctx.r), None
 
 
 op.autograd(_backward, _setup)
@@ -178,7 +178,7 @@ def pixel_shuffle(input: Tensor, upscale_factor: int) -> Tensor:
     """
     if input.dim() != 4 or type(upscale_factor) is not int:
         return _any_shape(op, F.pixel_shuffle, input, upscale_factor)
-    return op(plain(input), upscale_factor)
+    return op(input, upscale_factor)
 
 
 def pixel_unshuffle(input: Tensor, downscale_factor: int) -> Tensor:
@@ -209,7 +209,7 @@ def pixel_unshuffle(input: Tensor, downscale_factor: int) -> Tensor:
     """
     if input.dim() != 4 or type(downscale_factor) is not int:
         return _any_shape(op_inverse, F.pixel_unshuffle, input, downscale_factor)
-    return op_inverse(plain(input), downscale_factor)
+    return op_inverse(input, downscale_factor)
 
 
 def pixel_shuffle_to_uint8(input: Tensor, upscale_factor: int) -> Tensor:
@@ -241,7 +241,7 @@ def pixel_shuffle_to_uint8(input: Tensor, upscale_factor: int) -> Tensor:
     """
     if input.dim() != 4 or type(upscale_factor) is not int:
         return _any_shape(op_to_uint8, F.pixel_shuffle, input, upscale_factor)
-    return op_to_uint8(plain(input), upscale_factor)
+    return op_to_uint8(input, upscale_factor)
 
 
 def _any_shape(op: Op, pytorch: Callable[[Tensor, int], Tensor], input: Tensor, factor: Any) -> Tensor:
@@ -249,5 +249,5 @@ def _any_shape(op: Op, pytorch: Callable[[Tensor, int], Tensor], input: Tensor, 
     if input.dim() < 3:
         return pytorch(input, factor)  # which raises
     images = input.unsqueeze(0) if input.dim() == 3 else input.flatten(0, -4)
-    y = op(plain(images), factor)
+    y = op(images, factor)
     return y.view(*input.shape[:-3], *y.shape[1:])

@@ -165,6 +165,12 @@ def test_nan_in_the_weight_gradient_stays_in_its_channel(backend, format):
     assert not w.grad[[*range(3), *range(4, 17)]].isnan().any()
 
 
+def test_lazily_negated_input(backend):
+    x = torch.complex(torch.ones(1, 4, 5, 5), torch.ones(1, 4, 5, 5)).conj().imag
+    assert x.is_neg()
+    assert torch.equal(depthwise_conv2d(x, w4), depthwise_conv2d(-x4, w4))
+
+
 def test_unbatched_and_string_padding(backend):
     x, w = torch.randn(6, 7, 8), torch.randn(6, 1, 3, 4)
     for padding in ("same", "valid", 2, (1, 2)):
