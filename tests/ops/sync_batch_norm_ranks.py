@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from fastnets.layers import SyncBatchNorm
 from fastnets.ops import sync_batch_norm
 
-CHANNELS, TIMEOUT = 5, 4
+CHANNELS, TIMEOUT = 5, 10
 DOUBLE = {"dtype": torch.float64}
 
 
