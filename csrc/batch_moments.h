@@ -16,20 +16,6 @@ struct Map {
   int64_t count() const { return n * l; }  // of values in a channel
 };
 
-// Whether x has no gaps: in the order of its dimensions, or with the channels moved to the end.
-inline bool is_dense(const Tensor& x, bool channels_last) {
-  int64_t expected = 1;
-  const auto fits = [&](int64_t i) {
-    const bool fit = x.size(i) == 1 || x.stride(i) == expected;
-    expected *= x.size(i);
-    return fit;
-  };
-  bool dense = x.numel() == 0 || !channels_last || fits(1);
-  for (int64_t i = x.dim() - 1; dense && x.numel() > 0 && i >= 0; --i)
-    if (i != 1 || !channels_last) dense = fits(i);
-  return dense;
-}
-
 inline Map map_of(const Tensor& x) {
   STD_TORCH_CHECK(x.dim() >= 2, "expected input (n, c, ...)");
   Map m{x.size(0), x.size(1), 1, false};

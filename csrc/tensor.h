@@ -23,6 +23,8 @@ using torch::stable::Tensor;
 template <typename T>
 using Sum = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 // Sizes or strides of a tensor of four dimensions.
 struct Four {
   int64_t n, c, h, w;
@@ -70,6 +72,20 @@ inline bool is_channels_last(const Tensor& x) {
   const Four n = sizes_of(x), s = strides_of(x);
   const bool nested = 0 < s.c && s.c * n.c <= s.w && s.w * n.w <= s.h && s.h * n.h <= s.n && n.n * n.c * n.h * n.w > 0;
   return nested && s.h * n.h != s.c;
+}
+
+// Whether x has no gaps: in the order of its dimensions, or with the channels moved to the end.
+inline bool is_dense(const Tensor& x, bool channels_last) {
+  int64_t expected = 1;
+  const auto fits = [&](int64_t i) {
+    const bool fit = x.size(i) == 1 || x.stride(i) == expected;
+    expected *= x.size(i);
+    return fit;
+  };
+  bool dense = x.numel() == 0 || !channels_last || fits(1);
+  for (int64_t i = x.dim() - 1; dense && x.numel() > 0 && i >= 0; --i)
+    if (i != 1 || !channels_last) dense = fits(i);
+  return dense;
 }
 
 // An uninitialised tensor of these sizes and strides on the device of `like`.

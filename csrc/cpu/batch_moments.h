@@ -9,16 +9,9 @@
 #include <vector>
 
 #include "../batch_moments.h"
+#include "work.h"
 
 namespace fastnets::moments {
-
-struct Range {
-  int64_t begin, end;
-};
-// The share of `count` things that falls to piece i of n.
-inline Range share(int64_t count, int64_t i, int64_t n) { return {count * i / n, count * (i + 1) / n}; }
-
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // How the values of a channel are cut. Depends on shapes only, and so does every bit of a result.
 //

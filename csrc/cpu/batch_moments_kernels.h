@@ -9,10 +9,10 @@
 
 namespace fastnets::FASTNETS_ISA::moments {
 
+using fastnets::Range;
+using fastnets::share;
 using fastnets::moments::Cut;
 using fastnets::moments::Problem;
-using fastnets::moments::Range;
-using fastnets::moments::share;
 
 // v with its first L - `left` lanes replaced by zeros.
 template <typename A, int L>

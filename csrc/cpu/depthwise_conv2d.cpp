@@ -16,12 +16,7 @@ namespace {
 
 using depthwise::Kernels;
 using depthwise::Layout;
-using depthwise::Operand;
 using depthwise::Problem;
-
-Operand operand(const Tensor& t) { return {t.data_ptr(), strides_of(t)}; }
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Cuts the channels into at least `pieces`.
 void cut_channels(Problem& p, int64_t pieces) {

@@ -6,22 +6,11 @@
 #include <vector>
 
 #include "../convolution.h"
+#include "work.h"
 
 namespace fastnets::depthwise {
 
 constexpr int64_t kWidest = 16;  // floats in the widest vector
-
-// The share of `count` things that falls to piece i of n.
-struct Range {
-  int64_t begin, end;
-};
-inline Range share(int64_t count, int64_t i, int64_t n) { return {count * i / n, count * (i + 1) / n}; }
-
-// A tensor of four dimensions: data and strides in elements.
-struct Operand {
-  void* data = nullptr;
-  Four stride{};
-};
 
 // Where neighbours in memory are channels; pixels; pixels of dense planes as the kernels of "flat" take them.
 enum class Layout { kChannelsLast, kPlanar, kFlat };

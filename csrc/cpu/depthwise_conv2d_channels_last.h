@@ -10,8 +10,6 @@
 namespace fastnets::FASTNETS_ISA::channels_last {
 
 using depthwise::Problem;
-using depthwise::Range;
-using depthwise::share;
 
 // The columns that share a set of taps: output column first + step * t, t < count, is the sum over k < taps of source
 // column source_step * t + offset + offset_step * k times kernel column weight + weight_step * k. A forward pass has

@@ -10,10 +10,7 @@
 
 namespace fastnets::FASTNETS_ISA::flat {
 
-using depthwise::Operand;
 using depthwise::Problem;
-using depthwise::Range;
-using depthwise::share;
 
 // Lanes S, S + 1, ... of a and, after its last, the first of b.
 template <int S, typename A, int L, int... J>

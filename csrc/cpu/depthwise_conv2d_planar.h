@@ -9,10 +9,7 @@
 
 namespace fastnets::FASTNETS_ISA::planar {
 
-using depthwise::Operand;
 using depthwise::Problem;
-using depthwise::Range;
-using depthwise::share;
 
 // `count` pixels of `channels` planes to `to` [pixel][step]. Lanes beyond the last plane become zero.
 template <typename T, int L>

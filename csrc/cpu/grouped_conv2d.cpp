@@ -14,13 +14,9 @@ namespace {
 
 using grouped::Axis;
 using grouped::backward_axis;
-using grouped::ceil_div;
 using grouped::forward_axis;
 using grouped::Kernels;
-using grouped::Operand;
 using grouped::Problem;
-
-Operand operand(const Tensor& t) { return {t.data_ptr(), strides_of(t)}; }
 
 Problem forward_problem(const Convolution& g, const Tensor& x, const Tensor& w, const Tensor& y) {
   Problem p{g.n,

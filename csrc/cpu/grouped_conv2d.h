@@ -6,16 +6,9 @@
 #include <vector>
 
 #include "../convolution.h"
+#include "work.h"
 
 namespace fastnets::grouped {
-
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// The share of `count` things that falls to piece i of n.
-struct Range {
-  int64_t begin, end;
-};
-inline Range share(int64_t count, int64_t i, int64_t n) { return {count * i / n, count * (i + 1) / n}; }
 
 struct Tap {
   int64_t offset, index;
@@ -59,12 +52,6 @@ inline Axis backward_axis(int64_t size, int64_t source, int64_t k, int64_t s, in
   axis.set_reach();
   return axis;
 }
-
-// A tensor of four dimensions: data and strides in elements.
-struct Operand {
-  void* data = nullptr;
-  Four stride{};
-};
 
 // A correlation within groups: from x to y, or with the roles of both exchanged from dy to dx.
 struct Problem {

@@ -3,12 +3,12 @@
 
 namespace fastnets::FASTNETS_ISA::grouped {
 
+using fastnets::Operand;
+using fastnets::Range;
+using fastnets::share;
 using fastnets::grouped::Axis;
 using fastnets::grouped::by_offset;
-using fastnets::grouped::Operand;
 using fastnets::grouped::Problem;
-using fastnets::grouped::Range;
-using fastnets::grouped::share;
 using fastnets::grouped::Tap;
 
 inline int64_t round_up(int64_t a, int64_t b) { return (a + b - 1) / b * b; }

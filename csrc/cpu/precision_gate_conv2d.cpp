@@ -42,8 +42,6 @@
 namespace fastnets {
 namespace {
 
-using gate::Convolution;
-using gate::Ints;
 using gate::Kernels;
 using gate::MaybeTensor;
 using gate::Problem;
@@ -92,8 +90,8 @@ double number(const Tensor& t) {
 // Fills in where everything lies; returns the memory.
 Tensor lay_out(Problem& p, const Kernels& kernels, const Tensor& x) {
   const Convolution& g = p.g;
-  p.channels = (g.group_in + 3) / 4 * 4, p.lanes = kernels.lanes;
-  p.vectors = (g.group_out + p.lanes - 1) / p.lanes;
+  p.channels = (g.depth + 3) / 4 * 4, p.lanes = kernels.lanes;
+  p.vectors = (g.m + p.lanes - 1) / p.lanes;
   p.pixel = g.groups * p.channels, p.row = (g.w + 2 * g.pw) * p.pixel, p.image = (g.h + 2 * g.ph) * p.row;
   const auto lines = [](int64_t bytes) { return (bytes + 63) / 64 * 64; };
   const int64_t part = lines(g.n * p.image + gate::kWindow);  // a window of the last pixel passes its end
@@ -104,7 +102,7 @@ Tensor lay_out(Problem& p, const Kernels& kernels, const Tensor& x) {
   p.weights = reinterpret_cast<int8_t*>(p.parts[1] + part);
   p.sums = reinterpret_cast<int32_t*>(p.weights + weights);
   p.excess.resize(g.groups * p.vectors);
-  for (int64_t tap = 0; tap < g.taps; ++tap)
+  for (int64_t tap = 0; tap < g.kh * g.kw; ++tap)
     p.tap_offset.push_back(tap / g.kw * g.dh * p.row + tap % g.kw * g.dw * p.pixel);
   // Some tasks for each thread, with the padded input under one of them in the second-level cache.
   const int64_t wanted = 8 * torch::stable::get_num_threads() / (g.groups * p.blocks()) + 1;
@@ -112,13 +110,12 @@ Tensor lay_out(Problem& p, const Kernels& kernels, const Tensor& x) {
   return memory;
 }
 
-std::tuple<Tensor, Tensor> precision_gate_conv2d(const Tensor& x, const Tensor& w, const Tensor& threshold,
-                                                 const MaybeTensor& bias, const MaybeTensor& scale, const Ints& stride,
-                                                 const Ints& padding, const Ints& dilation, int64_t groups,
-                                                 int64_t activation_bits, int64_t high_bits, int64_t weight_bits,
-                                                 bool /*sparse_backward*/) {
+std::tuple<Tensor, Tensor> precision_gate_conv2d(
+    const Tensor& x, const Tensor& w, const Tensor& threshold, const MaybeTensor& bias, const MaybeTensor& scale,
+    const std::vector<int64_t>& stride, const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation,
+    int64_t groups, int64_t activation_bits, int64_t high_bits, int64_t weight_bits, bool /*sparse_backward*/) {
   Problem p{};
-  p.g = gate::geometry(x, w, stride, padding, dilation, groups);
+  p.g = geometry(x, w, stride, padding, dilation, groups);
   p.bits = gate::bits(activation_bits, high_bits, weight_bits);
   gate::check(x, w, threshold, bias, scale, p.g, p.bits);
   const Convolution& g = p.g;
@@ -135,7 +132,7 @@ std::tuple<Tensor, Tensor> precision_gate_conv2d(const Tensor& x, const Tensor& 
   p.x_scale = scale ? number(*scale) : largest(x, kernel), p.w_scale = largest(w, kernel);
   const Tensor memory = lay_out(p, kernel, x);
 
-  const int64_t rows = g.h + 2 * g.ph, terms = g.taps * g.group_in;
+  const int64_t rows = g.h + 2 * g.ph, terms = g.kh * g.kw * g.depth;
   run(g.n * rows, p.row, [&](int64_t begin, int64_t end) { kernel.quantize(p, begin, end); });
   run(g.groups * p.vectors, terms * p.lanes, [&](int64_t begin, int64_t end) { kernel.pack(p, begin, end); });
   std::atomic<int64_t> count{0};

@@ -40,8 +40,8 @@ struct Problem {
   int64_t chunk = 1;                        // output pixels in a task
 
   int32_t zero(int part) const { return 1 << (part == 0 ? bits.high : bits.low); }
-  int64_t vector_bytes() const { return g.taps * channels * lanes; }
-  int64_t windows() const { return (g.group_in + kWindow - 1) / kWindow; }  // of a tap
+  int64_t vector_bytes() const { return g.kh * g.kw * channels * lanes; }
+  int64_t windows() const { return (g.depth + kWindow - 1) / kWindow; }  // of a tap
   int64_t blocks() const { return (vectors + kMostVectors - 1) / kMostVectors; }
   int64_t pixels() const { return g.n * g.oh * g.ow; }
   int64_t chunks() const { return (pixels() + chunk - 1) / chunk; }

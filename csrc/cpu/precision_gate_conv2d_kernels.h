@@ -34,7 +34,7 @@ void tile(const Problem& p, int part, int64_t vector, const int64_t* offset, int
   }
   const uint8_t* pixel[M];
   for (int m = 0; m < M; ++m) pixel[m] = p.parts[part] + offset[m];
-  const int64_t taps = p.g.taps, channels = p.channels, vector_bytes = p.vector_bytes();
+  const int64_t taps = p.g.kh * p.g.kw, channels = p.channels, vector_bytes = p.vector_bytes();
   const int8_t* weights = p.weights + vector * vector_bytes;
   for (int64_t tap = 0; tap < taps; ++tap) {
     const int64_t start = p.tap_offset[tap];
@@ -113,8 +113,8 @@ template <typename T, int N>
 int64_t convolve_block(const Problem& p, int64_t group, int64_t vector, int64_t begin, int64_t end) {
   constexpr int M = kPixels<N>, K = N * kWords;
   const Convolution& g = p.g;
-  const int64_t first = vector * kWords, count = std::min<int64_t>(K, g.group_out - first);
-  const int64_t o = group * g.group_out + first, at = group * p.vectors + vector;
+  const int64_t first = vector * kWords, count = std::min<int64_t>(K, g.m - first);
+  const int64_t o = group * g.m + first, at = group * p.vectors + vector;
   const Finish<Sum<T>> f = finish_of<T>(p, o, count);
   const int32_t unit = 1 << p.bits.low;
   alignas(64) int32_t high[M * K], low[M * K], mask[M * K];

@@ -3,7 +3,6 @@
 
 namespace fastnets::FASTNETS_ISA {
 
-using gate::Convolution;
 using gate::Excess;
 using gate::kWindow;
 using gate::Problem;
@@ -87,7 +86,7 @@ void quantize_row(const Problem& p, int64_t n, int64_t padded_row) {
   const Convolution& g = p.g;
   uint8_t* const high = p.parts[0] + n * p.image + padded_row * p.row;
   uint8_t* const low = p.parts[1] + n * p.image + padded_row * p.row;
-  const int64_t h = padded_row - g.ph, channels = g.group_in;
+  const int64_t h = padded_row - g.ph, channels = g.depth;
   const bool outside = h < 0 || h >= g.h;
   const int64_t left = outside ? p.row : g.pw * p.pixel, right = g.pw * p.pixel;
   std::memset(high, p.zero(0), left), std::memset(low, p.zero(1), left);
@@ -159,15 +158,15 @@ int32_t quantize_weights(const Problem& p, int64_t o, int64_t lane, int8_t* out,
   const Convolution& g = p.g;
   const T* const w = static_cast<const T*>(p.w) + o * p.w_stride.n;
   const A scale = static_cast<A>(p.w_scale), levels = static_cast<A>(p.bits.weight_levels);
-  const int64_t count = g.group_in * g.taps;
-  const bool dense = p.w_stride.w == 1 && p.w_stride.h == g.kw && p.w_stride.c == g.taps;
-  const uint32_t taps = static_cast<uint32_t>(g.taps), windows = static_cast<uint32_t>(p.windows());
+  const int64_t area = g.kh * g.kw, count = g.depth * area;
+  const bool dense = p.w_stride.w == 1 && p.w_stride.h == g.kw && p.w_stride.c == area;
+  const uint32_t taps = static_cast<uint32_t>(area), windows = static_cast<uint32_t>(p.windows());
   A values[L];
   Vec<int32_t, L> sums{};
   for (int64_t k = 0; k < count; k += L) {
     const int64_t some = std::min<int64_t>(L, count - k);
     for (int64_t i = 0; !dense && i < some; ++i) {
-      const int64_t c = (k + i) / g.taps, tap = (k + i) % g.taps;
+      const int64_t c = (k + i) / area, tap = (k + i) % area;
       values[i] = static_cast<A>(w[c * p.w_stride.c + tap / g.kw * p.w_stride.h + tap % g.kw * p.w_stride.w]);
     }
     const Vec<A, L> v = dense ? load_some<T>(w + k, some, 1) : load_some<A>(values, some, 1);
@@ -193,7 +192,7 @@ int32_t quantize_weights(const Problem& p, int64_t o, int64_t lane, int8_t* out,
 // the fullest lane needs. 128, which no signed byte holds, takes two places.
 inline void pack_rests(const Problem& p, const std::vector<Rest>& rests, std::vector<Excess>& list) {
   constexpr int L = kLanes<int32_t>;
-  const int64_t windows = p.windows(), count = p.g.taps * windows;
+  const int64_t windows = p.windows(), count = p.g.kh * p.g.kw * windows;
   std::vector<uint8_t> taken(count * L);
   std::vector<size_t> first(count + 1);
   for (const Rest& r : rests) {
@@ -220,8 +219,8 @@ template <typename T>
 void pack_vector(Problem& p, int64_t vector, std::vector<int8_t>& rows, std::vector<Rest>& rests) {
   constexpr int L = kLanes<int32_t>;
   const Convolution& g = p.g;
-  const int64_t first = vector % p.vectors * L, lanes = std::min<int64_t>(L, g.group_out - first);
-  const int64_t o = vector / p.vectors * g.group_out + first, taps = g.taps, count = p.channels * taps;
+  const int64_t first = vector % p.vectors * L, lanes = std::min<int64_t>(L, g.m - first);
+  const int64_t o = vector / p.vectors * g.m + first, taps = g.kh * g.kw, count = p.channels * taps;
   rows.assign(L * count, 0);  // zeros beyond the group's channels
   rests.clear();
   int32_t* const sums = p.sums + vector * L;

@@ -8,11 +8,11 @@
 
 namespace fastnets::FASTNETS_ISA::batch_norm {
 
+using fastnets::Range;
+using fastnets::share;
 using fastnets::batch_norm::Kernels;
 using fastnets::batch_norm::Problem;
 using fastnets::moments::Cut;
-using fastnets::moments::Range;
-using fastnets::moments::share;
 
 template <typename T>
 FASTNETS_INLINE Sum<T>* vector(void* values) {

@@ -152,7 +152,6 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 inline Work plan(const Map& map, int width, int64_t most) {
-  const auto ceil_div = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
   Work w{map, 1, 0, map.count(), 1, 0, 0, 0};
   int64_t groups = map.c;
   if (map.last) {

@@ -66,7 +66,6 @@ Correlation turned(const Correlation& g, const Convolution& sizes, const Tensor&
 // `width` channels and `rows` rows to a thread; about `blocks` blocks, of at most `most` rounds each.
 Work plan(const Correlation& g, int64_t channels, int width, int rows, int64_t most_lanes, int64_t blocks,
           int64_t most) {
-  const auto ceil_div = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
   const int64_t units = ceil_div(channels, width), runs = ceil_div(g.out.h, rows), items = g.n * runs * g.out.w;
   int64_t lanes = 1;
   while (g.y.c == 1 && lanes < std::min(units, most_lanes)) lanes *= 2;

@@ -11,8 +11,6 @@ using namespace gate;
 
 constexpr int64_t kPartials = 256;
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 unsigned blocks(int64_t threads) {
   STD_TORCH_CHECK(threads < (int64_t{1} << 31) * kThreads, "more blocks than a grid has");
   return static_cast<unsigned>(std::max<int64_t>(1, ceil_div(threads, kThreads)));
@@ -57,12 +55,12 @@ Tensor convolved(const Tensor& x, const Tensor& w, const Tensor& threshold, cons
       find_largest<T>(stream, x, scales + 2, scales);
     }
     find_largest<T>(stream, w, scales + 2, scales + 1);
-    const int64_t words = ceil_div(g.group_in, 4);
-    const Planes input{sizes_of(x), strides_of(x), g.group_in, words, g.groups, b.levels, static_cast<int>(b.low)};
-    const Planes weight{sizes_of(w), strides_of(w), g.group_in, words, 1, b.weight_levels, 1};
+    const int64_t words = ceil_div(g.depth, 4);
+    const Planes input{sizes_of(x), strides_of(x), g.depth, words, g.groups, b.levels, static_cast<int>(b.low)};
+    const Planes weight{sizes_of(w), strides_of(w), g.depth, words, 1, b.weight_levels, 1};
     const Tensor parts = quantized<T>(stream, x, scales, input, nullptr);
     const Tensor weights = quantized<T>(stream, w, scales + 1, weight, mutable_data<int64_t>(open));
-    const int64_t tiles = ceil_div(g.group_out, kWarpOutputs) * g.groups;
+    const int64_t tiles = ceil_div(g.m, kWarpOutputs) * g.groups;
     const int64_t warps = ceil_div(g.n * g.oh * g.ow, kWarpPixels) * tiles;
     if (y.numel() == 0) return;
     const int *xs = data<int>(parts), *ws = data<int>(weights);
@@ -74,11 +72,10 @@ Tensor convolved(const Tensor& x, const Tensor& w, const Tensor& threshold, cons
   return y;
 }
 
-std::tuple<Tensor, Tensor> precision_gate_conv2d(const Tensor& x, const Tensor& w, const Tensor& threshold,
-                                                 const MaybeTensor& bias, const MaybeTensor& scale, const Ints& stride,
-                                                 const Ints& padding, const Ints& dilation, int64_t groups,
-                                                 int64_t activation_bits, int64_t high_bits, int64_t weight_bits,
-                                                 bool /*sparse_backward*/) {
+std::tuple<Tensor, Tensor> precision_gate_conv2d(
+    const Tensor& x, const Tensor& w, const Tensor& threshold, const MaybeTensor& bias, const MaybeTensor& scale,
+    const std::vector<int64_t>& stride, const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation,
+    int64_t groups, int64_t activation_bits, int64_t high_bits, int64_t weight_bits, bool /*sparse_backward*/) {
   const Convolution g = geometry(x, w, stride, padding, dilation, groups);
   const Bits b = bits(activation_bits, high_bits, weight_bits);
   check(x, w, threshold, bias, scale, g, b);

@@ -90,8 +90,8 @@ struct Operands {
 __device__ inline void sums_of(const Operands& t, const Convolution& g, int part, int64_t n, int64_t i, int64_t j,
                                int64_t group, int64_t o, int (&sums)[kOutputs]) {
   int upper[kOutputs] = {}, lower[kOutputs] = {};
-  const int64_t last = g.group_out - 1;
-  for (int64_t tap = 0; tap < g.taps; ++tap) {
+  const int64_t last = g.m - 1;
+  for (int64_t tap = 0; tap < g.kh * g.kw; ++tap) {
     const int64_t h = i * g.sh - g.ph + tap / g.kw * g.dh, w = j * g.sw - g.pw + tap % g.kw * g.dw;
     if (h < 0 || h >= g.h || w < 0 || w >= g.w) continue;
     const int* const x = t.parts[part] + (((n * g.h + h) * g.w + w) * g.groups + group) * t.words;
@@ -99,7 +99,7 @@ __device__ inline void sums_of(const Operands& t, const Convolution& g, int part
       const int four = x[word];
 #pragma unroll
       for (int k = 0; k < kOutputs; ++k) {
-        const int64_t at = ((group * g.group_out + min(o + k, last)) * g.taps + tap) * t.words + word;
+        const int64_t at = ((group * g.m + min(o + k, last)) * g.kh * g.kw + tap) * t.words + word;
         upper[k] = dot4(four, t.weights[0][at], upper[k]);
         lower[k] = dot4(four, t.weights[1][at], lower[k]);
       }
@@ -115,12 +115,12 @@ __global__ void __launch_bounds__(kThreads)
              const T* __restrict__ bias, T* __restrict__ y, int64_t* __restrict__ open, const Convolution g,
              const Bits bits) {
   using A = Sum<T>;
-  const int64_t tiles = (g.group_out + kWarpOutputs - 1) / kWarpOutputs, lane = threadIdx.x % 32;
+  const int64_t tiles = (g.m + kWarpOutputs - 1) / kWarpOutputs, lane = threadIdx.x % 32;
   const int64_t warp = blockIdx.x * int64_t{kThreads / 32} + threadIdx.x / 32;
   const int64_t group = warp / tiles % g.groups, o = (warp % tiles * (kWarpOutputs / kOutputs) + lane % 4) * kOutputs;
   const int64_t pixel = warp / tiles / g.groups * kWarpPixels + lane / 4;
   const int64_t n = pixel / (g.oh * g.ow), i = pixel / g.ow % g.oh, j = pixel % g.ow;
-  const bool inside = n < g.n && o < g.group_out;
+  const bool inside = n < g.n && o < g.m;
   const A factor = (scales[0] / static_cast<A>(bits.levels)) * (scales[1] / static_cast<A>(bits.weight_levels));
 
   int high[kOutputs] = {}, low[kOutputs] = {};
@@ -129,17 +129,16 @@ __global__ void __launch_bounds__(kThreads)
   bool gate[kOutputs];
 #pragma unroll
   for (int k = 0; k < kOutputs; ++k) {
-    const int64_t channel = group * g.group_out + o + k;
+    const int64_t channel = group * g.m + o + k;
     high[k] *= 1 << bits.low;
-    gate[k] = inside &&
-              o + k<g.group_out&& static_cast<A>(high[k]) * factor> static_cast<A>(threshold[channel * t.threshold]);
+    gate[k] = inside && o + k<g.m&& static_cast<A>(high[k]) * factor> static_cast<A>(threshold[channel * t.threshold]);
     count += gate[k];
   }
   if (ballot(count > 0) && inside) sums_of(t, g, 1, n, i, j, group, o, low);
 #pragma unroll
   for (int k = 0; k < kOutputs; ++k) {
-    if (!inside || o + k >= g.group_out) break;
-    const int64_t channel = group * g.group_out + o + k;
+    if (!inside || o + k >= g.m) break;
+    const int64_t channel = group * g.m + o + k;
     A value = static_cast<A>(high[k] + (gate[k] ? low[k] : 0)) * factor;
     if (bias) value += static_cast<A>(bias[channel * t.bias]);
     y[n * t.y.n + channel * t.y.c + i * t.y.h + j * t.y.w] = static_cast<T>(value);

@@ -1,0 +1,21 @@
+// How a kernel's work is dealt out, and what it is given.
+#pragma once
+
+#include "../tensor.h"
+
+namespace fastnets {
+
+// The share of `count` things that falls to piece i of n.
+struct Range {
+  int64_t begin, end;
+};
+inline Range share(int64_t count, int64_t i, int64_t n) { return {count * i / n, count * (i + 1) / n}; }
+
+// A tensor of four dimensions: data and strides in elements.
+struct Operand {
+  void* data = nullptr;
+  Four stride{};
+};
+inline Operand operand(const Tensor& t) { return {t.data_ptr(), strides_of(t)}; }
+
+}  // namespace fastnets
