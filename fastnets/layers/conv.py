@@ -43,80 +43,6 @@ class Conv2d(nn.Conv2d):
         return F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode), 0
 
 
-class DepthwiseConv2d(Conv2d):
-    """Convolves every channel with ``multiplier`` kernels of its own, then applies an activation in the same pass.
-
-    The activation needs no pass over memory of its own where the padding is of zeros.
-
-    Args:
-        in_channels: c, channels of the input.
-        kernel_size: rows and columns of a kernel in pixels, an int or (vertical, horizontal).
-        stride: steps of the kernel in pixels, an int or (vertical, horizontal).
-        padding: pixels added on each side, an int or (vertical, horizontal), 'valid' or 'same'.
-        dilation: distance between taps in pixels, an int or (vertical, horizontal).
-        bias: whether a learnt bias is added.
-        padding_mode: what is added: 'zeros', 'reflect', 'replicate' or 'circular'.
-        multiplier: m, output channels for each input channel.
-        activation: None, 'relu', 'relu6', 'leaky_relu' (slope 0.1), 'silu', 'hardswish' or 'sigmoid'.
-        device, dtype: of the parameters ``weight`` (c·m, 1, kh, kw) and ``bias`` (c·m).
-
-    Returns:
-        (from a call) (n, c·m, h', w') in the type of the input (n, c, h, w).
-
-    Raises:
-        ValueError: an argument is not one of those listed.
-        RuntimeError: (from a call) as ``torch.nn.Conv2d``.
-
-    Paper: A. Howard et al., "MobileNets: Efficient Convolutional Neural Networks for Mobile Vision
-    Applications", 2017, https://arxiv.org/abs/1704.04861
-
-    Example:
-        >>> import torch
-        >>> from fastnets.layers import DepthwiseConv2d
-        >>> layer = DepthwiseConv2d(4, 3, padding=1, multiplier=2, activation="relu6")
-        >>> layer(torch.ones(1, 4, 8, 8)).shape
-        torch.Size([1, 8, 8, 8])
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        kernel_size: Pair,
-        stride: Pair = 1,
-        padding: Pair | str = 0,
-        dilation: Pair = 1,
-        bias: bool = True,
-        padding_mode: str = "zeros",
-        *,
-        multiplier: int = 1,
-        activation: str | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        check_activation(activation)
-        super().__init__(
-            in_channels,
-            in_channels * multiplier,
-            kernel_size,  # type: ignore[arg-type]
-            stride,  # type: ignore[arg-type]
-            padding,  # type: ignore[arg-type]
-            dilation,  # type: ignore[arg-type]
-            in_channels,
-            bias,
-            padding_mode,  # type: ignore[arg-type]
-            device=device,
-            dtype=dtype,
-        )
-        self.activation = activation
-
-    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        input, padding = self._pad(input)
-        return depthwise_conv2d(input, weight, bias, self.stride, padding, self.dilation, activation=self.activation)
-
-    def extra_repr(self) -> str:
-        return super().extra_repr() + (f", activation={self.activation}" if self.activation else "")
-
-
 class GroupedConv2d(Conv2d):
     """Convolves each of ``groups`` equal parts of the channels by itself, then applies an activation in the same pass.
 
@@ -192,3 +118,73 @@ class GroupedConv2d(Conv2d):
 
     def extra_repr(self) -> str:
         return super().extra_repr() + (f", activation={self.activation}" if self.activation else "")
+
+
+class DepthwiseConv2d(GroupedConv2d):
+    """Convolves every channel with ``multiplier`` kernels of its own, then applies an activation in the same pass.
+
+    The activation needs no pass over memory of its own where the padding is of zeros.
+
+    Args:
+        in_channels: c, channels of the input.
+        kernel_size: rows and columns of a kernel in pixels, an int or (vertical, horizontal).
+        stride: steps of the kernel in pixels, an int or (vertical, horizontal).
+        padding: pixels added on each side, an int or (vertical, horizontal), 'valid' or 'same'.
+        dilation: distance between taps in pixels, an int or (vertical, horizontal).
+        bias: whether a learnt bias is added.
+        padding_mode: what is added: 'zeros', 'reflect', 'replicate' or 'circular'.
+        multiplier: m, output channels for each input channel.
+        activation: None, 'relu', 'relu6', 'leaky_relu' (slope 0.1), 'silu', 'hardswish' or 'sigmoid'.
+        device, dtype: of the parameters ``weight`` (c·m, 1, kh, kw) and ``bias`` (c·m).
+
+    Returns:
+        (from a call) (n, c·m, h', w') in the type of the input (n, c, h, w).
+
+    Raises:
+        ValueError: an argument is not one of those listed.
+        RuntimeError: (from a call) as ``torch.nn.Conv2d``.
+
+    Paper: A. Howard et al., "MobileNets: Efficient Convolutional Neural Networks for Mobile Vision
+    Applications", 2017, https://arxiv.org/abs/1704.04861
+
+    Example:
+        >>> import torch
+        >>> from fastnets.layers import DepthwiseConv2d
+        >>> layer = DepthwiseConv2d(4, 3, padding=1, multiplier=2, activation="relu6")
+        >>> layer(torch.ones(1, 4, 8, 8)).shape
+        torch.Size([1, 8, 8, 8])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        kernel_size: Pair,
+        stride: Pair = 1,
+        padding: Pair | str = 0,
+        dilation: Pair = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        *,
+        multiplier: int = 1,
+        activation: str | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            in_channels * multiplier,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            in_channels,
+            bias,
+            padding_mode,
+            activation=activation,
+            device=device,
+            dtype=dtype,
+        )
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        input, padding = self._pad(input)
+        return depthwise_conv2d(input, weight, bias, self.stride, padding, self.dilation, activation=self.activation)

@@ -8,7 +8,7 @@ from math import inf
 import torch
 from torch import Tensor
 
-from fastnets._op import Op
+from fastnets._op import Op, native_libraries
 from fastnets.ops._boxes import categories, check_boxes, decay_type, integer_ids, overlap, planes, row
 
 # ---- schema ----------------------------------------------------------------------------------
@@ -99,8 +99,9 @@ def _triton(boxes: Tensor, scores: Tensor, idxs: Tensor | None, iou_threshold: f
     return _by_categories(nms_categories, boxes, scores, idxs, round_down(iou_threshold, decay_type(boxes)))
 
 
-_cuda_library = torch.library.Library("fastnets_cuda", "FRAGMENT")
-_cuda_library.define("nms_categories(Tensor boxes, Tensor? ends, Tensor(a!) alive, float iou_threshold) -> ()")
+native_libraries["cuda"].define(
+    "nms_categories(Tensor boxes, Tensor? ends, Tensor(a!) alive, float iou_threshold) -> ()"
+)
 
 
 @op.backend("cuda")

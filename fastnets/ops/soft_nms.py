@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastnets._op import Op
+from fastnets._op import Op, native_libraries
 from fastnets.ops._boxes import categories, check_boxes, decay_type, integer_ids, planes
 from fastnets.ops._soft_nms_reference import Rule, soft_nms_by_swaps, soft_nms_in_order, soft_nms_scanned
 
@@ -149,8 +149,7 @@ def _triton(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     return _by_categories(soft_nms_categories, *args)
 
 
-_cuda_library = torch.library.Library("fastnets_cuda", "FRAGMENT")
-_cuda_library.define(
+native_libraries["cuda"].define(
     "soft_nms_categories(Tensor(a!) boxes, Tensor(b!) scores, Tensor(c!) index, Tensor? ends, Tensor(d!) keep, "
     "Tensor(e!) decayed, float iou_threshold, float sigma, float min_score, str method, int most, "
     "str? compat) -> ()"
