@@ -14,7 +14,7 @@ CXX_FILES = $$(find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test lint format bench wheel clean
+.PHONY: help demo test lint format bench sanitize wheel clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
@@ -49,6 +49,13 @@ format: $(VENV)/has-lint ## Rewrite the sources in the house's style
 
 bench: $(VENV)/has-bench $(BUILT) ## Time the ops against their peers
 	python -m pytest benchmarks $(ARGS)
+
+# A package of its own in build/sanitize: the kernels in .venv stay as they are.
+sanitize: $(VENV)/has-test ## Run the tests of the ops on CPU kernels that check addresses and undefined behaviour
+	CFLAGS="-O1 -fsanitize=address,undefined -fno-sanitize-recover=all" LDFLAGS="-fsanitize=address,undefined" \
+		FASTNETS_BUILD=cpu python setup.py -q build --build-base build/sanitize --build-lib build/sanitize/lib
+	LD_PRELOAD=$$($(CC) -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitize/lib \
+		pytest -rs -k 'cpu or threads or geometry' tests/ops $(ARGS)
 
 wheel: $(HAS_TORCH) ## Write the source archive, and a wheel made from it, to dist/
 	rm -rf dist
