@@ -52,7 +52,7 @@ bench: $(VENV)/has-bench $(BUILT) ## Time the ops against their peers
 
 # A package of its own in build/sanitize: the kernels in .venv stay as they are.
 sanitize: $(VENV)/has-test ## Run the tests of the ops on CPU kernels that check addresses and undefined behaviour
-	CFLAGS="-O1 -fsanitize=address,undefined -fno-sanitize-recover=all" LDFLAGS="-fsanitize=address,undefined" \
+	CXXFLAGS="-O1 -fsanitize=address,undefined -fno-sanitize-recover=all" LDFLAGS="-fsanitize=address,undefined" \
 		FASTNETS_BUILD=cpu python setup.py -q build --build-base build/sanitize --build-lib build/sanitize/lib
 	LD_PRELOAD=$$($(CC) -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitize/lib \
 		pytest -rs -k 'cpu or threads or geometry' tests/ops $(ARGS)

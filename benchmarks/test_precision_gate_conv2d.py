@@ -81,10 +81,9 @@ def float_emulation(x, w, threshold, b, padding, scale):
 
 
 @pytest.mark.parametrize("shape", LAYERS, ids=lambda s: name(*s))
-@pytest.mark.parametrize("n", (1, 16))
-def test_against_the_emulations(race, n, shape):
+def test_against_the_emulations(race, shape):
     """Half of the gates open. `reference` is the exact one, in float64."""
-    x, w, b, scale = layer(n, *shape)
+    x, w, b, scale = layer(1, *shape)
     padding, threshold = shape[3] // 2, thresholds(shape[1], "half")
 
     def exact():
@@ -92,7 +91,7 @@ def test_against_the_emulations(race, n, shape):
             return (precision_gate_conv2d(x, w, threshold, b, 1, padding, scale=scale),)
 
     race(
-        f"emulations, batch {n}",
+        "emulations, batch 1",
         name(*shape),
         {
             "reference": exact,

@@ -7,6 +7,8 @@
 // two parts cost half of a float32 convolution, and the excess of weights over a byte some 10 to 20 % of that.
 #include "precision_gate_conv2d_dot.h"
 #include "precision_gate_conv2d_quantize.h"
+// Above: what the next is written with.
+#include "precision_gate_conv2d_pack.h"
 
 namespace fastnets::FASTNETS_ISA {
 
