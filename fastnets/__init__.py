@@ -6,6 +6,8 @@ from fastnets import ops as ops
 from fastnets._backends import use_backend as use_backend
 from fastnets._op import backend_report as backend_report
 from fastnets.accelerate import accelerate as accelerate
+from fastnets.accelerate import convert as convert
+from fastnets.accelerate import revert as revert
 from fastnets.models import create_model as create_model
 from fastnets.models import list_models as list_models
 

@@ -262,6 +262,11 @@ def _needs(tensors: tuple[Tensor | None, ...]) -> str:
     return needs if torch.is_grad_enabled() else "nothing"
 
 
+def is_plain(*tensors: Tensor | None) -> bool:
+    """Whether a call on these tensors computes numbers and nothing else: no mode, transform, tracer or gradient."""
+    return _dispatch_state() in _PLAIN and _needs(tensors) == "nothing"
+
+
 class Report(dict[str, dict[str, Any]]):
     """For each op that ran: ``calls``, a count per backend, and ``declined``, the others' reasons."""
 

@@ -8,7 +8,7 @@ from fastnets.layers.conv import GroupedConv2d as GroupedConv2d
 from fastnets.layers.corner_pool import BottomRightCornerPool as BottomRightCornerPool
 from fastnets.layers.corner_pool import CornerPool as CornerPool
 from fastnets.layers.corner_pool import TopLeftCornerPool as TopLeftCornerPool
-from fastnets.layers.pointwise import PointwiseConv2d as PointwiseConv2d
+from fastnets.layers.packed_conv import PackedConv2d as PackedConv2d
 from fastnets.layers.precision_gate import PrecisionGateConv2d as PrecisionGateConv2d
 from fastnets.layers.shuffle import ChannelShuffle as ChannelShuffle
 from fastnets.layers.shuffle import PixelShuffle as PixelShuffle

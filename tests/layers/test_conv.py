@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import fastnets
-from fastnets.layers import Conv2d, DepthwiseConv2d, GroupedConv2d, PointwiseConv2d
+from fastnets.layers import Conv2d, DepthwiseConv2d, GroupedConv2d, PackedConv2d
 
 CASES = {
     "dense": {"in_channels": 4, "out_channels": 6, "kernel_size": 3},
@@ -119,7 +119,7 @@ def test_depthwise_conv2d_by_hand():
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
 @pytest.mark.parametrize("shape", [(1, 4, 5, 7), (2, 4, 5, 7), (1, 4, 1, 1), (4, 5, 7), (0, 4, 5, 7)], ids=str)
 def test_pointwise_conv2d_is_torchs(shape, layout):
-    ours, torchs = PointwiseConv2d(4, 6, dtype=torch.float64), nn.Conv2d(4, 6, 1, dtype=torch.float64)
+    ours, torchs = PackedConv2d(4, 6, 1, dtype=torch.float64), nn.Conv2d(4, 6, 1, dtype=torch.float64)
     ours.load_state_dict(torchs.state_dict())
     x = torch.randn(shape, dtype=torch.float64)
     x = x.contiguous(memory_format=layout) if x.dim() == 4 else x
@@ -132,11 +132,11 @@ LAYERS = [
     lambda: Conv2d(4, 4, 3, groups=4, padding=1),
     lambda: DepthwiseConv2d(4, 3, padding=1, multiplier=2, activation="silu"),
     lambda: GroupedConv2d(4, 6, 3, padding=1, groups=2, activation="relu6"),
-    lambda: PointwiseConv2d(4, 6),
+    lambda: PackedConv2d(4, 6, 1),
 ]
 
 
-@pytest.mark.parametrize("build", LAYERS, ids=["Conv2d", "DepthwiseConv2d", "GroupedConv2d", "PointwiseConv2d"])
+@pytest.mark.parametrize("build", LAYERS, ids=["Conv2d", "DepthwiseConv2d", "GroupedConv2d", "PackedConv2d"])
 def test_layers_copy_pickle_compile_and_export(build):
     layer, x = build(), torch.randn(1, 4, 6, 6).contiguous(memory_format=torch.channels_last)
     expected = layer(x)
@@ -159,7 +159,7 @@ def test_a_wrong_input_gets_torchs_error(wrong):
     for ours, torchs in (
         (Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 4, 3, groups=4)),
         (GroupedConv2d(4, 6, 3, groups=2), nn.Conv2d(4, 6, 3, groups=2)),
-        (PointwiseConv2d(4, 6), nn.Conv2d(4, 6, 1)),
+        (PackedConv2d(4, 6, 1), nn.Conv2d(4, 6, 1)),
     ):
         with pytest.raises(RuntimeError) as expected:
             torchs(wrong)

@@ -1,0 +1,113 @@
+"""Convolution for inference: weights packed once; bias, residual and activation in the store."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastnets._op import is_plain
+from fastnets.layers.conv import Conv2d, GroupedConv2d
+from fastnets.ops._activation import ACTIVATIONS
+
+# What oneDNN's kernels apply in the store: name, scalars, algorithm.
+_POST_OPS: dict[str | None, tuple[str, list[float], str]] = {
+    None: ("none", [], ""),
+    "relu": ("relu", [], ""),
+    "relu6": ("hardtanh", [0.0, 6.0], ""),
+    "leaky_relu": ("leaky_relu", [0.1], ""),
+    "silu": ("swish", [], ""),
+    "hardswish": ("hardswish", [], ""),
+    "sigmoid": ("sigmoid", [], ""),
+}
+
+
+class PackedConv2d(GroupedConv2d):
+    """Convolves, adds a residual and applies an activation in one pass, on weights in the order that oneDNN reads.
+
+    The packed weights are made by the first call and again after the weights have changed; they are not part of the
+    state_dict, nor of copies. Where oneDNN has no such kernel (other layouts than channels_last, other types and devices, gradients, tracing), the same is
+    computed in three steps.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode,
+            device, dtype: as in ``torch.nn.Conv2d``.
+        activation: None, 'relu', 'relu6', 'leaky_relu' (slope 0.1), 'silu', 'hardswish' or 'sigmoid'.
+
+    Returns:
+        (from a call with input (n, in_channels, h, w) and, if any, residual (n, out_channels, h', w'), whose memory may
+        become the result's) activation(convolution + residual), (n, out_channels, h', w') in the type of the input.
+
+    Raises:
+        ValueError: an argument is not one of those listed.
+        RuntimeError: (from a call) as ``torch.nn.Conv2d``.
+
+    Example:
+        >>> import torch
+        >>> from fastnets.layers import PackedConv2d
+        >>> layer = PackedConv2d(4, 8, 1, activation="relu").eval().requires_grad_(False)
+        >>> layer(torch.ones(1, 4, 5, 5), torch.zeros(1, 8, 5, 5)).shape
+        torch.Size([1, 8, 5, 5])
+    """
+
+    _packed: tuple[Any, Tensor] | None = None
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        if self._has_kernel(input, residual):
+            return self._in_one_pass(input, residual)
+        y = Conv2d._conv_forward(self, input, self.weight, self.bias)
+        return ACTIVATIONS[self.activation](y if residual is None else y + residual)
+
+    def _has_kernel(self, input: Tensor, residual: Tensor | None) -> bool:
+        if torch.compiler.is_compiling() or not is_plain(input, self.weight, residual):
+            return False
+        fits = input.is_cpu and input.dim() == 4 and input.shape[1] == self.in_channels and input.numel() > 0
+        fits = fits and input.dtype == self.weight.dtype and _onednn_has(input.dtype) and _is_channels_last(input)
+        left, right, top, bottom = self._reversed_padding_repeated_twice
+        fits = fits and self.padding_mode == "zeros" and left == right and top == bottom
+        if not fits or residual is None:
+            return fits
+        shape = (input.shape[0], self.out_channels, *map(self._size, input.shape[2:], (0, 1)))
+        fits = residual.shape == shape and residual.dtype == input.dtype and _is_channels_last(residual)
+        return fits and self.activation in (None, "relu")
+
+    def _size(self, size: int, axis: int) -> int:
+        pad = self._reversed_padding_repeated_twice[2 - 2 * axis]
+        return (size + 2 * pad - self.dilation[axis] * (self.kernel_size[axis] - 1) - 1) // self.stride[axis] + 1
+
+    def _in_one_pass(self, input: Tensor, residual: Tensor | None) -> Tensor:
+        geometry = [self._reversed_padding_repeated_twice[i] for i in (2, 0)], self.stride, self.dilation, self.groups
+        name, scalars, algorithm = _POST_OPS[self.activation]
+        weight = self._pack(input.shape, geometry)
+        if residual is None:
+            return torch.ops.mkldnn._convolution_pointwise.default(
+                input, weight, self.bias, *geometry, name, scalars, algorithm
+            )
+        after = None if self.activation is None else name
+        return torch.ops.mkldnn._convolution_pointwise_.binary(
+            residual, input, weight, self.bias, *geometry, "add", 1.0, after, scalars, algorithm
+        )
+
+    def _pack(self, size: torch.Size, geometry: tuple[Any, ...]) -> Tensor:
+        weight = self.weight
+        version = 0 if weight.is_inference() else weight._version
+        packed = self._packed
+        if packed is None or packed[0] != (weight.data_ptr(), version):
+            plain = weight.detach().contiguous().to_mkldnn()
+            reordered = torch._C._nn.mkldnn_reorder_conv2d_weight(plain, *geometry, size)  # type: ignore[call-arg]
+            packed = self._packed = (weight.data_ptr(), version), reordered
+        return packed[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_packed": None}
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    return x.is_contiguous(memory_format=torch.channels_last)
+
+
+def _onednn_has(dtype: torch.dtype) -> bool:
+    if not torch.backends.mkldnn.is_available() or not torch.backends.mkldnn.enabled:
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -1,0 +1,104 @@
+"""PackedConv2d on oneDNN's kernels and without them: the convolution in float64, the residual and the activation."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fastnets.layers import PackedConv2d
+from fastnets.ops._activation import ACTIVATIONS
+
+GEOMETRIES = [
+    {"kernel_size": 1},
+    {"kernel_size": 3, "padding": 1},
+    {"kernel_size": (3, 5), "stride": (2, 1), "padding": (1, 2), "dilation": (1, 2)},
+    {"kernel_size": 3, "padding": "same"},
+    {"kernel_size": 4, "padding": "same"},
+    {"kernel_size": 3, "padding": 1, "padding_mode": "reflect"},
+    {"kernel_size": 3, "groups": 2},
+]
+
+
+def layer(**kwargs):
+    torch.manual_seed(0)
+    return PackedConv2d(8, 6, **kwargs).eval().requires_grad_(False)
+
+
+def expected(conv, x, residual, sizes=False):
+    """The result in float64; or the sums of the magnitudes of its terms."""
+    exact = copy.deepcopy(conv).double()
+    exact.activation = None
+    if sizes:
+        x, residual = x.abs(), None if residual is None else residual.abs()
+        exact.weight.abs_(), exact.bias.abs_()
+    y = exact(x.double())
+    y = y if residual is None else y + residual.double()
+    return y if sizes else ACTIVATIONS[conv.activation](y)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+@pytest.mark.parametrize("with_residual", [False, True])
+def test_values(geometry, activation, layout, dtype, with_residual):
+    conv = layer(**geometry, activation=activation).to(dtype)
+    x = torch.randn(2, 8, 9, 11).to(dtype).contiguous(memory_format=layout)
+    residual = torch.randn(conv(x).shape).to(dtype).contiguous(memory_format=layout) if with_residual else None
+    exact, size = expected(conv, x, residual), expected(conv, x, residual, sizes=True)
+    got = conv(x, None if residual is None else residual.clone(memory_format=torch.preserve_format))
+    assert got.dtype == dtype and got.is_contiguous(memory_format=layout)
+    # Where there are three steps the type rounds each of their results; sums are taken in float32.
+    rounding = torch.finfo(dtype).eps * (1 if layout == torch.channels_last else 3) * size.clamp(max=8)
+    assert ((got.double() - exact).abs() <= rounding + torch.finfo(torch.float32).eps * (2 * 128**0.5 + 6) * size).all()
+
+
+def test_a_residual_of_another_shape_is_broadcast_and_left_alone():
+    conv, x, residual = layer(kernel_size=1), torch.randn(2, 8, 5, 5), torch.randn(1, 6, 1, 1)
+    before = residual.clone()
+    torch.testing.assert_close(conv(x, residual), conv(x) + residual)
+    assert torch.equal(residual, before)
+
+
+def test_a_residual_with_a_gradient_is_left_alone():
+    conv, x = layer(kernel_size=1), torch.randn(2, 8, 5, 5)
+    residual = torch.randn(2, 6, 5, 5, requires_grad=True)
+    before = residual.detach().clone()
+    conv(x, residual).sum().backward()
+    assert torch.equal(residual, before) and torch.equal(residual.grad, torch.ones_like(before))
+
+
+def test_it_packs_once_and_again_after_the_weights_changed():
+    conv, x = layer(kernel_size=3), torch.randn(1, 8, 6, 6)
+    conv(x)
+    packed = conv._packed
+    conv(x)
+    assert conv._packed is packed
+    conv.weight.mul_(2)
+    torch.testing.assert_close(conv(x), F.conv2d(x, conv.weight, conv.bias))
+    conv.load_state_dict(layer(kernel_size=3).state_dict())
+    torch.testing.assert_close(conv(x), F.conv2d(x, conv.weight, conv.bias))
+    conv.weight = torch.nn.Parameter(torch.zeros_like(conv.weight), requires_grad=False)
+    torch.testing.assert_close(conv(x), conv.bias.view(1, -1, 1, 1).expand(1, 6, 4, 4))
+
+
+def test_packed_weights_are_in_no_state_and_no_copy():
+    conv, x = layer(kernel_size=3), torch.randn(1, 8, 6, 6)
+    y = conv(x)
+    assert list(conv.state_dict()) == ["weight", "bias"]
+    for other in (copy.deepcopy(conv), pickle.loads(pickle.dumps(conv))):
+        assert other._packed is None
+        assert torch.equal(other(x), y)
+
+
+@torch.inference_mode()
+def test_eight_threads_at_once():
+    conv, x = layer(kernel_size=3, activation="relu"), torch.randn(2, 8, 9, 9)
+    y = copy.deepcopy(conv)(x)
+    with ThreadPoolExecutor(8) as pool:
+        assert all(torch.equal(other, y) for other in pool.map(lambda _: conv(x), range(64)))
