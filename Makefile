@@ -54,8 +54,8 @@ bench: $(VENV)/has-bench $(BUILT) ## Time the ops against their peers
 sanitize: $(VENV)/has-test ## Run the tests of the ops on CPU kernels that check addresses and undefined behaviour
 	CXXFLAGS="-O1 -fsanitize=address,undefined -fno-sanitize-recover=all" LDFLAGS="-fsanitize=address,undefined" \
 		FASTNETS_BUILD=cpu python setup.py -q build --build-base build/sanitize --build-lib build/sanitize/lib
-	LD_PRELOAD=$$($(CC) -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitize/lib \
-		pytest -rs -k 'cpu or threads or geometry' tests/ops $(ARGS)
+	LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
+		PYTHONPATH=build/sanitize/lib pytest -s -rs -k 'cpu or threads or geometry' tests/ops $(ARGS)
 
 wheel: $(HAS_TORCH) ## Write the source archive, and a wheel made from it, to dist/
 	rm -rf dist

@@ -31,7 +31,7 @@ struct Strip {
   static constexpr int kTile = 4;  // vectors of results at a time
 
   explicit Strip(const Problem& p, Activation name)
-      : w(p.g.w), margin((P * w + P + L) / L * L), activate(name), masks(K * (w + kTile * L)) {
+      : w(p.g.w), margin((P * w + 2 * L - 1) / L * L), activate(name), masks(K * (w + kTile * L)) {
     for (int j = 0; j < K; ++j)
       for (int64_t t = 0; t < w + kTile * L; ++t) {
         const int64_t column = t % w + j - P;
@@ -39,7 +39,8 @@ struct Strip {
       }
   }
 
-  // Rows of a plane with `margin` numbers before and after, zero where there is no row.
+  // Rows of a plane with `margin` numbers before and after, zero where there is no row: the P rows above and the vector
+  // that is loaded before them.
   void fill(const T* plane, int64_t height, Range rows) {
     const int64_t count = (rows.end - rows.begin) * w;
     source.resize(std::max<size_t>(source.size(), 2 * margin + count + (kTile + 1) * L));
