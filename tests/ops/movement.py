@@ -16,12 +16,6 @@ OTHERS = (
 SAME_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.complex128}
 
 
-def message(fn, *args):
-    with pytest.raises(Exception) as error:
-        fn(*args)
-    return type(error.value), str(error.value)
-
-
 def of_type(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Random bits as a type, and as another of that size whose numbers equal themselves and which PyTorch moves."""
     size = torch.empty((), dtype=dtype).element_size()

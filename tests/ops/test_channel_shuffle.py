@@ -9,7 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from check_op import Case, check_gradients, check_onnx, check_tracing, check_values, layouts
-from movement import FLOATS, OTHERS, allocated, check_many_threads, message, need_memory, of_type
+from edges import error_of
+from movement import FLOATS, OTHERS, allocated, check_many_threads, need_memory, of_type
 
 from fastnets._backends import INTERPRETED
 from fastnets.ops import channel_shuffle, shuffle_split
@@ -174,16 +175,16 @@ BAD = {
 
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input_raises_what_pytorch_raises(backend, name):
-    expected = message(F.channel_shuffle, *BAD[name])
-    assert message(channel_shuffle, *BAD[name]) == expected
+    expected = error_of(F.channel_shuffle, *BAD[name])
+    assert error_of(channel_shuffle, *BAD[name]) == expected
     if BAD[name][0].is_floating_point():
         x, groups = BAD[name]
-        assert message(channel_shuffle, x.clone().requires_grad_(), groups) == expected
+        assert error_of(channel_shuffle, x.clone().requires_grad_(), groups) == expected
 
 
 @pytest.mark.parametrize("b", [X[:, :3], X.double(), X[0], X.to("meta")], ids=["shape", "type", "unbatched", "device"])
 def test_bad_input_of_split(backend, b):
-    error, text = message(shuffle_split, X, b)
+    error, text = error_of(shuffle_split, X, b)
     assert error is RuntimeError and text.startswith("shuffle_split expects two tensors (n, c, h, w) of one shape")
 
 

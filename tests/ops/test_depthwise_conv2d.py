@@ -22,6 +22,7 @@ from check_op import (
     same,
 )
 from check_op import assert_close as assert_close_to_oracle
+from edges import error_of
 
 import fastnets
 from fastnets._backends import INTERPRETED
@@ -189,12 +190,6 @@ def test_empty_batch(backend, format):
     assert x.grad.shape == x.shape and not w.grad.any() and not bias.grad.any()
 
 
-def _message(fn, *args, **kwargs):
-    with pytest.raises(Exception) as error:
-        fn(*args, **kwargs)
-    return type(error.value), str(error.value)
-
-
 x4, w4 = torch.ones(1, 4, 5, 5), torch.ones(4, 1, 3, 3)
 BAD = {
     "two dimensions": (x4[0, 0], w4),
@@ -220,12 +215,12 @@ BAD = {
 def test_bad_input_raises_what_pytorch_raises(backend, name):
     args = BAD[name]
     groups = 4 if args[0].dim() < 3 or args[0].shape[-3] else 0
-    expected = _message(F.conv2d, *args, groups=groups)
-    assert _message(depthwise_conv2d, *args) == expected
+    expected = error_of(F.conv2d, *args, groups=groups)
+    assert error_of(depthwise_conv2d, *args) == expected
 
 
 def test_bad_activation(backend):
-    error, message = _message(depthwise_conv2d, x4, w4, activation="tanh")
+    error, message = error_of(depthwise_conv2d, x4, w4, activation="tanh")
     assert error is ValueError and "'relu6'" in message and "'tanh'" in message
 
 

@@ -23,6 +23,7 @@ from check_op import (
     same,
 )
 from check_op import assert_close as assert_close_to_oracle
+from edges import error_of
 
 import fastnets
 from fastnets._backends import INTERPRETED
@@ -206,12 +207,6 @@ def test_empty_batch(backend, format):
     assert x.grad.shape == x.shape and not w.grad.any() and not bias.grad.any()
 
 
-def _message(fn, *args, **kwargs):
-    with pytest.raises(Exception) as error:
-        fn(*args, **kwargs)
-    return type(error.value), str(error.value)
-
-
 x4, w4 = torch.ones(1, 4, 5, 5), torch.ones(6, 2, 3, 3)
 BAD = {
     "two dimensions": (x4[0, 0], w4),
@@ -241,11 +236,11 @@ BAD = {
 def test_bad_input_raises_what_pytorch_raises(backend, name):
     args = BAD[name]
     groups = {} if len(args) == 7 else {"groups": 2}
-    assert _message(grouped_conv2d, *args, **groups) == _message(F.conv2d, *args, **groups)
+    assert error_of(grouped_conv2d, *args, **groups) == error_of(F.conv2d, *args, **groups)
 
 
 def test_bad_activation(backend):
-    error, message = _message(grouped_conv2d, x4, w4, groups=2, activation="tanh")
+    error, message = error_of(grouped_conv2d, x4, w4, groups=2, activation="tanh")
     assert error is ValueError and "'relu6'" in message and "'tanh'" in message
 
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from check_op import Case, check_gradients, check_onnx, check_onnx_module, check_tracing, check_values, layouts
-from movement import FLOATS, OTHERS, allocated, check_many_threads, message, need_memory, of_type
+from edges import error_of
+from movement import FLOATS, OTHERS, allocated, check_many_threads, need_memory, of_type
 
 from fastnets._backends import INTERPRETED
 from fastnets.ops import pixel_shuffle, pixel_shuffle_to_uint8, pixel_unshuffle
@@ -206,15 +207,15 @@ def test_bad_input_raises_what_pytorch_raises(backend, name):
     x, factor = BAD[name]
     pairs = [(pixel_shuffle, F.pixel_shuffle), (pixel_shuffle_to_uint8, F.pixel_shuffle)]
     for ours, theirs in (*pairs, (pixel_unshuffle, F.pixel_unshuffle)):
-        expected = message(theirs, x, factor)
-        assert message(ours, x, factor) == expected
-        assert message(ours, x.clone().requires_grad_(), factor) == expected
+        expected = error_of(theirs, x, factor)
+        assert error_of(ours, x, factor) == expected
+        assert error_of(ours, x.clone().requires_grad_(), factor) == expected
 
 
 @pytest.mark.parametrize("dtype", (torch.int32, torch.bool, torch.complex64, torch.float8_e4m3fn), ids=str)
 def test_bytes_of_other_types_raise(backend, dtype):
     expected = f"pixel_shuffle_to_uint8 expects float32, float64, bfloat16 or float16, but got {dtype}"
-    assert message(pixel_shuffle_to_uint8, torch.zeros(1, 4, 2, 2).to(dtype), 2) == (RuntimeError, expected)
+    assert error_of(pixel_shuffle_to_uint8, torch.zeros(1, 4, 2, 2).to(dtype), 2) == (RuntimeError, expected)
 
 
 def test_integers_of_other_kinds(backend):

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from check_op import DTYPES, Case, check_onnx, check_tracing, layouts, poisoned
+from edges import error_of
 from torch import Tensor
 
 import fastnets
@@ -328,12 +329,6 @@ def test_frozen_scale_makes_results_independent_of_the_batch(backend):
     assert torch.equal(together, precision_gate_conv2d(x, w, threshold, bias, **as_tensor))
 
 
-def _message(fn, *args, **kwargs):
-    with pytest.raises(Exception) as error:
-        fn(*args, **kwargs)
-    return type(error.value), str(error.value)
-
-
 x4, w4, t4 = torch.ones(1, 4, 5, 5), torch.ones(4, 4, 3, 3), torch.ones(4)
 AS_PYTORCH = {
     "two dimensions": (x4[0, 0], w4),
@@ -357,7 +352,7 @@ AS_PYTORCH = {
 @pytest.mark.parametrize("name", AS_PYTORCH)
 def test_bad_input_raises_what_pytorch_raises(backend, name):
     x, w, *rest = AS_PYTORCH[name]
-    assert _message(precision_gate_conv2d, x, w, t4, *rest) == _message(F.conv2d, x, w, *rest)
+    assert error_of(precision_gate_conv2d, x, w, t4, *rest) == error_of(F.conv2d, x, w, *rest)
 
 
 @pytest.mark.parametrize(

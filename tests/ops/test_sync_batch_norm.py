@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from check_op import DTYPES, Case, check_gradients, check_onnx, check_tracing, check_values, run, same
+from edges import error_of
 
 import fastnets
 from fastnets._backends import INTERPRETED
@@ -236,12 +237,6 @@ def test_strided_vectors(backend):
     torch.testing.assert_close(y, sync_batch_norm(x, w, b.exp(), w, b))
 
 
-def _message(fn, *args, **kwargs):
-    with pytest.raises(Exception) as error:
-        fn(*args, **kwargs)
-    return type(error.value), str(error.value)
-
-
 x4, v3, v4 = torch.ones(2, 4, 5, 5), torch.ones(3), torch.ones(4)
 BAD = {
     "no statistics": (x4, None, None),
@@ -262,11 +257,11 @@ BAD = {
 
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input_raises_what_pytorch_raises(backend, name):
-    assert _message(sync_batch_norm, *BAD[name]) == _message(F.batch_norm, *BAD[name])
+    assert error_of(sync_batch_norm, *BAD[name]) == error_of(F.batch_norm, *BAD[name])
 
 
 def test_bad_input_of_moments(backend):
-    assert _message(batch_moments, v4)[1].startswith("batch_moments expects input (n, c, ...)")
+    assert error_of(batch_moments, v4)[1].startswith("batch_moments expects input (n, c, ...)")
     with pytest.raises(RuntimeError, match="float32, float64, bfloat16"):
         batch_moments(x4.long())
 
