@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 
 import hypothesis
 import hypothesis.strategies as st
@@ -20,10 +20,9 @@ from check_op import (
     oracle,
     output_gradients,
     run,
-    same,
 )
 from check_op import assert_close as assert_close_to_oracle
-from edges import error_of
+from edges import check_at_once, check_thread_counts, error_of
 
 import fastnets
 from fastnets._backends import INTERPRETED
@@ -260,31 +259,16 @@ THREADED = case("threads", (3, 40, 20, 21), 40, 10)
 
 
 @pytest.mark.parametrize("format", LAYOUTS)
-def test_threads_do_not_change_a_bit(format):
+def test_threads_do_not_change_a_bit(cpu_kernels, format):
     tensors = THREADED.cast(torch.float32)
     tensors[0] = tensors[0].contiguous(memory_format=format)
     dy = output_gradients(THREADED, tensors)
-    threads, results = torch.get_num_threads(), []
-    for n in (1, 2, 5):
-        torch.set_num_threads(n)
-        y, gradients = run(THREADED, tensors, dy)
-        results.append(y + gradients)
-    torch.set_num_threads(threads)
-    for other in results[1:]:
-        assert same(results[0], other)
+    check_thread_counts(lambda: chain(*run(THREADED, tensors, dy)))
 
 
-def test_eight_threads_at_once():
-    calls = [case(f"call {i}", (2, 16, 9 + i, 8), 16, 1 << i % 4) for i in range(8)]
-
-    def forward(c):
-        with torch.inference_mode():
-            return run(c, c.cast(torch.float32))[0]
-
-    alone = [forward(c) for c in calls]
-    with ThreadPoolExecutor(8) as pool:
-        for _ in range(5):
-            assert all(same(a, b) for a, b in zip(alone, pool.map(forward, calls), strict=True))
+def test_eight_threads_at_once(cpu_kernels):
+    cases = [case(f"call {i}", (2, 16, 9 + i, 8), 16, 1 << i % 4) for i in range(8)]
+    check_at_once([lambda c=c: run(c, c.cast(torch.float32))[0] for c in cases])
 
 
 @hypothesis.settings(max_examples=150, deadline=None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from concurrent.futures import ThreadPoolExecutor
 
 import hypothesis
 import hypothesis.strategies as st
@@ -11,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from check_op import DTYPES, Case, check_onnx, check_tracing, layouts, poisoned
-from edges import error_of
+from edges import allocated, check_at_once, check_thread_counts, error_of
 from torch import Tensor
 
 import fastnets
@@ -403,42 +402,27 @@ def test_weights_that_pass_a_byte(backend, weights, channels):
     assert torch.equal(y, F.conv2d(x, q).double())
 
 
-def test_threads_do_not_change_a_bit():
+def test_threads_do_not_change_a_bit(cpu_kernels):
     case, kwargs = tensors((2, 20, 14, 15), 70, padding=1)
-    threads, results = torch.get_num_threads(), []
-    for n in (1, 2, 5):
-        torch.set_num_threads(n)
-        results.append(precision_gate_conv2d(*cast(case, torch.float32), **kwargs, return_density=True))
-    torch.set_num_threads(threads)
-    for y, density in results[1:]:
-        assert torch.equal(y, results[0][0]) and torch.equal(density, results[0][1])
+    case = cast(case, torch.float32)
+    check_thread_counts(lambda: precision_gate_conv2d(*case, **kwargs, return_density=True))
 
 
-def test_eight_threads_and_inference_mode():
+def test_eight_threads_at_once(cpu_kernels):
     case, kwargs = tensors((1, 20, 9, 9), 40, padding=1)
     case = cast(case, torch.float32)
-    expected = precision_gate_conv2d(*case, **kwargs)
-
-    def call(_):
-        with torch.inference_mode():
-            return precision_gate_conv2d(*case, **kwargs)
-
-    with ThreadPoolExecutor(8) as pool:
-        assert all(torch.equal(y, expected) for y in pool.map(call, range(40)))
+    check_at_once([lambda: precision_gate_conv2d(*case, **kwargs)], rounds=40)
 
 
-def test_memory_beside_the_result_is_as_documented():
+def test_memory_beside_the_result_is_as_documented(cpu_kernels):
     """Two bytes for each number of the padded input, about two for each of the weight, and no more."""
     (x, w, threshold, bias), kwargs = tensors((4, 64, 30, 30), 64, padding=1)
     case = [t.float().contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t.float()
             for t in (x, w, threshold, bias)]  # fmt: skip
     y = precision_gate_conv2d(*case, **kwargs)
-    with torch.profiler.profile(profile_memory=True) as profile:
-        y = precision_gate_conv2d(*case, **kwargs)
-    events = profile.profiler.kineto_results.events()
-    allocated = sum(e.nbytes() for e in events if e.name() == "[memory]" and e.nbytes() > 0)
     padded, weights = 4 * 64 * 32 * 32, w.numel()
-    assert y.nbytes + 2 * padded <= allocated <= y.nbytes + 2 * padded + 2 * weights + 4096
+    beside = allocated(lambda: precision_gate_conv2d(*case, **kwargs)) - y.nbytes
+    assert 2 * padded <= beside <= 2 * padded + 2 * weights + 4096
 
 
 @hypothesis.settings(max_examples=100, deadline=None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import chain
 
 import hypothesis
 import hypothesis.strategies as st
@@ -19,8 +20,8 @@ from check_op import (
     oracle,
     output_gradients,
     run,
-    same,
 )
+from edges import allocated, check_thread_counts
 
 from fastnets._backends import INTERPRETED
 from fastnets.ops import strip_pool
@@ -157,31 +158,18 @@ def test_any_geometry(data):
     assert_close(c, run(c, tensors, dy), values, sizes, dtype, "any layout")
 
 
-def test_threads_do_not_change_a_bit():
-    c, threads, results = case("threads", (1, 80, 40, 41)), torch.get_num_threads(), []
-    for layout in LAYOUTS:
-        tensors = [c.tensors[0].float().contiguous(memory_format=layout)]
-        dy = output_gradients(c, tensors)
-        for n in (1, 2, 5):
-            torch.set_num_threads(n)
-            y, gradients = run(c, tensors, dy)
-            results.append(y + gradients)
-        torch.set_num_threads(threads)
-        assert same(results[-3], results[-2]) and same(results[-3], results[-1])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_threads_do_not_change_a_bit(cpu_kernels, layout):
+    c = case("threads", (1, 80, 40, 41))
+    tensors = [c.tensors[0].float().contiguous(memory_format=layout)]
+    dy = output_gradients(c, tensors)
+    check_thread_counts(lambda: chain(*run(c, tensors, dy)))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-def test_allocates_only_its_results(layout):
-    """The profiler sees the allocations of PyTorch's allocator, from C++ as well."""
-    x = torch.randn(2, 16, 64, 96).contiguous(memory_format=layout)
+def test_allocates_only_its_results(cpu_kernels, layout):
+    x = torch.randn(2, 16, 256, 384).contiguous(memory_format=layout)
     rows, columns = strip_pool(x)
+    assert allocated(lambda: strip_pool(x)) == rows.nbytes + columns.nbytes
     backward = torch.ops.fastnets.strip_pool_backward
-    calls = {
-        lambda: strip_pool(x): rows.numel() + columns.numel(),
-        lambda: backward(rows, columns, layout == LAST): x.numel(),
-    }
-    for call, numbers in calls.items():
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-            call()
-        allocated = sum(e.self_cpu_memory_usage for e in profile.key_averages() if e.self_cpu_memory_usage > 0)
-        assert allocated == 4 * numbers
+    assert allocated(lambda: backward(rows, columns, layout == LAST)) == x.nbytes

@@ -6,17 +6,16 @@ What several processes do is in test_sync_batch_norm_ranks.py.
 from __future__ import annotations
 
 import math
-from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 
 import hypothesis
 import hypothesis.strategies as st
 import pytest
 import torch
 import torch.nn.functional as F
-from check_op import DTYPES, Case, check_gradients, check_onnx, check_tracing, check_values, run, same
-from edges import error_of
+from check_op import DTYPES, Case, check_gradients, check_onnx, check_tracing, check_values, run
+from edges import allocated, check_at_once, check_thread_counts, error_of
 
-import fastnets
 from fastnets._backends import INTERPRETED
 from fastnets.ops import batch_moments, sync_batch_norm
 from fastnets.ops._exchange import exchange_moments
@@ -268,61 +267,32 @@ def test_bad_input_of_moments(backend):
 
 @pytest.mark.parametrize("shape", ((5, 40, 9, 11), (3, 5, 70, 80)), ids=str)
 @pytest.mark.parametrize("format", (torch.contiguous_format, LAST), ids=("contiguous", "channels_last"))
-def test_threads_do_not_change_a_bit(shape, format):
+def test_threads_do_not_change_a_bit(cpu_kernels, shape, format):
     x, w, b = (t.float() for t in tensors(shape))
     c = Case("threads", normalized, [x.contiguous(memory_format=format), w, b])
-    threads, results = torch.get_num_threads(), []
-    for n in (1, 2, 5):
-        torch.set_num_threads(n)
-        y, gradients = run(c, c.tensors, [torch.ones_like(x).cumsum(0)])
-        results.append([*y, *gradients, *batch_moments(c.tensors[0])])
-    torch.set_num_threads(threads)
-    for other in results[1:]:
-        assert same(results[0], other)
+    dy = [torch.ones_like(x).cumsum(0)]
+    check_thread_counts(lambda: chain(*run(c, c.tensors, dy), batch_moments(c.tensors[0])))
 
 
-def test_at_once_from_eight_threads():
-    inputs = [tensors((3, 20 + i, 9, 8)) for i in range(8)]
-
-    def step(x, w, b):
-        with torch.inference_mode():
-            return sync_batch_norm(x, None, None, w, b, True), *batch_moments(x)
-
-    expected = [step(*t) for t in inputs]
-    with ThreadPoolExecutor(8) as pool:
-        for _ in range(20):
-            for got, want in zip(pool.map(lambda t: step(*t), inputs), expected, strict=True):
-                assert same(list(got), list(want))
-
-
-def peak_bytes(fn) -> int:
-    """The most memory, of any allocator, that a call has beyond what the process had before."""
-    with open("/proc/self/clear_refs", "w") as refs:
-        refs.write("5")  # resets the peak
-
-    def status(field: str) -> int:
-        with open("/proc/self/status") as lines:
-            return next(int(line.split()[1]) for line in lines if line.startswith(field)) << 10
-
-    before = status("VmRSS")
-    result = fn()  # noqa: F841
-    return status("VmHWM") - before
+def test_eight_threads_at_once(cpu_kernels):
+    calls = []
+    for i in range(8):
+        x, w, b = tensors((3, 20 + i, 9, 8))
+        calls.append(lambda x=x, w=w, b=b: [sync_batch_norm(x, None, None, w, b, True), *batch_moments(x)])
+    check_at_once(calls, rounds=20)
 
 
 @pytest.mark.parametrize("format", (torch.contiguous_format, LAST), ids=("contiguous", "channels_last"))
-def test_memory(format):
+def test_memory(cpu_kernels, format):
     """As the docstrings say: a sixteenth of the input for its moments; results and gradients only, beside that."""
-    if not fastnets._backends.BACKENDS["cpu"].missing():
-        x = torch.randn(16, 256, 64, 64).contiguous(memory_format=format).requires_grad_()
-        size = x.numel() * 4
-        w, small = torch.ones(256, requires_grad=True), 2 << 20
-        batch_moments(x[:1].detach())
-        assert peak_bytes(lambda: batch_moments(x.detach())) < size / 16 + small
-        with torch.no_grad():
-            assert peak_bytes(lambda: sync_batch_norm(x, None, None, w, w, True)) < size * 17 / 16 + small
-        y = sync_batch_norm(x, None, None, w, w, True)
-        dy = torch.randn_like(y)
-        assert peak_bytes(lambda: torch.autograd.grad(y, (x, w), dy)) < size * 17 / 16 + small
+    x = torch.randn(8, 256, 64, 64).contiguous(memory_format=format).requires_grad_()
+    w = torch.ones(256, requires_grad=True)
+    assert allocated(lambda: batch_moments(x.detach())) < x.nbytes / 16
+    with torch.no_grad():
+        assert allocated(lambda: sync_batch_norm(x, None, None, w, w, True)) < x.nbytes * 17 / 16
+    y = sync_batch_norm(x, None, None, w, w, True)
+    dy = torch.randn_like(y)
+    assert allocated(lambda: torch.autograd.grad(y, (x, w), dy, retain_graph=True)) < x.nbytes * 17 / 16
 
 
 @hypothesis.settings(max_examples=60, deadline=None)
@@ -331,7 +301,7 @@ def test_memory(format):
     dtype=st.sampled_from(DTYPES),
     training=st.booleans(),
 )
-def test_any_shape(shape, dtype, training):
+def test_any_geometry(shape, dtype, training):
     """Sizes that nobody thought of, on the CPU kernels."""
     case = Case("any", normalized, tensors(shape), {"training": training}, count(shape), {"magnitude": True})
     check_values(case, dtype)
