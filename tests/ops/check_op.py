@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -25,6 +26,10 @@ EPS = {dtype: torch.finfo(dtype).eps for dtype in DTYPES}
 POISON = {dtype: torch.iinfo(dtype).max for dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)}
 POISON[torch.bool] = True
 SUM = {dtype: torch.float64 if dtype == torch.float64 else torch.float32 for dtype in DTYPES}
+
+
+LAYOUTS = (torch.contiguous_format, torch.channels_last)
+in_both_layouts = pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 
 
 @dataclass
@@ -145,6 +150,12 @@ def assert_close(case: Case, got: tuple[list, list], values: list, sizes: list, 
         assert (error <= bound).all(), (
             f"{case}, {dtype}, {what}: {name} is off by {(error / bound).nan_to_num(math.inf).max():.3g} times the bound"
         )
+
+
+def check_call(case: Case, tensors: list[Tensor | None], dtype: torch.dtype, what: str = "as given") -> None:
+    """Results and gradients of one call, whose tensors are of that type."""
+    dy = output_gradients(case, tensors)
+    assert_close(case, run(case, tensors, dy), *oracle(case, tensors, dy), dtype, what)
 
 
 def same(a: list, b: list) -> bool:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from check_op import Case, check_gradients, check_onnx, check_tracing, check_values, layouts
+from check_op import Case, check_gradients, check_onnx, check_tracing, check_values, in_both_layouts, layouts
 from edges import allocated, check_at_once, error_of, need_memory
 from movement import FLOATS, OTHERS, of_type
 
@@ -220,9 +220,9 @@ def test_any_geometry(data):
     assert all(map(torch.equal, op_split(*got, True), (x, b)))
 
 
-@pytest.mark.parametrize("format", (torch.contiguous_format, torch.channels_last))
-def test_allocates_only_its_result(cpu_kernels, format):
-    x = torch.randn(4, 24, 128, 128).contiguous(memory_format=format)
+@in_both_layouts
+def test_allocates_only_its_result(cpu_kernels, layout):
+    x = torch.randn(4, 24, 128, 128).contiguous(memory_format=layout)
     size = x.numel() * 4
     assert allocated(lambda: channel_shuffle(x, 3)) == size
     assert allocated(lambda: shuffle_split(x, x)) == 2 * size
@@ -235,11 +235,11 @@ def test_eight_threads_at_once(backend):
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter would take hours")
-@pytest.mark.parametrize("format", (torch.contiguous_format, torch.channels_last))
-def test_more_than_2_to_31_elements(format):
+@in_both_layouts
+def test_more_than_2_to_31_elements(layout):
     need_memory(7)
     n, c, h, w = 33, 64, 1024, 1024  # 2.2e9 bytes
-    x = torch.empty(n, c, h, w, dtype=torch.uint8, memory_format=format)
+    x = torch.empty(n, c, h, w, dtype=torch.uint8, memory_format=layout)
     x.copy_(torch.arange(n * c, dtype=torch.uint8).view(n, c, 1, 1))
     x[..., -1, :] += torch.arange(w, dtype=torch.uint8)
     y = channel_shuffle(x, 2)

@@ -9,7 +9,18 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 import torch
-from check_op import DTYPES, Case, check_gradients, check_onnx, check_tracing, check_values, run, same
+from check_op import (
+    DTYPES,
+    LAYOUTS,
+    Case,
+    check_gradients,
+    check_onnx,
+    check_tracing,
+    check_values,
+    in_both_layouts,
+    run,
+    same,
+)
 from edges import allocated, check_at_once, check_thread_counts
 
 import fastnets
@@ -18,7 +29,6 @@ from fastnets.ops import corner_pool, corner_pool_sum
 from fastnets.ops.corner_pool import CORNERS, DIRECTIONS, INTEGERS, TIES
 
 LAST = torch.channels_last
-LAYOUTS = (torch.contiguous_format, LAST)
 
 
 def image(*shape, levels=4):
@@ -125,7 +135,7 @@ LITERAL = {
 }
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@in_both_layouts
 @pytest.mark.parametrize("direction", LITERAL)
 def test_literal_values(backend, direction, layout):
     x = torch.tensor(X).repeat(1, 2, 1, 1).contiguous(memory_format=layout)
@@ -156,7 +166,7 @@ TIED = {
 }
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@in_both_layouts
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize(("tie", "values"), TIED, ids=str)
 def test_who_receives_the_gradient(backend, direction, tie, values, layout):
@@ -180,7 +190,7 @@ def test_last_is_the_gradient_of_cummax(backend):
         torch.testing.assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@in_both_layouts
 @pytest.mark.parametrize("shape", [(0, 3, 4, 5), (2, 0, 4, 5), (2, 3, 0, 5), (2, 3, 4, 0)], ids=str)
 def test_empty(backend, shape, layout):
     x = torch.zeros(shape).contiguous(memory_format=layout).requires_grad_()
@@ -246,7 +256,7 @@ def test_any_geometry(data):
     assert same(*results)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@in_both_layouts
 def test_threads_do_not_change_a_bit(cpu_kernels, layout):
     shape = (3, 40, 20, 21)
     for c in (case("threads", shape, "left"), sum_case("threads", shape, "top_left")):
@@ -260,7 +270,7 @@ def test_eight_threads_at_once(cpu_kernels):
     check_at_once([lambda x=x: corner_pool_sum(x, x, "top_left") for x in xs], rounds=20)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@in_both_layouts
 def test_allocates_only_its_result(cpu_kernels, layout):
     x = torch.randn(2, 16, 128, 256).contiguous(memory_format=layout)
     backward = torch.ops.fastnets.corner_pool_backward

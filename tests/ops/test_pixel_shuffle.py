@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from check_op import Case, check_gradients, check_onnx, check_onnx_module, check_tracing, check_values, layouts
+from check_op import (
+    Case,
+    check_gradients,
+    check_onnx,
+    check_onnx_module,
+    check_tracing,
+    check_values,
+    in_both_layouts,
+    layouts,
+)
 from edges import allocated, check_at_once, error_of, need_memory
 from movement import FLOATS, OTHERS, of_type
 
@@ -63,10 +72,10 @@ def test_values_and_gradients(backend, case, dtype):
 
 
 @pytest.mark.parametrize("dtype", OTHERS, ids=str)
-@pytest.mark.parametrize("format", (torch.contiguous_format, torch.channels_last))
-def test_every_type(backend, dtype, format):
+@in_both_layouts
+def test_every_type(backend, dtype, layout):
     for r in (2, 3):
-        x, known = (t.contiguous(memory_format=format) for t in of_type((2, 3 * r * r, 3, 5), dtype))
+        x, known = (t.contiguous(memory_format=layout) for t in of_type((2, 3 * r * r, 3, 5), dtype))
         y, expected = pixel_shuffle(x, r), F.pixel_shuffle(known, r)
         assert y.dtype == dtype and y.stride() == expected.stride() and torch.equal(y.view(known.dtype), expected)
         assert torch.equal(pixel_unshuffle(y, r).view(known.dtype), known)
@@ -239,9 +248,9 @@ def test_any_geometry(data):
     assert torch.equal(pixel_unshuffle(draw(st.sampled_from(list(layouts(y).values()))), r), x)
 
 
-@pytest.mark.parametrize("format", (torch.contiguous_format, torch.channels_last))
-def test_allocates_only_its_result(cpu_kernels, format):
-    x = torch.randn(4, 16, 128, 128).contiguous(memory_format=format)
+@in_both_layouts
+def test_allocates_only_its_result(cpu_kernels, layout):
+    x = torch.randn(4, 16, 128, 128).contiguous(memory_format=layout)
     size = x.numel() * 4
     for f in (pixel_shuffle, pixel_unshuffle):
         assert allocated(lambda f=f: f(x, 2)) == size
@@ -255,11 +264,11 @@ def test_eight_threads_at_once(backend):
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter would take hours")
-@pytest.mark.parametrize("format", (torch.contiguous_format, torch.channels_last))
-def test_more_than_2_to_31_elements(format):
+@in_both_layouts
+def test_more_than_2_to_31_elements(layout):
     need_memory(7)
     n, c, h, w = 33, 64, 1024, 1024  # 2.2e9 bytes
-    x = torch.empty(n, c, h, w, dtype=torch.uint8, memory_format=format)
+    x = torch.empty(n, c, h, w, dtype=torch.uint8, memory_format=layout)
     x.copy_(torch.arange(n * c, dtype=torch.uint8).view(n, c, 1, 1))
     x[..., -1, :] += torch.arange(w, dtype=torch.uint8)
     y = pixel_shuffle(x, 2)

@@ -13,7 +13,7 @@ import hypothesis.strategies as st
 import pytest
 import torch
 import torch.nn.functional as F
-from check_op import DTYPES, Case, check_gradients, check_onnx, check_tracing, check_values, run
+from check_op import DTYPES, Case, check_gradients, check_onnx, check_tracing, check_values, in_both_layouts, run
 from edges import allocated, check_at_once, check_thread_counts, error_of
 
 from fastnets._backends import INTERPRETED
@@ -150,9 +150,9 @@ def test_literal_gradients(backend):
     assert x.grad.flatten().tolist() == [3.0, 7.0]
 
 
-@pytest.mark.parametrize("format", (torch.contiguous_format, LAST), ids=("contiguous", "channels_last"))
+@in_both_layouts
 @pytest.mark.parametrize("where", ("everywhere", "but at first", "drifting"))
-def test_a_large_mean_costs_no_digits(backend, format, where):
+def test_a_large_mean_costs_no_digits(backend, layout, where):
     side = 24 if INTERPRETED else 90
     x = torch.randn(4, 20, side, side, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     if where == "drifting":
@@ -161,17 +161,17 @@ def test_a_large_mean_costs_no_digits(backend, format, where):
         x += 1e4
     if where == "but at first":
         x[0, :, 0, 0] = 0
-    x = x.float().contiguous(memory_format=format)
+    x = x.float().contiguous(memory_format=layout)
     exact = x.double().var((0, 2, 3), correction=0) * x[:, 0].numel()
     torch.testing.assert_close(batch_moments(x)[1].double(), exact, rtol=1e-5, atol=0)
     y = sync_batch_norm(x, None, None, training=True)
     torch.testing.assert_close(y, F.batch_norm(x.double(), None, None, training=True).float(), rtol=1e-3, atol=2e-3)
 
 
-@pytest.mark.parametrize("format", (torch.contiguous_format, LAST), ids=("contiguous", "channels_last"))
+@in_both_layouts
 @pytest.mark.parametrize("value", (math.nan, math.inf))
-def test_nan_and_infinity_stay_in_their_channel(backend, format, value):
-    x = torch.ones(2, 35, 3, 5).contiguous(memory_format=format)
+def test_nan_and_infinity_stay_in_their_channel(backend, layout, value):
+    x = torch.ones(2, 35, 3, 5).contiguous(memory_format=layout)
     x[1, 33, 2, 4] = value
     x.requires_grad_()
     mean, m2, _ = batch_moments(x)
@@ -185,9 +185,9 @@ def test_nan_and_infinity_stay_in_their_channel(backend, format, value):
     assert (~one.isfinite()).sum() == 1
 
 
-@pytest.mark.parametrize("format", (torch.contiguous_format, LAST), ids=("contiguous", "channels_last"))
-def test_empty_batch(backend, format):
-    x = torch.zeros(0, 4, 5, 6).contiguous(memory_format=format).requires_grad_()
+@in_both_layouts
+def test_empty_batch(backend, layout):
+    x = torch.zeros(0, 4, 5, 6).contiguous(memory_format=layout).requires_grad_()
     w, b = torch.ones(4, requires_grad=True), torch.ones(4, requires_grad=True)
     mean, var = torch.zeros(4), torch.ones(4)
     for training in (True, False):
@@ -266,10 +266,10 @@ def test_bad_input_of_moments(backend):
 
 
 @pytest.mark.parametrize("shape", ((5, 40, 9, 11), (3, 5, 70, 80)), ids=str)
-@pytest.mark.parametrize("format", (torch.contiguous_format, LAST), ids=("contiguous", "channels_last"))
-def test_threads_do_not_change_a_bit(cpu_kernels, shape, format):
+@in_both_layouts
+def test_threads_do_not_change_a_bit(cpu_kernels, shape, layout):
     x, w, b = (t.float() for t in tensors(shape))
-    c = Case("threads", normalized, [x.contiguous(memory_format=format), w, b])
+    c = Case("threads", normalized, [x.contiguous(memory_format=layout), w, b])
     dy = [torch.ones_like(x).cumsum(0)]
     check_thread_counts(lambda: chain(*run(c, c.tensors, dy), batch_moments(c.tensors[0])))
 
@@ -282,10 +282,10 @@ def test_eight_threads_at_once(cpu_kernels):
     check_at_once(calls, rounds=20)
 
 
-@pytest.mark.parametrize("format", (torch.contiguous_format, LAST), ids=("contiguous", "channels_last"))
-def test_memory(cpu_kernels, format):
+@in_both_layouts
+def test_memory(cpu_kernels, layout):
     """As the docstrings say: a sixteenth of the input for its moments; results and gradients only, beside that."""
-    x = torch.randn(8, 256, 64, 64).contiguous(memory_format=format).requires_grad_()
+    x = torch.randn(8, 256, 64, 64).contiguous(memory_format=layout).requires_grad_()
     w = torch.ones(256, requires_grad=True)
     assert allocated(lambda: batch_moments(x.detach())) < x.nbytes / 16
     with torch.no_grad():
