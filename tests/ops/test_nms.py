@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import hypothesis
 import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
-import torch._dynamo.testing
-from boxes import KINDS, box_set, some_ids
+from boxes import KINDS, box_set, check_onnx, check_traced, some_ids
 from edges import allocated, check_thread_counts
 
 import fastnets
@@ -146,16 +146,7 @@ def test_bad_categories(backend):
 def test_tracing(backend):
     torch.library.opcheck(op.torch_op, (BOXES, SCORES, None, 0.3))
     torch.library.opcheck(op.torch_op, (BOXES, SCORES, torch.arange(5) % 2, 0.3))
-    torch._dynamo.reset()
-    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
-    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
-        compiled = torch.compile(nms, backend=counter, fullgraph=True, dynamic=True)
-        for n in (6, 7, 9):
-            boxes, scores = box_set("random", n, n)
-            assert torch.equal(compiled(boxes, scores, 0.3), nms(boxes, scores, 0.3))
-    assert counter.frame_count <= 2
-    exported = torch.export.export(Module(), (BOXES, SCORES), strict=False)
-    assert torch.equal(exported.module()(BOXES, SCORES), nms(BOXES, SCORES, 0.3))
+    check_traced(partial(nms, iou_threshold=0.3), Module())
 
 
 class Module(torch.nn.Module):
@@ -165,17 +156,5 @@ class Module(torch.nn.Module):
 
 @pytest.mark.parametrize("batched", (False, True))
 def test_onnx(tmp_path, batched):
-    import onnxruntime
-
-    n = torch.export.Dim("n")
-    args = (*box_set("random", 9, 0), *([some_ids(9, 0)] if batched else []))
-    shapes = tuple({0: n} for _ in args)
-    program = torch.onnx.export(Module().eval(), args, dynamo=True, dynamic_shapes=shapes, verbose=False)
-    assert {node.domain for node in program.model.graph} <= {"", "ai.onnx"}
-    assert batched or "NonMaxSuppression" in {node.op_type for node in program.model.graph}
-    program.save(str(tmp_path / "op.onnx"))
-    session = onnxruntime.InferenceSession(str(tmp_path / "op.onnx"))
-    for count in (9, 40):
-        args = (*box_set("random", count, count), *([some_ids(count, 1)] if batched else []))
-        (got,) = session.run(None, {i.name: a.numpy() for i, a in zip(session.get_inputs(), args, strict=True)})
-        assert got.tolist() == Module()(*args).tolist()
+    nodes = check_onnx(Module(), batched, (9, 40), tmp_path)
+    assert batched or "NonMaxSuppression" in {node.op_type for node in nodes}

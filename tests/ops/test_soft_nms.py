@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from functools import cache
+from functools import cache, partial
 
 import hypothesis
 import hypothesis.strategies as st
 import pytest
 import soft_nms_originals
 import torch
-import torch._dynamo.testing
-from boxes import KINDS, box_set, same_bits, some_ids
+from boxes import KINDS, box_set, check_onnx, check_traced, same_bits, some_ids
 from check_op import poisoned
 from edges import allocated, check_at_once, check_thread_counts
 
@@ -255,16 +254,7 @@ def test_gradient_is_refused(backend):
 @pytest.mark.parametrize("max_output", (None, 3))
 def test_tracing(backend, max_output):
     torch.library.opcheck(op.torch_op, (BOXES, SCORES, None, 0.3, 0.5, 1e-3, "linear", max_output, None))
-    torch._dynamo.reset()
-    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
-    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
-        compiled = torch.compile(soft_nms, backend=counter, fullgraph=True, dynamic=True)
-        for n in (6, 7, 9):
-            boxes, scores = box_set("random", n, n)
-            assert_same(compiled(boxes, scores, max_output=max_output), soft_nms(boxes, scores, max_output=max_output))
-    assert counter.frame_count <= 2
-    exported = torch.export.export(Module(max_output), (BOXES, SCORES), strict=False)
-    assert_same(exported.module()(BOXES, SCORES), soft_nms(BOXES, SCORES, max_output=max_output))
+    check_traced(partial(soft_nms, max_output=max_output), Module(max_output))
 
 
 class Module(torch.nn.Module):
@@ -282,22 +272,9 @@ class Module(torch.nn.Module):
 @pytest.mark.parametrize("max_output", (None, 6))
 @pytest.mark.parametrize("method", METHODS)
 def test_onnx(tmp_path, method, max_output, batched):
-    import onnxruntime
-
-    module, n = Module(max_output, method=method).eval(), torch.export.Dim("n")
-    args = (*box_set("random", 9, 0), *([some_ids(9, 0)] if batched else []))
-    shapes = tuple({0: n} for _ in args)
-    program = torch.onnx.export(module, args, dynamo=True, dynamic_shapes=shapes, verbose=False)
-    assert {node.domain for node in program.model.graph} <= {"", "ai.onnx"}
-    program.save(str(tmp_path / "op.onnx"))
-    session = onnxruntime.InferenceSession(str(tmp_path / "op.onnx"))
-    for count in (9, 20):
-        args = (*box_set("random", count, count), *([some_ids(count, 1)] if batched else []))
-        got = session.run(None, {i.name: a.numpy() for i, a in zip(session.get_inputs(), args, strict=True)})
-        for a, b in zip(got, module(*args), strict=True):
-            torch.testing.assert_close(torch.from_numpy(a), b)
+    check_onnx(Module(max_output, method=method), batched, (9, 20), tmp_path)
 
 
 def test_compat_is_not_exported():
     with pytest.raises(Exception, match="soft_nms"):
-        torch.onnx.export(Module(3, compat="mmcv"), (BOXES, SCORES), dynamo=True, verbose=False)
+        torch.onnx.export(Module(3, compat="mmcv").eval(), (BOXES, SCORES), dynamo=True, verbose=False)
