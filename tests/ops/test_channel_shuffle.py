@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from check_op import Case, check_gradients, check_onnx, check_tracing, check_values, in_both_layouts, layouts
-from edges import allocated, check_at_once, error_of, need_memory
+from edges import allocated, error_of, need_memory
 from movement import FLOATS, OTHERS, of_type
 
 from fastnets._backends import INTERPRETED
@@ -226,12 +226,6 @@ def test_allocates_only_its_result(cpu_kernels, layout):
     size = x.numel() * 4
     assert allocated(lambda: channel_shuffle(x, 3)) == size
     assert allocated(lambda: shuffle_split(x, x)) == 2 * size
-
-
-@pytest.mark.skipif(INTERPRETED, reason="the interpreter runs one kernel at a time")
-def test_eight_threads_at_once(backend):
-    x = torch.randn(1, 12, 5, 6)
-    check_at_once([lambda: channel_shuffle(x, 3), lambda: shuffle_split(x, x + 1)], rounds=64)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter would take hours")

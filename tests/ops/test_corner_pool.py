@@ -21,7 +21,7 @@ from check_op import (
     run,
     same,
 )
-from edges import allocated, check_at_once, check_thread_counts
+from edges import allocated, check_thread_counts
 
 import fastnets
 from fastnets._backends import INTERPRETED
@@ -263,11 +263,6 @@ def test_threads_do_not_change_a_bit(cpu_kernels, layout):
         tensors = [t.float().contiguous(memory_format=layout) for t in c.tensors]
         dy = [torch.randn(shape)]
         check_thread_counts(lambda c=c, tensors=tensors, dy=dy: chain(*run(c, tensors, dy)))
-
-
-def test_eight_threads_at_once(cpu_kernels):
-    xs = [image(1, 9, 30, 31, levels=50 + i) for i in range(8)]
-    check_at_once([lambda x=x: corner_pool_sum(x, x, "top_left") for x in xs], rounds=20)
 
 
 @in_both_layouts

@@ -24,7 +24,7 @@ from check_op import (
     run,
 )
 from convolutions import BAD_GROUPS, X, bad_arguments, check_autocast, check_empty_batch, fits
-from edges import check_at_once, check_thread_counts, error_of
+from edges import check_thread_counts, error_of
 
 import fastnets
 from fastnets._backends import INTERPRETED
@@ -232,11 +232,6 @@ def test_threads_do_not_change_a_bit(cpu_kernels, layout):
     tensors[0] = tensors[0].contiguous(memory_format=layout)
     dy = output_gradients(THREADED, tensors)
     check_thread_counts(lambda: chain(*run(THREADED, tensors, dy)))
-
-
-def test_eight_threads_at_once(cpu_kernels):
-    cases = [case(f"call {i}", (2, 16, 9 + i, 8), 16, 1 << i % 4) for i in range(8)]
-    check_at_once([lambda c=c: run(c, c.cast(torch.float32))[0] for c in cases])
 
 
 @hypothesis.settings(max_examples=150, deadline=None)

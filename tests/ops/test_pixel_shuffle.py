@@ -20,7 +20,7 @@ from check_op import (
     in_both_layouts,
     layouts,
 )
-from edges import allocated, check_at_once, error_of, need_memory
+from edges import allocated, error_of, need_memory
 from movement import FLOATS, OTHERS, of_type
 
 from fastnets._backends import INTERPRETED
@@ -244,12 +244,6 @@ def test_allocates_only_its_result(cpu_kernels, layout):
     for f in (pixel_shuffle, pixel_unshuffle):
         assert allocated(lambda f=f: f(x, 2)) == size
     assert allocated(lambda: pixel_shuffle_to_uint8(x, 2)) == size // 4
-
-
-@pytest.mark.skipif(INTERPRETED, reason="the interpreter runs one kernel at a time")
-def test_eight_threads_at_once(backend):
-    x = torch.randn(1, 12, 4, 6)
-    check_at_once([lambda f=f: f(x, 2) for f in (pixel_shuffle, pixel_unshuffle, pixel_shuffle_to_uint8)], rounds=64)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter would take hours")

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from check_op import DTYPES, Case, check_onnx, check_tracing, in_both_layouts, layouts, poisoned
 from convolutions import BAD_GROUPS, X, bad_arguments, check_autocast, check_empty_batch, fits
-from edges import allocated, check_at_once, check_thread_counts, error_of
+from edges import allocated, check_thread_counts, error_of
 from torch import Tensor
 
 import fastnets
@@ -398,12 +398,6 @@ def test_threads_do_not_change_a_bit(cpu_kernels):
     case, kwargs = tensors((2, 20, 14, 15), 70, padding=1)
     case = cast(case, torch.float32)
     check_thread_counts(lambda: precision_gate_conv2d(*case, **kwargs, return_density=True))
-
-
-def test_eight_threads_at_once(cpu_kernels):
-    case, kwargs = tensors((1, 20, 9, 9), 40, padding=1)
-    case = cast(case, torch.float32)
-    check_at_once([lambda: precision_gate_conv2d(*case, **kwargs)], rounds=40)
 
 
 def test_memory_beside_the_result_is_as_documented(cpu_kernels):
