@@ -1,4 +1,4 @@
-"""What the tests of convolutions share: bad arguments, random geometries, an empty batch, autocast."""
+"""What the tests of convolutions share: bad arguments, random geometries, an empty batch, autocast, memory."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from edges import allocated
 from torch import Tensor
 
 from fastnets.ops._convolution import output_size
@@ -64,3 +65,15 @@ def check_autocast(fn: Callable[..., Tensor], i: int, dtype: torch.dtype) -> Non
     assert torch.equal(y, fn(x.to(dtype), w.to(dtype), vector.to(dtype)))
     y.sum().backward()
     assert x.grad.dtype == torch.float32
+
+
+def check_memory(fn: Callable[..., Tensor], i: int, layout: torch.memory_format, beside: int) -> None:
+    """fn(x, w, bias) allocates its result, and backward the gradients and less than ``beside`` bytes."""
+    x = torch.randn(8, 128, 56, 56).contiguous(memory_format=layout).requires_grad_()
+    w, bias = torch.randn(128, i, 3, 3, requires_grad=True), torch.randn(128, requires_grad=True)
+    y = fn(x, w, bias)
+    with torch.no_grad():
+        assert allocated(lambda: fn(x, w, bias)) == y.nbytes
+    dy, gradients = torch.randn_like(y), x.nbytes + w.nbytes + bias.nbytes
+    backward = allocated(lambda: torch.autograd.grad(y, (x, w, bias), dy, retain_graph=True))
+    assert gradients <= backward < gradients + beside

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import product
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,3 +27,22 @@ def of_type(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]
     else:
         x = torch.randint(torch.iinfo(other).min, torch.iinfo(other).max, shape, dtype=other)
     return x.view(dtype), x
+
+
+def more_than_2_to_31(layout: torch.memory_format, dtype: type = np.uint8, n: int = 33) -> Tensor:
+    """n images of 2^26 numbers: zeros that no memory holds until they are written, but for the rows 5 and 1023.
+
+    Those tell by image, channel, row and column; in a floating type they are bytes over 255.
+    """
+    x = torch.from_numpy(np.zeros(n << 26, dtype))
+    last = layout == torch.channels_last
+    x = x.view(n, 1024, 1024, 64).permute(0, 3, 1, 2) if last else x.view(n, 64, 1024, 1024)
+    image, channel, row, column = (torch.arange(size) for size in x.shape)
+    for r in (5, 1023):
+        tell = (67 * image.view(-1, 1, 1) + 3 * channel.view(-1, 1) + 5 * row[r] + column).to(torch.uint8)
+        x[:, :, r] = tell / 255 if x.is_floating_point() else tell
+    return x
+
+
+# Images before and behind number 2^31 of more_than_2_to_31, and the rows that tell.
+PLACES = list(product((0, 31, 32), (slice(5, 6), slice(1023, 1024))))

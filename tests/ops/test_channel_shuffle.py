@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from check_op import Case, check_gradients, check_onnx, check_tracing, check_values, in_both_layouts, layouts
 from edges import allocated, error_of, need_memory
-from movement import FLOATS, OTHERS, of_type
+from movement import FLOATS, OTHERS, PLACES, more_than_2_to_31, of_type
 
 from fastnets._backends import INTERPRETED
 from fastnets.ops import channel_shuffle, shuffle_split
@@ -231,12 +231,22 @@ def test_allocates_only_its_result(cpu_kernels, layout):
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter would take hours")
 @in_both_layouts
 def test_more_than_2_to_31_elements(layout):
-    need_memory(7)
-    n, c, h, w = 33, 64, 1024, 1024  # 2.2e9 bytes
-    x = torch.empty(n, c, h, w, dtype=torch.uint8, memory_format=layout)
-    x.copy_(torch.arange(n * c, dtype=torch.uint8).view(n, c, 1, 1))
-    x[..., -1, :] += torch.arange(w, dtype=torch.uint8)
+    need_memory(5)
+    x = more_than_2_to_31(layout)
     y = channel_shuffle(x, 2)
-    for image in (0, 31, 32):
-        assert torch.equal(y[image, :, -1], F.channel_shuffle(x[image : image + 1, :, -1:], 2)[0, :, 0])
-        assert torch.equal(y[image, :, 5, ::99], F.channel_shuffle(x[image : image + 1, :, 5:6, ::99], 2)[0, :, 0])
+    for image, rows in PLACES:
+        assert torch.equal(y[image, :, rows], F.channel_shuffle(x[image, None, :, rows], 2)[0])
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter would take hours")
+@pytest.mark.parametrize("inverse", (False, True))
+@in_both_layouts
+def test_split_of_more_than_2_to_31_elements(layout, inverse):
+    need_memory(7)
+    x = more_than_2_to_31(layout, n=34)
+    together, shuffled = (x[:-1], x[1:]), op_split(x[:-1], x[1:], inverse)
+    if inverse:
+        together, shuffled = shuffled, together
+    for image, rows in PLACES:
+        a, b, y, z = (t[image, None, :, rows] for t in (*together, *shuffled))
+        assert torch.equal(torch.cat((y, z), 1), F.channel_shuffle(torch.cat((a, b), 1), 2))

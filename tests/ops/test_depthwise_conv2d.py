@@ -21,7 +21,7 @@ from check_op import (
     in_both_layouts,
     run,
 )
-from convolutions import X, bad_arguments, check_autocast, check_empty_batch, fits
+from convolutions import X, bad_arguments, check_autocast, check_empty_batch, check_memory, fits
 from edges import check_thread_counts, error_of
 
 import fastnets
@@ -205,11 +205,18 @@ def test_autocast(dtype):
     check_autocast(depthwise_conv2d, 1, dtype)
 
 
-def test_threads_do_not_change_a_bit(cpu_kernels):
-    x = torch.randn(3, 40, 20, 21).contiguous(memory_format=torch.channels_last)
+@in_both_layouts
+def test_threads_do_not_change_a_bit(cpu_kernels, layout):
+    x = torch.randn(3, 40, 20, 21).contiguous(memory_format=layout)
     c = Case("threads", depthwise_conv2d, [x, torch.randn(40, 1, 3, 3), torch.randn(40)], {"padding": 1})
     dy = [torch.randn(3, 40, 20, 21)]
     check_thread_counts(lambda: chain(*run(c, c.tensors, dy)))
+
+
+@in_both_layouts
+def test_memory(cpu_kernels, layout):
+    """Beside the gradients, some channels of x, dy and dx at a time, and sums of the gradients of weight and bias."""
+    check_memory(depthwise_conv2d, 1, layout, beside=1 << 20)
 
 
 @hypothesis.settings(max_examples=150, deadline=None)

@@ -23,7 +23,7 @@ from check_op import (
     output_gradients,
     run,
 )
-from convolutions import BAD_GROUPS, X, bad_arguments, check_autocast, check_empty_batch, fits
+from convolutions import BAD_GROUPS, X, bad_arguments, check_autocast, check_empty_batch, check_memory, fits
 from edges import check_thread_counts, error_of
 
 import fastnets
@@ -232,6 +232,12 @@ def test_threads_do_not_change_a_bit(cpu_kernels, layout):
     tensors[0] = tensors[0].contiguous(memory_format=layout)
     dy = output_gradients(THREADED, tensors)
     check_thread_counts(lambda: chain(*run(THREADED, tensors, dy)))
+
+
+@in_both_layouts
+def test_memory(cpu_kernels, layout):
+    """Beside the gradients, sixteen partial sums of those of weight and bias."""
+    check_memory(partial(grouped_conv2d, groups=8), 16, layout, beside=16 * 128 * (16 * 9 + 1) * 4)
 
 
 @hypothesis.settings(max_examples=150, deadline=None)

@@ -21,7 +21,7 @@ from check_op import (
     layouts,
 )
 from edges import allocated, error_of, need_memory
-from movement import FLOATS, OTHERS, of_type
+from movement import FLOATS, OTHERS, PLACES, more_than_2_to_31, of_type
 
 from fastnets._backends import INTERPRETED
 from fastnets.ops import pixel_shuffle, pixel_shuffle_to_uint8, pixel_unshuffle
@@ -246,20 +246,29 @@ def test_allocates_only_its_result(cpu_kernels, layout):
     assert allocated(lambda: pixel_shuffle_to_uint8(x, 2)) == size // 4
 
 
+def fine(rows):
+    """Where a shuffle by 2 puts rows."""
+    return slice(2 * rows.start, 2 * rows.stop)
+
+
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter would take hours")
 @in_both_layouts
 def test_more_than_2_to_31_elements(layout):
     need_memory(7)
-    n, c, h, w = 33, 64, 1024, 1024  # 2.2e9 bytes
-    x = torch.empty(n, c, h, w, dtype=torch.uint8, memory_format=layout)
-    x.copy_(torch.arange(n * c, dtype=torch.uint8).view(n, c, 1, 1))
-    x[..., -1, :] += torch.arange(w, dtype=torch.uint8)
+    x = more_than_2_to_31(layout)
     y = pixel_shuffle(x, 2)
-    for image in (0, 31, 32):
-        for rows in (slice(-1, None), slice(5, 6)):
-            fine = slice(2 * rows.start, 2 * rows.stop if rows.stop else None)
-            assert torch.equal(y[image, :, fine], F.pixel_shuffle(x[image, :, rows], 2))
-    del x
+    for image, rows in PLACES:
+        assert torch.equal(y[image, :, fine(rows)], F.pixel_shuffle(x[image, :, rows], 2))
     x = pixel_unshuffle(y, 2)
-    for image in (0, 31, 32):
-        assert torch.equal(x[image, :, -1:], F.pixel_unshuffle(y[image, :, -2:], 2))
+    for image, rows in PLACES:
+        assert torch.equal(y[image, :, fine(rows)], F.pixel_shuffle(x[image, :, rows], 2))
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter would take hours")
+@in_both_layouts
+def test_more_than_2_to_31_bytes(layout):
+    need_memory(7)
+    x = more_than_2_to_31(layout, np.float16)
+    y = pixel_shuffle_to_uint8(x, 2)
+    for image, rows in PLACES:
+        assert torch.equal(y[image, :, fine(rows)], F.pixel_shuffle(to_bytes(x[image, :, rows]), 2))
