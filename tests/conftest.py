@@ -4,24 +4,34 @@ from __future__ import annotations
 
 import pytest
 
-from fastnets._backends import INTERPRETED, use_backend
+from fastnets._backends import BACKENDS, INTERPRETED, use_backend
 
 HERE = ["triton"] if INTERPRETED else ["reference", "cpu", "cuda"]
 
 
-@pytest.fixture(params=HERE)
-def backend(request):
-    """Runs the test once on each backend, in its emulation where there is no GPU; skips one that is not there."""
-    if request.param == "cuda":
+def _need(name: str) -> None:
+    """Skips the test, with the reason, where the backend is not there; emulates CUDA where there is no GPU."""
+    if name == "cuda":
         emulation = pytest.importorskip("emulate")
         if reason := emulation.emulate_cuda():
             pytest.skip(reason)
-    if request.param == "triton":
+    if name == "triton":
         pytest.importorskip("interpret")
-    if request.param == "cpu":
-        from fastnets._backends import BACKENDS
+    if name == "cpu" and (reason := BACKENDS["cpu"].missing()):
+        pytest.skip(reason)
 
-        if reason := BACKENDS["cpu"].missing():
-            pytest.skip(reason)
+
+@pytest.fixture(params=HERE)
+def backend(request):
+    """Runs the test once on each backend."""
+    _need(request.param)
     with use_backend(request.param):
         yield request.param
+
+
+@pytest.fixture
+def cpu_kernels():
+    """Runs the test on the compiled CPU kernels and no other."""
+    _need("cpu")
+    with use_backend("cpu"):
+        yield

@@ -1,10 +1,15 @@
-"""Random and degenerate sets of boxes, for the tests of nms and soft_nms."""
+"""Random and degenerate sets of boxes, and what else the tests of nms and soft_nms share."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
+import torch._dynamo.testing
+from check_op import export_to_onnx, flat
 from torch import Tensor
 
 KINDS = ("random", "pixels", "identical", "zero area", "negative sizes", "NaN", "equal scores", "hopeless", "huge")
@@ -45,3 +50,31 @@ def some_ids(n: int, seed: int) -> Tensor:
 def same_bits(a: Tensor, b: Tensor) -> bool:
     """Equal, and NaN in the same places."""
     return a.shape == b.shape and a.dtype == b.dtype and bool(((a == b) | (a.isnan() & b.isnan())).all())
+
+
+def check_traced(fn: Callable[..., Any], module: torch.nn.Module) -> None:
+    """torch.compile, with one graph for any number of boxes, and torch.export; the module computes what fn does."""
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+        compiled = torch.compile(fn, backend=counter, fullgraph=True, dynamic=True)
+        for n in (6, 7, 9):
+            boxes = box_set("random", n, n)
+            assert all(map(same_bits, flat(compiled(*boxes)), flat(fn(*boxes))))
+    assert counter.frame_count <= 2
+    exported = torch.export.export(module, boxes, strict=False).module()
+    assert all(map(same_bits, flat(exported(*boxes)), flat(fn(*boxes))))
+
+
+def check_onnx(module: torch.nn.Module, batched: bool, counts: Sequence[int], tmp_path: Path) -> list[Any]:
+    """Exported for any number of boxes it is standard ONNX, and ONNX Runtime gives the same; returns the nodes."""
+
+    def arguments(n: int) -> tuple[Tensor, ...]:
+        return (*box_set("random", n, n), *([some_ids(n, 1)] if batched else []))
+
+    first = arguments(counts[0])
+    nodes, onnx = export_to_onnx(module, first, tuple({0: torch.export.Dim("n")} for _ in first), tmp_path)
+    for n in counts:
+        for a, b in zip(onnx(*arguments(n)), flat(module(*arguments(n))), strict=True):
+            torch.testing.assert_close(a, b)
+    return nodes

@@ -11,8 +11,10 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -25,6 +27,10 @@ EPS = {dtype: torch.finfo(dtype).eps for dtype in DTYPES}
 POISON = {dtype: torch.iinfo(dtype).max for dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)}
 POISON[torch.bool] = True
 SUM = {dtype: torch.float64 if dtype == torch.float64 else torch.float32 for dtype in DTYPES}
+
+
+LAYOUTS = (torch.contiguous_format, torch.channels_last)
+in_both_layouts = pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 
 
 @dataclass
@@ -147,6 +153,12 @@ def assert_close(case: Case, got: tuple[list, list], values: list, sizes: list, 
         )
 
 
+def check_call(case: Case, tensors: list[Tensor | None], dtype: torch.dtype, what: str = "as given") -> None:
+    """Results and gradients of one call, whose tensors are of that type."""
+    dy = output_gradients(case, tensors)
+    assert_close(case, run(case, tensors, dy), *oracle(case, tensors, dy), dtype, what)
+
+
 def same(a: list, b: list) -> bool:
     return all(x is y is None or torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
@@ -260,33 +272,50 @@ class _Module(torch.nn.Module):
         return self.case.fn(x, *rest, **self.case.kwargs)
 
 
-def check_onnx(case: Case, tmp_path: Any) -> None:
+def check_onnx(case: Case, tmp_path: Path) -> list[Any]:
     """As a module it becomes standard ONNX; see `check_onnx_module`."""
     x = case.cast(torch.float32)[0]
     assert x is not None
-    check_onnx_module(_Module(case), x, tmp_path)
+    return check_onnx_module(_Module(case), x, tmp_path)
 
 
-def check_onnx_module(module: torch.nn.Module, x: Tensor, tmp_path: Any, step: int = 1) -> None:
+def check_onnx_module(module: torch.nn.Module, x: Tensor, tmp_path: Path, step: int = 1) -> list[Any]:
     """Exported with batch, height and width free it is standard ONNX, and ONNX Runtime gives the same numbers.
 
-    ``step``: what height and width must be a multiple of.
+    ``step``: what height and width must be a multiple of. Returns the nodes of the graph.
     """
-    import onnxruntime
-
     axes = {0: torch.export.Dim("n")}
     more = (x.shape[0] + 2, *x.shape[1:])
     if x.dim() == 4:
         assert min(x.shape[2:]) >= 8
         axes |= {i: step * torch.export.Dim(name, min=8 // step) for i, name in ((2, "h"), (3, "w"))}
         more = (x.shape[0] + 2, x.shape[1], x.shape[2] + 3 * step, x.shape[3] + 5 * step)
-    program = torch.onnx.export(module.eval(), (x,), dynamo=True, dynamic_shapes=(axes,), verbose=False)
-    path = str(tmp_path / "op.onnx")
-    program.save(path)
-    assert {node.domain for node in program.model.graph} <= {"", "ai.onnx"}, "not standard ONNX"
-    session = onnxruntime.InferenceSession(path)
+    nodes, onnx = export_to_onnx(module, (x,), (axes,), tmp_path)
     for size in (tuple(x.shape), more):
         y = torch.randn(size)
-        got = session.run(None, {session.get_inputs()[0].name: y.numpy()})
-        for a, b in zip(got, flat(module(y)), strict=True):
-            torch.testing.assert_close(torch.from_numpy(a), b.detach(), rtol=1e-4, atol=1e-4)
+        for a, b in zip(onnx(y), flat(module(y)), strict=True):
+            torch.testing.assert_close(a, b.detach(), rtol=1e-4, atol=1e-4)
+    return nodes
+
+
+def export_to_onnx(
+    module: torch.nn.Module, args: tuple[Tensor, ...], axes: tuple[dict[int, Any], ...], tmp_path: Path
+) -> tuple[list[Any], Callable[..., list[Tensor]]]:
+    """The nodes of its graph, which are of standard ONNX, and a function that runs it in ONNX Runtime.
+
+    ``axes``: of each argument, the free ones.
+    """
+    import onnxruntime
+
+    program = torch.onnx.export(module.eval(), args, dynamo=True, dynamic_shapes=axes, verbose=False)
+    nodes = list(program.model.graph)
+    assert {node.domain for node in nodes} <= {"", "ai.onnx"}, "not standard ONNX"
+    path = tmp_path / "op.onnx"
+    program.save(str(path))
+    session = onnxruntime.InferenceSession(str(path))
+
+    def run(*args: Tensor) -> list[Tensor]:
+        inputs = {i.name: a.numpy() for i, a in zip(session.get_inputs(), args, strict=True)}
+        return [torch.from_numpy(y) for y in session.run(None, inputs)]
+
+    return nodes, run

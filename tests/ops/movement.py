@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 
-import pytest
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,12 +14,6 @@ OTHERS = (
     *(torch.complex32, torch.complex64, torch.complex128, torch.float8_e4m3fn),
 )
 SAME_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.complex128}
-
-
-def message(fn, *args):
-    with pytest.raises(Exception) as error:
-        fn(*args)
-    return type(error.value), str(error.value)
 
 
 def of_type(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -35,39 +29,20 @@ def of_type(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]
     return x.view(dtype), x
 
 
-def allocated(fn) -> int:
-    """Bytes that were allocated on the CPU at once, at most, beyond those before."""
-    from torch.profiler import ProfilerActivity, profile
+def more_than_2_to_31(layout: torch.memory_format, dtype: type = np.uint8, n: int = 33) -> Tensor:
+    """n images of 2^26 numbers: zeros that no memory holds until they are written, but for the rows 5 and 1023.
 
-    fn()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        result = fn()
-    del result
-    now = most = 0
-    for event in sorted(profiler.profiler.kineto_results.events(), key=lambda e: e.start_ns()):
-        if event.name() == "[memory]":
-            now += event.nbytes()
-            most = max(most, now)
-    return most
-
-
-def check_many_threads(fn, *args) -> None:
-    """Calls from eight threads at once, in inference mode, all agree with one alone."""
-    alone = fn(*args)
-    alone = [alone] if isinstance(alone, Tensor) else list(alone)
-
-    def call(_: int) -> bool:
-        with torch.inference_mode():
-            result = fn(*args)
-        return all(map(torch.equal, [result] if isinstance(result, Tensor) else result, alone))
-
-    with ThreadPoolExecutor(8) as pool:
-        assert all(pool.map(call, range(64)))
+    Those tell by image, channel, row and column; in a floating type they are bytes over 255.
+    """
+    x = torch.from_numpy(np.zeros(n << 26, dtype))
+    last = layout == torch.channels_last
+    x = x.view(n, 1024, 1024, 64).permute(0, 3, 1, 2) if last else x.view(n, 64, 1024, 1024)
+    image, channel, row, column = (torch.arange(size) for size in x.shape)
+    for r in (5, 1023):
+        tell = (67 * image.view(-1, 1, 1) + 3 * channel.view(-1, 1) + 5 * row[r] + column).to(torch.uint8)
+        x[:, :, r] = tell / 255 if x.is_floating_point() else tell
+    return x
 
 
-def need_memory(gigabytes: float) -> None:
-    import os
-
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
-    if free < gigabytes:
-        pytest.skip(f"needs {gigabytes} GB of free memory, there are {free:.1f}")
+# Images before and behind number 2^31 of more_than_2_to_31, and the rows that tell.
+PLACES = list(product((0, 31, 32), (slice(5, 6), slice(1023, 1024))))

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from check_op import Case, check_gradients, check_onnx, check_tracing, check_values, layouts
-from movement import FLOATS, OTHERS, allocated, check_many_threads, message, need_memory, of_type
+from check_op import Case, check_gradients, check_onnx, check_tracing, check_values, in_both_layouts, layouts
+from edges import allocated, error_of, need_memory
+from movement import FLOATS, OTHERS, PLACES, more_than_2_to_31, of_type
 
 from fastnets._backends import INTERPRETED
 from fastnets.ops import channel_shuffle, shuffle_split
@@ -174,16 +175,16 @@ BAD = {
 
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input_raises_what_pytorch_raises(backend, name):
-    expected = message(F.channel_shuffle, *BAD[name])
-    assert message(channel_shuffle, *BAD[name]) == expected
+    expected = error_of(F.channel_shuffle, *BAD[name])
+    assert error_of(channel_shuffle, *BAD[name]) == expected
     if BAD[name][0].is_floating_point():
         x, groups = BAD[name]
-        assert message(channel_shuffle, x.clone().requires_grad_(), groups) == expected
+        assert error_of(channel_shuffle, x.clone().requires_grad_(), groups) == expected
 
 
 @pytest.mark.parametrize("b", [X[:, :3], X.double(), X[0], X.to("meta")], ids=["shape", "type", "unbatched", "device"])
 def test_bad_input_of_split(backend, b):
-    error, text = message(shuffle_split, X, b)
+    error, text = error_of(shuffle_split, X, b)
     assert error is RuntimeError and text.startswith("shuffle_split expects two tensors (n, c, h, w) of one shape")
 
 
@@ -205,7 +206,7 @@ def test_sources_of_different_layouts(backend):
 @pytest.mark.skipif(INTERPRETED, reason="on the compiled kernels")
 @hypothesis.settings(max_examples=100, deadline=None)
 @hypothesis.given(data=st.data())
-def test_any_shape(data):
+def test_any_geometry(data):
     """Shapes that nobody thought of, on the CPU kernels."""
     draw = data.draw
     groups, each = draw(st.integers(1, 20)), draw(st.integers(1, 40))
@@ -219,29 +220,33 @@ def test_any_shape(data):
     assert all(map(torch.equal, op_split(*got, True), (x, b)))
 
 
-@pytest.mark.parametrize("format", (torch.contiguous_format, torch.channels_last))
-def test_memory(format):
-    x = torch.randn(4, 24, 32, 32).contiguous(memory_format=format)
+@in_both_layouts
+def test_allocates_only_its_result(cpu_kernels, layout):
+    x = torch.randn(4, 24, 128, 128).contiguous(memory_format=layout)
     size = x.numel() * 4
-    assert size <= allocated(lambda: channel_shuffle(x, 3)) < size + 4096
-    assert 2 * size <= allocated(lambda: shuffle_split(x, x)) < 2 * size + 4096
-
-
-def test_many_threads(backend):
-    x = torch.randn(1, 12, 5, 6)
-    check_many_threads(channel_shuffle, x, 3)
-    check_many_threads(shuffle_split, x, x + 1)
+    assert allocated(lambda: channel_shuffle(x, 3)) == size
+    assert allocated(lambda: shuffle_split(x, x)) == 2 * size
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter would take hours")
-@pytest.mark.parametrize("format", (torch.contiguous_format, torch.channels_last))
-def test_more_than_2_to_31_elements(format):
-    need_memory(7)
-    n, c, h, w = 33, 64, 1024, 1024  # 2.2e9 bytes
-    x = torch.empty(n, c, h, w, dtype=torch.uint8, memory_format=format)
-    x.copy_(torch.arange(n * c, dtype=torch.uint8).view(n, c, 1, 1))
-    x[..., -1, :] += torch.arange(w, dtype=torch.uint8)
+@in_both_layouts
+def test_more_than_2_to_31_elements(layout):
+    need_memory(5)
+    x = more_than_2_to_31(layout)
     y = channel_shuffle(x, 2)
-    for image in (0, 31, 32):
-        assert torch.equal(y[image, :, -1], F.channel_shuffle(x[image : image + 1, :, -1:], 2)[0, :, 0])
-        assert torch.equal(y[image, :, 5, ::99], F.channel_shuffle(x[image : image + 1, :, 5:6, ::99], 2)[0, :, 0])
+    for image, rows in PLACES:
+        assert torch.equal(y[image, :, rows], F.channel_shuffle(x[image, None, :, rows], 2)[0])
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter would take hours")
+@pytest.mark.parametrize("inverse", (False, True))
+@in_both_layouts
+def test_split_of_more_than_2_to_31_elements(layout, inverse):
+    need_memory(7)
+    x = more_than_2_to_31(layout, n=34)
+    together, shuffled = (x[:-1], x[1:]), op_split(x[:-1], x[1:], inverse)
+    if inverse:
+        together, shuffled = shuffled, together
+    for image, rows in PLACES:
+        a, b, y, z = (t[image, None, :, rows] for t in (*together, *shuffled))
+        assert torch.equal(torch.cat((y, z), 1), F.channel_shuffle(torch.cat((a, b), 1), 2))

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import math
-from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 
 import hypothesis
 import hypothesis.strategies as st
 import pytest
 import torch
-from check_op import DTYPES, Case, check_gradients, check_onnx, check_tracing, check_values, run, same
+from check_op import (
+    DTYPES,
+    LAYOUTS,
+    Case,
+    check_gradients,
+    check_onnx,
+    check_tracing,
+    check_values,
+    in_both_layouts,
+    run,
+    same,
+)
+from edges import allocated, check_thread_counts
 
 import fastnets
 from fastnets._backends import INTERPRETED
@@ -17,7 +29,6 @@ from fastnets.ops import corner_pool, corner_pool_sum
 from fastnets.ops.corner_pool import CORNERS, DIRECTIONS, INTEGERS, TIES
 
 LAST = torch.channels_last
-LAYOUTS = (torch.contiguous_format, LAST)
 
 
 def image(*shape, levels=4):
@@ -124,7 +135,7 @@ LITERAL = {
 }
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@in_both_layouts
 @pytest.mark.parametrize("direction", LITERAL)
 def test_literal_values(backend, direction, layout):
     x = torch.tensor(X).repeat(1, 2, 1, 1).contiguous(memory_format=layout)
@@ -155,7 +166,7 @@ TIED = {
 }
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@in_both_layouts
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize(("tie", "values"), TIED, ids=str)
 def test_who_receives_the_gradient(backend, direction, tie, values, layout):
@@ -179,7 +190,7 @@ def test_last_is_the_gradient_of_cummax(backend):
         torch.testing.assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@in_both_layouts
 @pytest.mark.parametrize("shape", [(0, 3, 4, 5), (2, 0, 4, 5), (2, 3, 0, 5), (2, 3, 4, 0)], ids=str)
 def test_empty(backend, shape, layout):
     x = torch.zeros(shape).contiguous(memory_format=layout).requires_grad_()
@@ -245,41 +256,19 @@ def test_any_geometry(data):
     assert same(*results)
 
 
-def test_threads_do_not_change_a_bit():
-    threads, results = torch.get_num_threads(), []
-    for c in (case("threads", (3, 40, 20, 21), "left"), sum_case("threads", (3, 40, 20, 21), "top_left")):
-        for layout in LAYOUTS:
-            tensors = [t.float().contiguous(memory_format=layout) for t in c.tensors]
-            for n in (1, 2, 5):
-                torch.set_num_threads(n)
-                y, gradients = run(c, tensors, [torch.randn(3, 40, 20, 21, generator=torch.Generator().manual_seed(0))])
-                results.append(y + [g.contiguous() for g in gradients])
-            torch.set_num_threads(threads)
-            assert same(results[-3], results[-2]) and same(results[-3], results[-1])
+@in_both_layouts
+def test_threads_do_not_change_a_bit(cpu_kernels, layout):
+    shape = (3, 40, 20, 21)
+    for c in (case("threads", shape, "left"), sum_case("threads", shape, "top_left")):
+        tensors = [t.float().contiguous(memory_format=layout) for t in c.tensors]
+        dy = [torch.randn(shape)]
+        check_thread_counts(lambda c=c, tensors=tensors, dy=dy: chain(*run(c, tensors, dy)))
 
 
-def test_eight_threads_at_once_in_inference_mode():
-    xs = [image(1, 9, 30, 31, levels=50 + i) for i in range(8)]
-    expected = [corner_pool(x, "left") + corner_pool(x, "top") for x in xs]
-
-    def call(x):
-        with torch.inference_mode():
-            return [corner_pool_sum(x, x, "top_left") for _ in range(20)]
-
-    with ThreadPoolExecutor(8) as pool:
-        for results, e in zip(pool.map(call, xs), expected, strict=True):
-            assert all(torch.equal(r, e) for r in results)
-
-
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-def test_allocates_only_its_result(layout):
-    """The profiler sees the allocations of PyTorch's allocator, from C++ as well."""
-    x = torch.randn(2, 16, 64, 64).contiguous(memory_format=layout)
+@in_both_layouts
+def test_allocates_only_its_result(cpu_kernels, layout):
+    x = torch.randn(2, 16, 128, 256).contiguous(memory_format=layout)
     backward = torch.ops.fastnets.corner_pool_backward
     calls = [lambda d=d: corner_pool(x, d) for d in DIRECTIONS] + [lambda: corner_pool_sum(x, x, "top_left")]
     calls += [lambda d=d: backward(x, x, d, "first") for d in DIRECTIONS]
-    for call in calls:
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-            call()
-        allocated = sum(e.self_cpu_memory_usage for e in profile.key_averages() if e.self_cpu_memory_usage > 0)
-        assert allocated == x.numel() * x.element_size()
+    assert [allocated(call) for call in calls] == [x.nbytes] * len(calls)

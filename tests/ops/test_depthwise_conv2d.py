@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import chain
 
 import hypothesis
 import hypothesis.strategies as st
@@ -12,16 +13,16 @@ import torch.nn.functional as F
 from check_op import (
     DTYPES,
     Case,
+    check_call,
     check_gradients,
     check_onnx,
     check_tracing,
     check_values,
-    oracle,
-    output_gradients,
+    in_both_layouts,
     run,
-    same,
 )
-from check_op import assert_close as assert_close_to_oracle
+from convolutions import X, bad_arguments, check_autocast, check_empty_batch, check_memory, fits
+from edges import check_thread_counts, error_of
 
 import fastnets
 from fastnets._backends import INTERPRETED
@@ -135,19 +136,19 @@ def test_literal_gradients(backend):
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("format", (torch.contiguous_format, torch.channels_last))
-def test_nan_and_infinity_travel(backend, activation, format):
+@in_both_layouts
+def test_nan_and_infinity_travel(backend, activation, layout):
     """A kernel of one tap has no neighbours: what comes out is the activation of what goes in."""
     values = [math.nan, math.inf, -math.inf, 0.0, -0.0, 1e-30, -1e30, 88.8, -88.8, 200.0, -200.0, 5.9999, 6.0]
-    x = torch.tensor(values).view(1, 1, 1, -1).repeat(1, 17, 3, 1).contiguous(memory_format=format)
+    x = torch.tensor(values).view(1, 1, 1, -1).repeat(1, 17, 3, 1).contiguous(memory_format=layout)
     got = depthwise_conv2d(x, torch.ones(17, 1, 1, 1), activation=activation)
     torch.testing.assert_close(got, ACTIVATIONS[activation](x), rtol=1e-5, atol=1e-37, equal_nan=True)
 
 
-@pytest.mark.parametrize("format", (torch.contiguous_format, torch.channels_last))
+@in_both_layouts
 @pytest.mark.parametrize("column", (0, 3, 6, 9))
-def test_nan_stays_where_the_kernel_reaches(backend, format, column):
-    x = torch.ones(1, 16, 5, 10).contiguous(memory_format=format)
+def test_nan_stays_where_the_kernel_reaches(backend, layout, column):
+    x = torch.ones(1, 16, 5, 10).contiguous(memory_format=layout)
     x[0, 2, 2, column] = math.nan
     y = depthwise_conv2d(x, torch.ones(16, 1, 3, 3), padding=1)
     reached = torch.zeros(1, 16, 5, 10, dtype=torch.bool)
@@ -155,9 +156,9 @@ def test_nan_stays_where_the_kernel_reaches(backend, format, column):
     assert torch.equal(y.isnan(), reached)
 
 
-@pytest.mark.parametrize("format", (torch.contiguous_format, torch.channels_last))
-def test_nan_in_the_weight_gradient_stays_in_its_channel(backend, format):
-    x = torch.ones(2, 17, 4, 9).contiguous(memory_format=format)
+@in_both_layouts
+def test_nan_in_the_weight_gradient_stays_in_its_channel(backend, layout):
+    x = torch.ones(2, 17, 4, 9).contiguous(memory_format=layout)
     x[0, 3, 0, 8] = math.nan  # a corner: only taps that reach it see it
     w = torch.ones(17, 1, 3, 3, requires_grad=True)
     depthwise_conv2d(x, w, padding=1).sum().backward()
@@ -168,7 +169,7 @@ def test_nan_in_the_weight_gradient_stays_in_its_channel(backend, format):
 def test_lazily_negated_input(backend):
     x = torch.complex(torch.ones(1, 4, 5, 5), torch.ones(1, 4, 5, 5)).conj().imag
     assert x.is_neg()
-    assert torch.equal(depthwise_conv2d(x, w4), depthwise_conv2d(-x4, w4))
+    assert torch.equal(depthwise_conv2d(x, W), depthwise_conv2d(-X, W))
 
 
 def test_unbatched_and_string_padding(backend):
@@ -178,82 +179,44 @@ def test_unbatched_and_string_padding(backend):
         torch.testing.assert_close(got, F.conv2d(x, w, None, 1, padding, (1, 2), 6), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("format", (torch.contiguous_format, torch.channels_last))
-def test_empty_batch(backend, format):
-    x = torch.zeros(0, 4, 5, 6).contiguous(memory_format=format).requires_grad_()
-    w = torch.randn(8, 1, 3, 3, requires_grad=True)
-    bias = torch.randn(8, requires_grad=True)
-    y = depthwise_conv2d(x, w, bias, 2)
-    assert y.shape == (0, 8, 2, 2)
-    y.sum().backward()
-    assert x.grad.shape == x.shape and not w.grad.any() and not bias.grad.any()
+@in_both_layouts
+def test_empty_batch(backend, layout):
+    check_empty_batch(lambda *args: depthwise_conv2d(*args, 2), 1, layout)
 
 
-def _message(fn, *args, **kwargs):
-    with pytest.raises(Exception) as error:
-        fn(*args, **kwargs)
-    return type(error.value), str(error.value)
-
-
-x4, w4 = torch.ones(1, 4, 5, 5), torch.ones(4, 1, 3, 3)
-BAD = {
-    "two dimensions": (x4[0, 0], w4),
-    "five dimensions": (x4[None], w4),
-    "weight of other channels": (x4, torch.ones(6, 1, 3, 3)),
-    "weight over two channels": (x4, torch.ones(4, 2, 3, 3)),
-    "weight of three dimensions": (x4, w4[0]),
-    "bias too long": (x4, w4, torch.ones(5)),
-    "other type": (x4, w4.double()),
-    "bias of other type": (x4, w4, torch.ones(4).double()),
-    "stride 0": (x4, w4, None, 0),
-    "three strides": (x4, w4, None, (1, 1, 1)),
-    "negative padding": (x4, w4, None, 1, -1),
-    "unknown padding": (x4, w4, None, 1, "equal"),
-    "same with stride": (x4, w4, None, 2, "same"),
-    "dilation 0": (x4, w4, None, 1, 0, 0),
-    "kernel too large": (x4, torch.ones(4, 1, 9, 9)),
-    "no channels": (x4[:, :0], w4),
-}
+W = torch.ones(4, 1, 3, 3)
+BAD = bad_arguments(W)
 
 
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input_raises_what_pytorch_raises(backend, name):
     args = BAD[name]
-    groups = 4 if args[0].dim() < 3 or args[0].shape[-3] else 0
-    expected = _message(F.conv2d, *args, groups=groups)
-    assert _message(depthwise_conv2d, *args) == expected
+    groups = 0 if name == "no channels" else 4
+    assert error_of(depthwise_conv2d, *args) == error_of(F.conv2d, *args, groups=groups)
 
 
 def test_bad_activation(backend):
-    error, message = _message(depthwise_conv2d, x4, w4, activation="tanh")
+    error, message = error_of(depthwise_conv2d, X, W, activation="tanh")
     assert error is ValueError and "'relu6'" in message and "'tanh'" in message
 
 
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
 def test_autocast(dtype):
-    x, w, bias = torch.randn(1, 4, 5, 5, requires_grad=True), torch.randn(4, 1, 3, 3), torch.randn(4)
-    with torch.autocast("cpu", dtype=dtype):
-        y = depthwise_conv2d(x, w, bias)
-        assert y.dtype == F.conv2d(x, w, bias, groups=4).dtype == dtype
-        assert depthwise_conv2d(x.double(), w.double(), bias.double()).dtype == torch.float64
-    y.sum().backward()
-    assert x.grad.dtype == torch.float32
-    expected = depthwise_conv2d(x.to(dtype), w.to(dtype), bias.to(dtype))
-    assert torch.equal(y, expected)
+    check_autocast(depthwise_conv2d, 1, dtype)
 
 
-def test_threads_do_not_change_a_bit():
-    x = torch.randn(3, 40, 20, 21).contiguous(memory_format=torch.channels_last)
+@in_both_layouts
+def test_threads_do_not_change_a_bit(cpu_kernels, layout):
+    x = torch.randn(3, 40, 20, 21).contiguous(memory_format=layout)
     c = Case("threads", depthwise_conv2d, [x, torch.randn(40, 1, 3, 3), torch.randn(40)], {"padding": 1})
     dy = [torch.randn(3, 40, 20, 21)]
-    threads, results = torch.get_num_threads(), []
-    for n in (1, 2, 5):
-        torch.set_num_threads(n)
-        y, gradients = run(c, c.tensors, dy)
-        results.append(y + gradients)
-    torch.set_num_threads(threads)
-    for other in results[1:]:
-        assert same(results[0], other)
+    check_thread_counts(lambda: chain(*run(c, c.tensors, dy)))
+
+
+@in_both_layouts
+def test_memory(cpu_kernels, layout):
+    """Beside the gradients, some channels of x, dy and dx at a time, and sums of the gradients of weight and bias."""
+    check_memory(depthwise_conv2d, 1, layout, beside=1 << 20)
 
 
 @hypothesis.settings(max_examples=150, deadline=None)
@@ -272,35 +235,28 @@ def test_any_geometry(data):
         m=draw(st.integers(1, 3)),
         bias=draw(st.booleans()),
     )
-    x, w, _ = c.tensors
-    fits = all(
-        n + 2 * p >= d * (k - 1) + 1
-        for n, p, d, k in zip(x.shape[2:], c.kwargs["padding"], c.kwargs["dilation"], w.shape[2:], strict=True)
-    )
-    hypothesis.assume(fits)
+    hypothesis.assume(fits(*c.tensors[:2], c.kwargs))
     dtype = draw(st.sampled_from(DTYPES))
     tensors = c.cast(dtype)
     if draw(st.booleans()):
         tensors[0] = tensors[0].contiguous(memory_format=torch.channels_last)
-    dy = output_gradients(c, tensors)
-    values, sizes = oracle(c, tensors, dy)
-    assert_close_to_oracle(c, run(c, tensors, dy), values, sizes, dtype, "any layout")
+    check_call(c, tensors, dtype)
 
 
 def test_backend_report_and_refusal():
     fastnets.backend_report(reset=True)
     with fastnets.use_backend("reference"):
-        depthwise_conv2d(x4, w4)
+        depthwise_conv2d(X, W)
     report = fastnets.backend_report()
     assert report["depthwise_conv2d"]["calls"] == {"reference": 1}
     with fastnets.use_backend("triton"), pytest.raises(RuntimeError, match="cannot run on backend 'triton': .*cpu"):
-        depthwise_conv2d(x4.to(torch.int64), w4.to(torch.int64))
+        depthwise_conv2d(X.to(torch.int64), W.to(torch.int64))
 
 
 def test_backward_runs_on_the_backend_of_the_forward_pass():
-    x = x4.clone().requires_grad_()
+    x = X.clone().requires_grad_()
     fastnets.backend_report(reset=True)
     with fastnets.use_backend("reference"):
-        y = depthwise_conv2d(x, w4)
+        y = depthwise_conv2d(x, W)
     y.sum().backward()
     assert fastnets.backend_report()["depthwise_conv2d_backward"]["calls"] == {"reference": 1}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import chain
 
 import hypothesis
 import hypothesis.strategies as st
@@ -13,16 +14,17 @@ import torch.nn.functional as F
 from check_op import (
     DTYPES,
     Case,
+    check_call,
     check_gradients,
     check_onnx,
     check_tracing,
     check_values,
-    oracle,
+    in_both_layouts,
     output_gradients,
     run,
-    same,
 )
-from check_op import assert_close as assert_close_to_oracle
+from convolutions import BAD_GROUPS, X, bad_arguments, check_autocast, check_empty_batch, check_memory, fits
+from edges import check_thread_counts, error_of
 
 import fastnets
 from fastnets._backends import INTERPRETED
@@ -30,7 +32,6 @@ from fastnets.ops import grouped_conv2d
 from fastnets.ops._activation import ACTIVATIONS
 
 LAST = torch.channels_last
-LAYOUTS = (torch.contiguous_format, LAST)
 
 
 def case(
@@ -146,10 +147,10 @@ def test_literal_gradients(backend):
 
 
 @pytest.mark.parametrize("groups", (4, 2, 1))
-@pytest.mark.parametrize("format", LAYOUTS)
-def test_nan_stays_where_the_kernel_reaches(backend, format, groups):
+@in_both_layouts
+def test_nan_stays_where_the_kernel_reaches(backend, layout, groups):
     depth = WIDE // groups
-    x = torch.ones(2, WIDE, 5, 10).contiguous(memory_format=format)
+    x = torch.ones(2, WIDE, 5, 10).contiguous(memory_format=layout)
     x[0, 2, 2, 3] = math.nan
     w = torch.ones(WIDE, depth, 3, 3, requires_grad=True)
     y = grouped_conv2d(x, w, padding=1, groups=groups)
@@ -190,106 +191,53 @@ def test_weights_in_any_layout(backend, layout):
         "strided": strided[::2],
     }[layout]
     tensors = [x, w, b]
-    dy = output_gradients(c, tensors)
-    values, sizes = oracle(c, tensors, dy)
-    assert_close_to_oracle(c, run(c, tensors, dy), values, sizes, torch.float32, layout)
+    check_call(c, tensors, torch.float32, layout)
 
 
-@pytest.mark.parametrize("format", LAYOUTS)
-def test_empty_batch(backend, format):
-    x = torch.zeros(0, 4, 5, 6).contiguous(memory_format=format).requires_grad_()
-    w = torch.randn(8, 2, 3, 3, requires_grad=True)
-    bias = torch.randn(8, requires_grad=True)
-    y = grouped_conv2d(x, w, bias, 2, groups=2)
-    assert y.shape == (0, 8, 2, 2)
-    y.sum().backward()
-    assert x.grad.shape == x.shape and not w.grad.any() and not bias.grad.any()
+@in_both_layouts
+def test_empty_batch(backend, layout):
+    check_empty_batch(lambda *args: grouped_conv2d(*args, 2, groups=2), 2, layout)
 
 
-def _message(fn, *args, **kwargs):
-    with pytest.raises(Exception) as error:
-        fn(*args, **kwargs)
-    return type(error.value), str(error.value)
-
-
-x4, w4 = torch.ones(1, 4, 5, 5), torch.ones(6, 2, 3, 3)
-BAD = {
-    "two dimensions": (x4[0, 0], w4),
-    "five dimensions": (x4[None], w4),
-    "weight of other channels": (x4, torch.ones(6, 3, 3, 3)),
-    "outputs not a multiple of groups": (x4, torch.ones(5, 2, 3, 3)),
-    "weight of three dimensions": (x4, w4[0]),
-    "bias too long": (x4, w4, torch.ones(5)),
-    "other type": (x4, w4.double()),
-    "bias of other type": (x4, w4, torch.ones(6).double()),
-    "stride 0": (x4, w4, None, 0),
-    "three strides": (x4, w4, None, (1, 1, 1)),
-    "negative padding": (x4, w4, None, 1, -1),
-    "unknown padding": (x4, w4, None, 1, "equal"),
-    "same with stride": (x4, w4, None, 2, "same"),
-    "dilation 0": (x4, w4, None, 1, 0, 0),
-    "kernel too large": (x4, torch.ones(4, 2, 9, 9)),
-    "no channels": (x4[:, :0], w4),
-    "no groups": (x4, w4, None, 1, 0, 1, 0),
-    "negative groups": (x4, w4, None, 1, 0, 1, -2),
-    "too many groups": (x4, w4, None, 1, 0, 1, 4),
-    "empty kernel": (x4, torch.ones(6, 2, 0, 3)),
-}
+W = torch.ones(6, 2, 3, 3)
+BAD = bad_arguments(W)
 
 
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input_raises_what_pytorch_raises(backend, name):
-    args = BAD[name]
-    groups = {} if len(args) == 7 else {"groups": 2}
-    assert _message(grouped_conv2d, *args, **groups) == _message(F.conv2d, *args, **groups)
+    assert error_of(grouped_conv2d, *BAD[name], groups=2) == error_of(F.conv2d, *BAD[name], groups=2)
+
+
+@pytest.mark.parametrize("groups", BAD_GROUPS)
+def test_bad_groups_raise_what_pytorch_raises(backend, groups):
+    assert error_of(grouped_conv2d, X, W, groups=groups) == error_of(F.conv2d, X, W, groups=groups)
 
 
 def test_bad_activation(backend):
-    error, message = _message(grouped_conv2d, x4, w4, groups=2, activation="tanh")
+    error, message = error_of(grouped_conv2d, X, W, groups=2, activation="tanh")
     assert error is ValueError and "'relu6'" in message and "'tanh'" in message
 
 
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
 def test_autocast(dtype):
-    x, w, bias = torch.randn(1, 4, 5, 5, requires_grad=True), torch.randn(4, 2, 3, 3), torch.randn(4)
-    with torch.autocast("cpu", dtype=dtype):
-        y = grouped_conv2d(x, w, bias, groups=2)
-        assert y.dtype == F.conv2d(x, w, bias, groups=2).dtype == dtype
-        assert grouped_conv2d(x.double(), w.double(), bias.double(), groups=2).dtype == torch.float64
-    y.sum().backward()
-    assert x.grad.dtype == torch.float32
-    assert torch.equal(y, grouped_conv2d(x.to(dtype), w.to(dtype), bias.to(dtype), groups=2))
+    check_autocast(partial(grouped_conv2d, groups=2), 2, dtype)
 
 
 THREADED = case("threads", (3, 40, 20, 21), 40, 10)
 
 
-@pytest.mark.parametrize("format", LAYOUTS)
-def test_threads_do_not_change_a_bit(format):
+@in_both_layouts
+def test_threads_do_not_change_a_bit(cpu_kernels, layout):
     tensors = THREADED.cast(torch.float32)
-    tensors[0] = tensors[0].contiguous(memory_format=format)
+    tensors[0] = tensors[0].contiguous(memory_format=layout)
     dy = output_gradients(THREADED, tensors)
-    threads, results = torch.get_num_threads(), []
-    for n in (1, 2, 5):
-        torch.set_num_threads(n)
-        y, gradients = run(THREADED, tensors, dy)
-        results.append(y + gradients)
-    torch.set_num_threads(threads)
-    for other in results[1:]:
-        assert same(results[0], other)
+    check_thread_counts(lambda: chain(*run(THREADED, tensors, dy)))
 
 
-def test_eight_threads_at_once():
-    calls = [case(f"call {i}", (2, 16, 9 + i, 8), 16, 1 << i % 4) for i in range(8)]
-
-    def forward(c):
-        with torch.inference_mode():
-            return run(c, c.cast(torch.float32))[0]
-
-    alone = [forward(c) for c in calls]
-    with ThreadPoolExecutor(8) as pool:
-        for _ in range(5):
-            assert all(same(a, b) for a, b in zip(alone, pool.map(forward, calls), strict=True))
+@in_both_layouts
+def test_memory(cpu_kernels, layout):
+    """Beside the gradients, sixteen partial sums of those of weight and bias."""
+    check_memory(partial(grouped_conv2d, groups=8), 16, layout, beside=16 * 128 * (16 * 9 + 1) * 4)
 
 
 @hypothesis.settings(max_examples=150, deadline=None)
@@ -311,26 +259,19 @@ def test_any_geometry(data):
         dilation=draw(pair),
         bias=draw(st.booleans()),
     )
-    x, w, _ = c.tensors
-    fits = all(
-        n + 2 * p >= d * (k - 1) + 1
-        for n, p, d, k in zip(x.shape[2:], c.kwargs["padding"], c.kwargs["dilation"], w.shape[2:], strict=True)
-    )
-    hypothesis.assume(fits)
+    hypothesis.assume(fits(*c.tensors[:2], c.kwargs))
     dtype = draw(st.sampled_from(DTYPES))
     tensors = c.cast(dtype)
     for i in (0, 1):
         if draw(st.booleans()):
             tensors[i] = tensors[i].contiguous(memory_format=LAST)
-    dy = output_gradients(c, tensors)
-    values, sizes = oracle(c, tensors, dy)
-    assert_close_to_oracle(c, run(c, tensors, dy), values, sizes, dtype, "any layout")
+    check_call(c, tensors, dtype)
 
 
 def test_backend_report_and_refusal():
     fastnets.backend_report(reset=True)
     with fastnets.use_backend("reference"):
-        grouped_conv2d(x4, w4, groups=2)
+        grouped_conv2d(X, W, groups=2)
     assert fastnets.backend_report()["grouped_conv2d"]["calls"] == {"reference": 1}
     with fastnets.use_backend("triton"), pytest.raises(RuntimeError, match="cannot run on backend 'triton': .*cpu"):
-        grouped_conv2d(x4.to(torch.int64), w4.to(torch.int64), groups=2)
+        grouped_conv2d(X.to(torch.int64), W.to(torch.int64), groups=2)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from concurrent.futures import ThreadPoolExecutor
 
 import hypothesis
 import hypothesis.strategies as st
 import pytest
 import torch
 import torch.nn.functional as F
-from check_op import DTYPES, Case, check_onnx, check_tracing, layouts, poisoned
+from check_op import DTYPES, Case, check_onnx, check_tracing, in_both_layouts, layouts, poisoned
+from convolutions import BAD_GROUPS, X, bad_arguments, check_autocast, check_empty_batch, fits
+from edges import allocated, check_thread_counts, error_of
 from torch import Tensor
 
 import fastnets
@@ -284,14 +285,11 @@ def test_unbatched_and_string_padding(backend):
         assert batch.shape == F.conv2d(x, w, None, 1, padding, (1, 2)).shape
 
 
-@pytest.mark.parametrize("format", (torch.contiguous_format, torch.channels_last))
-def test_empty_batch(backend, format):
-    x = torch.zeros(0, 4, 5, 6).contiguous(memory_format=format).requires_grad_()
-    w, threshold = torch.randn(8, 4, 3, 3, requires_grad=True), torch.zeros(8, requires_grad=True)
-    y, density = precision_gate_conv2d(x, w, threshold, return_density=True)
-    assert y.shape == (0, 8, 3, 4) and density == 0
-    y.sum().backward()
-    assert x.grad.shape == x.shape and not w.grad.any() and not threshold.grad.any()
+@in_both_layouts
+def test_empty_batch(backend, layout):
+    check_empty_batch(lambda *args: precision_gate_conv2d(*args, stride=2), 4, layout)
+    x = X[:0].contiguous(memory_format=layout)
+    assert precision_gate_conv2d(x, W, T, groups=2, return_density=True)[1] == 0
 
 
 @pytest.mark.parametrize("zeros", ("input", "weight", "scale"))
@@ -328,55 +326,43 @@ def test_frozen_scale_makes_results_independent_of_the_batch(backend):
     assert torch.equal(together, precision_gate_conv2d(x, w, threshold, bias, **as_tensor))
 
 
-def _message(fn, *args, **kwargs):
-    with pytest.raises(Exception) as error:
-        fn(*args, **kwargs)
-    return type(error.value), str(error.value)
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
+def test_autocast(dtype):
+    check_autocast(precision_gate_conv2d, 4, dtype)
 
 
-x4, w4, t4 = torch.ones(1, 4, 5, 5), torch.ones(4, 4, 3, 3), torch.ones(4)
-AS_PYTORCH = {
-    "two dimensions": (x4[0, 0], w4),
-    "five dimensions": (x4[None], w4),
-    "weight of other channels": (x4, torch.ones(6, 3, 3, 3)),
-    "weight of three dimensions": (x4, w4[0]),
-    "bias too long": (x4, w4, torch.ones(5)),
-    "other type": (x4, w4.double()),
-    "stride 0": (x4, w4, None, 0),
-    "three strides": (x4, w4, None, (1, 1, 1)),
-    "negative padding": (x4, w4, None, 1, -1),
-    "unknown padding": (x4, w4, None, 1, "equal"),
-    "same with stride": (x4, w4, None, 2, "same"),
-    "dilation 0": (x4, w4, None, 1, 0, 0),
-    "kernel too large": (x4, torch.ones(4, 4, 9, 9)),
-    "no groups": (x4, w4, None, 1, 0, 1, 0),
-    "groups that do not divide": (x4, w4, None, 1, 0, 1, 3),
-}
+W, T = torch.ones(4, 2, 3, 3), torch.ones(4)
+BAD = bad_arguments(W)
 
 
-@pytest.mark.parametrize("name", AS_PYTORCH)
+@pytest.mark.parametrize("name", BAD)
 def test_bad_input_raises_what_pytorch_raises(backend, name):
-    x, w, *rest = AS_PYTORCH[name]
-    assert _message(precision_gate_conv2d, x, w, t4, *rest) == _message(F.conv2d, x, w, *rest)
+    x, w, *rest = BAD[name]
+    assert error_of(precision_gate_conv2d, x, w, T, *rest, groups=2) == error_of(F.conv2d, x, w, *rest, groups=2)
+
+
+@pytest.mark.parametrize("groups", BAD_GROUPS)
+def test_bad_groups_raise_what_pytorch_raises(backend, groups):
+    assert error_of(precision_gate_conv2d, X, W, T, groups=groups) == error_of(F.conv2d, X, W, groups=groups)
 
 
 @pytest.mark.parametrize(
     ("change", "error", "text"),
     [
         ({"threshold": torch.ones(5)}, RuntimeError, r"threshold of shape \(4,\), .* got shape \(5,\)"),
-        ({"threshold": t4.double()}, RuntimeError, "type torch.float32, .* type torch.float64"),
+        ({"threshold": T.double()}, RuntimeError, "type torch.float32, .* type torch.float64"),
         ({"scale": torch.ones(2)}, RuntimeError, r"scale of one number, .* got shape \(2,\)"),
         ({"scale": torch.ones((), dtype=torch.float64)}, RuntimeError, "type torch.float64"),
         ({"high_bits": 8}, ValueError, "high_bits < activation_bits <= 8 .* high_bits 8"),
         ({"high_bits": 0}, ValueError, "1 <= high_bits"),
         ({"activation_bits": 9}, ValueError, "activation_bits 9"),
         ({"weight_bits": 9}, ValueError, "weight_bits 9"),
-        ({"input": x4.int(), "weight": w4.int()}, RuntimeError, "expects a floating input|not torch.int32"),
+        ({"input": X.int(), "weight": W.int()}, RuntimeError, "expects a floating input|not torch.int32"),
     ],
 )
 def test_bad_input_of_our_own(backend, change, error, text):
     with pytest.raises(error, match=text):
-        precision_gate_conv2d(**{"input": x4, "weight": w4, "threshold": t4, **change})
+        precision_gate_conv2d(**{"input": X, "weight": W, "threshold": T, "groups": 2, **change})
 
 
 def test_sums_beyond_32_bits_go_to_the_reference(backend):
@@ -408,42 +394,21 @@ def test_weights_that_pass_a_byte(backend, weights, channels):
     assert torch.equal(y, F.conv2d(x, q).double())
 
 
-def test_threads_do_not_change_a_bit():
+def test_threads_do_not_change_a_bit(cpu_kernels):
     case, kwargs = tensors((2, 20, 14, 15), 70, padding=1)
-    threads, results = torch.get_num_threads(), []
-    for n in (1, 2, 5):
-        torch.set_num_threads(n)
-        results.append(precision_gate_conv2d(*cast(case, torch.float32), **kwargs, return_density=True))
-    torch.set_num_threads(threads)
-    for y, density in results[1:]:
-        assert torch.equal(y, results[0][0]) and torch.equal(density, results[0][1])
-
-
-def test_eight_threads_and_inference_mode():
-    case, kwargs = tensors((1, 20, 9, 9), 40, padding=1)
     case = cast(case, torch.float32)
-    expected = precision_gate_conv2d(*case, **kwargs)
-
-    def call(_):
-        with torch.inference_mode():
-            return precision_gate_conv2d(*case, **kwargs)
-
-    with ThreadPoolExecutor(8) as pool:
-        assert all(torch.equal(y, expected) for y in pool.map(call, range(40)))
+    check_thread_counts(lambda: precision_gate_conv2d(*case, **kwargs, return_density=True))
 
 
-def test_memory_beside_the_result_is_as_documented():
+def test_memory_beside_the_result_is_as_documented(cpu_kernels):
     """Two bytes for each number of the padded input, about two for each of the weight, and no more."""
     (x, w, threshold, bias), kwargs = tensors((4, 64, 30, 30), 64, padding=1)
     case = [t.float().contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t.float()
             for t in (x, w, threshold, bias)]  # fmt: skip
     y = precision_gate_conv2d(*case, **kwargs)
-    with torch.profiler.profile(profile_memory=True) as profile:
-        y = precision_gate_conv2d(*case, **kwargs)
-    events = profile.profiler.kineto_results.events()
-    allocated = sum(e.nbytes() for e in events if e.name() == "[memory]" and e.nbytes() > 0)
     padded, weights = 4 * 64 * 32 * 32, w.numel()
-    assert y.nbytes + 2 * padded <= allocated <= y.nbytes + 2 * padded + 2 * weights + 4096
+    beside = allocated(lambda: precision_gate_conv2d(*case, **kwargs)) - y.nbytes
+    assert 2 * padded <= beside <= 2 * padded + 2 * weights + 4096
 
 
 @hypothesis.settings(max_examples=100, deadline=None)
@@ -462,10 +427,9 @@ def test_any_geometry(data):
         "high_bits": draw(st.integers(1, 7)),
         "weight_bits": draw(st.integers(1, 8)),
     }
-    sides = zip(shape[2:], kwargs["padding"], kwargs["dilation"], kernel, strict=True)
-    hypothesis.assume(all(n + 2 * p >= d * (k - 1) + 1 for n, p, d, k in sides))
     channels, outputs = shape[1] * groups, draw(st.integers(1, 40)) * groups
     case, _ = tensors((shape[0], channels, *shape[2:]), outputs, kernel, groups, signed=draw(st.booleans()))
+    hypothesis.assume(fits(*case[:2], kwargs))
     x, w, threshold, _ = cast(case, draw(st.sampled_from(DTYPES)))
     if draw(st.booleans()):
         x = x.contiguous(memory_format=torch.channels_last)

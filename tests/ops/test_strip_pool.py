@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import chain
 
 import hypothesis
 import hypothesis.strategies as st
@@ -10,23 +11,23 @@ import pytest
 import torch
 from check_op import (
     DTYPES,
+    LAYOUTS,
     Case,
-    assert_close,
+    check_call,
     check_gradients,
     check_onnx,
     check_tracing,
     check_values,
-    oracle,
+    in_both_layouts,
     output_gradients,
     run,
-    same,
 )
+from edges import allocated, check_thread_counts
 
 from fastnets._backends import INTERPRETED
 from fastnets.ops import strip_pool
 
 LAST = torch.channels_last
-LAYOUTS = (torch.contiguous_format, LAST)
 
 
 def case(name, shape):
@@ -82,7 +83,7 @@ def test_onnx(tmp_path):
     check_onnx(case("onnx", (2, 4, 9, 8)), tmp_path)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@in_both_layouts
 def test_literal_values(backend, layout):
     x = torch.tensor([[1.0, 3.0, 5.0], [7.0, 9.0, 11.0]]).repeat(1, 2, 1, 1).contiguous(memory_format=layout)
     rows, columns = strip_pool(x.requires_grad_())
@@ -94,7 +95,7 @@ def test_literal_values(backend, layout):
     assert rows.tolist() == [[[3.0], [9.0]]] * 2 and columns.tolist() == [[[4.0, 6.0, 8.0]]] * 2
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@in_both_layouts
 def test_nan_and_infinity_stay_in_their_row_and_column(backend, layout):
     x = torch.ones(1, 17, 5, 19).contiguous(memory_format=layout)
     x[0, 3, 2, 17], x[0, 3, 4, 0] = math.nan, math.inf
@@ -103,7 +104,7 @@ def test_nan_and_infinity_stay_in_their_row_and_column(backend, layout):
     assert rows.isinf().nonzero().tolist() == [[3, 4]] and columns.isinf().nonzero().tolist() == [[3, 0]]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@in_both_layouts
 @pytest.mark.parametrize("shape", [(0, 3, 4, 5), (2, 0, 4, 5), (2, 3, 0, 5), (2, 3, 4, 0)], ids=str)
 def test_empty_is_what_mean_gives(backend, shape, layout):
     x = torch.zeros(shape).contiguous(memory_format=layout).requires_grad_()
@@ -113,7 +114,7 @@ def test_empty_is_what_mean_gives(backend, shape, layout):
     assert torch.autograd.grad(sum(y.sum() for y in results), x)[0].shape == shape
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@in_both_layouts
 def test_a_long_mean_keeps_its_digits(backend, layout):
     """One number many times: a sum taken one after another in float32 would be off by 1e-4."""
     n = 600 if INTERPRETED else 1 << 15
@@ -152,36 +153,21 @@ def test_any_geometry(data):
     c = case("any", draw(st.tuples(st.integers(1, 3), st.integers(1, 40), st.integers(1, 40), st.integers(1, 40))))
     dtype = draw(st.sampled_from(DTYPES))
     tensors = [c.cast(dtype)[0].contiguous(memory_format=draw(st.sampled_from(LAYOUTS)))]
+    check_call(c, tensors, dtype)
+
+
+@in_both_layouts
+def test_threads_do_not_change_a_bit(cpu_kernels, layout):
+    c = case("threads", (1, 80, 40, 41))
+    tensors = [c.tensors[0].float().contiguous(memory_format=layout)]
     dy = output_gradients(c, tensors)
-    values, sizes = oracle(c, tensors, dy)
-    assert_close(c, run(c, tensors, dy), values, sizes, dtype, "any layout")
+    check_thread_counts(lambda: chain(*run(c, tensors, dy)))
 
 
-def test_threads_do_not_change_a_bit():
-    c, threads, results = case("threads", (1, 80, 40, 41)), torch.get_num_threads(), []
-    for layout in LAYOUTS:
-        tensors = [c.tensors[0].float().contiguous(memory_format=layout)]
-        dy = output_gradients(c, tensors)
-        for n in (1, 2, 5):
-            torch.set_num_threads(n)
-            y, gradients = run(c, tensors, dy)
-            results.append(y + gradients)
-        torch.set_num_threads(threads)
-        assert same(results[-3], results[-2]) and same(results[-3], results[-1])
-
-
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-def test_allocates_only_its_results(layout):
-    """The profiler sees the allocations of PyTorch's allocator, from C++ as well."""
-    x = torch.randn(2, 16, 64, 96).contiguous(memory_format=layout)
+@in_both_layouts
+def test_allocates_only_its_results(cpu_kernels, layout):
+    x = torch.randn(2, 16, 256, 384).contiguous(memory_format=layout)
     rows, columns = strip_pool(x)
+    assert allocated(lambda: strip_pool(x)) == rows.nbytes + columns.nbytes
     backward = torch.ops.fastnets.strip_pool_backward
-    calls = {
-        lambda: strip_pool(x): rows.numel() + columns.numel(),
-        lambda: backward(rows, columns, layout == LAST): x.numel(),
-    }
-    for call, numbers in calls.items():
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-            call()
-        allocated = sum(e.self_cpu_memory_usage for e in profile.key_averages() if e.self_cpu_memory_usage > 0)
-        assert allocated == 4 * numbers
+    assert allocated(lambda: backward(rows, columns, layout == LAST)) == x.nbytes

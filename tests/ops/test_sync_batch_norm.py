@@ -6,16 +6,16 @@ What several processes do is in test_sync_batch_norm_ranks.py.
 from __future__ import annotations
 
 import math
-from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 
 import hypothesis
 import hypothesis.strategies as st
 import pytest
 import torch
 import torch.nn.functional as F
-from check_op import DTYPES, Case, check_gradients, check_onnx, check_tracing, check_values, run, same
+from check_op import DTYPES, Case, check_gradients, check_onnx, check_tracing, check_values, in_both_layouts, run
+from edges import allocated, check_at_once, check_thread_counts, error_of
 
-import fastnets
 from fastnets._backends import INTERPRETED
 from fastnets.ops import batch_moments, sync_batch_norm
 from fastnets.ops._exchange import exchange_moments
@@ -150,9 +150,9 @@ def test_literal_gradients(backend):
     assert x.grad.flatten().tolist() == [3.0, 7.0]
 
 
-@pytest.mark.parametrize("format", (torch.contiguous_format, LAST), ids=("contiguous", "channels_last"))
+@in_both_layouts
 @pytest.mark.parametrize("where", ("everywhere", "but at first", "drifting"))
-def test_a_large_mean_costs_no_digits(backend, format, where):
+def test_a_large_mean_costs_no_digits(backend, layout, where):
     side = 24 if INTERPRETED else 90
     x = torch.randn(4, 20, side, side, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     if where == "drifting":
@@ -161,17 +161,17 @@ def test_a_large_mean_costs_no_digits(backend, format, where):
         x += 1e4
     if where == "but at first":
         x[0, :, 0, 0] = 0
-    x = x.float().contiguous(memory_format=format)
+    x = x.float().contiguous(memory_format=layout)
     exact = x.double().var((0, 2, 3), correction=0) * x[:, 0].numel()
     torch.testing.assert_close(batch_moments(x)[1].double(), exact, rtol=1e-5, atol=0)
     y = sync_batch_norm(x, None, None, training=True)
     torch.testing.assert_close(y, F.batch_norm(x.double(), None, None, training=True).float(), rtol=1e-3, atol=2e-3)
 
 
-@pytest.mark.parametrize("format", (torch.contiguous_format, LAST), ids=("contiguous", "channels_last"))
+@in_both_layouts
 @pytest.mark.parametrize("value", (math.nan, math.inf))
-def test_nan_and_infinity_stay_in_their_channel(backend, format, value):
-    x = torch.ones(2, 35, 3, 5).contiguous(memory_format=format)
+def test_nan_and_infinity_stay_in_their_channel(backend, layout, value):
+    x = torch.ones(2, 35, 3, 5).contiguous(memory_format=layout)
     x[1, 33, 2, 4] = value
     x.requires_grad_()
     mean, m2, _ = batch_moments(x)
@@ -185,9 +185,9 @@ def test_nan_and_infinity_stay_in_their_channel(backend, format, value):
     assert (~one.isfinite()).sum() == 1
 
 
-@pytest.mark.parametrize("format", (torch.contiguous_format, LAST), ids=("contiguous", "channels_last"))
-def test_empty_batch(backend, format):
-    x = torch.zeros(0, 4, 5, 6).contiguous(memory_format=format).requires_grad_()
+@in_both_layouts
+def test_empty_batch(backend, layout):
+    x = torch.zeros(0, 4, 5, 6).contiguous(memory_format=layout).requires_grad_()
     w, b = torch.ones(4, requires_grad=True), torch.ones(4, requires_grad=True)
     mean, var = torch.zeros(4), torch.ones(4)
     for training in (True, False):
@@ -236,12 +236,6 @@ def test_strided_vectors(backend):
     torch.testing.assert_close(y, sync_batch_norm(x, w, b.exp(), w, b))
 
 
-def _message(fn, *args, **kwargs):
-    with pytest.raises(Exception) as error:
-        fn(*args, **kwargs)
-    return type(error.value), str(error.value)
-
-
 x4, v3, v4 = torch.ones(2, 4, 5, 5), torch.ones(3), torch.ones(4)
 BAD = {
     "no statistics": (x4, None, None),
@@ -262,72 +256,43 @@ BAD = {
 
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input_raises_what_pytorch_raises(backend, name):
-    assert _message(sync_batch_norm, *BAD[name]) == _message(F.batch_norm, *BAD[name])
+    assert error_of(sync_batch_norm, *BAD[name]) == error_of(F.batch_norm, *BAD[name])
 
 
 def test_bad_input_of_moments(backend):
-    assert _message(batch_moments, v4)[1].startswith("batch_moments expects input (n, c, ...)")
+    assert error_of(batch_moments, v4)[1].startswith("batch_moments expects input (n, c, ...)")
     with pytest.raises(RuntimeError, match="float32, float64, bfloat16"):
         batch_moments(x4.long())
 
 
 @pytest.mark.parametrize("shape", ((5, 40, 9, 11), (3, 5, 70, 80)), ids=str)
-@pytest.mark.parametrize("format", (torch.contiguous_format, LAST), ids=("contiguous", "channels_last"))
-def test_threads_do_not_change_a_bit(shape, format):
+@in_both_layouts
+def test_threads_do_not_change_a_bit(cpu_kernels, shape, layout):
     x, w, b = (t.float() for t in tensors(shape))
-    c = Case("threads", normalized, [x.contiguous(memory_format=format), w, b])
-    threads, results = torch.get_num_threads(), []
-    for n in (1, 2, 5):
-        torch.set_num_threads(n)
-        y, gradients = run(c, c.tensors, [torch.ones_like(x).cumsum(0)])
-        results.append([*y, *gradients, *batch_moments(c.tensors[0])])
-    torch.set_num_threads(threads)
-    for other in results[1:]:
-        assert same(results[0], other)
+    c = Case("threads", normalized, [x.contiguous(memory_format=layout), w, b])
+    dy = [torch.ones_like(x).cumsum(0)]
+    check_thread_counts(lambda: chain(*run(c, c.tensors, dy), batch_moments(c.tensors[0])))
 
 
-def test_at_once_from_eight_threads():
-    inputs = [tensors((3, 20 + i, 9, 8)) for i in range(8)]
-
-    def step(x, w, b):
-        with torch.inference_mode():
-            return sync_batch_norm(x, None, None, w, b, True), *batch_moments(x)
-
-    expected = [step(*t) for t in inputs]
-    with ThreadPoolExecutor(8) as pool:
-        for _ in range(20):
-            for got, want in zip(pool.map(lambda t: step(*t), inputs), expected, strict=True):
-                assert same(list(got), list(want))
+def test_eight_threads_at_once(cpu_kernels):
+    calls = []
+    for i in range(8):
+        x, w, b = tensors((3, 20 + i, 9, 8))
+        calls.append(lambda x=x, w=w, b=b: [sync_batch_norm(x, None, None, w, b, True), *batch_moments(x)])
+    check_at_once(calls, rounds=20)
 
 
-def peak_bytes(fn) -> int:
-    """The most memory, of any allocator, that a call has beyond what the process had before."""
-    with open("/proc/self/clear_refs", "w") as refs:
-        refs.write("5")  # resets the peak
-
-    def status(field: str) -> int:
-        with open("/proc/self/status") as lines:
-            return next(int(line.split()[1]) for line in lines if line.startswith(field)) << 10
-
-    before = status("VmRSS")
-    result = fn()  # noqa: F841
-    return status("VmHWM") - before
-
-
-@pytest.mark.parametrize("format", (torch.contiguous_format, LAST), ids=("contiguous", "channels_last"))
-def test_memory(format):
+@in_both_layouts
+def test_memory(cpu_kernels, layout):
     """As the docstrings say: a sixteenth of the input for its moments; results and gradients only, beside that."""
-    if not fastnets._backends.BACKENDS["cpu"].missing():
-        x = torch.randn(16, 256, 64, 64).contiguous(memory_format=format).requires_grad_()
-        size = x.numel() * 4
-        w, small = torch.ones(256, requires_grad=True), 2 << 20
-        batch_moments(x[:1].detach())
-        assert peak_bytes(lambda: batch_moments(x.detach())) < size / 16 + small
-        with torch.no_grad():
-            assert peak_bytes(lambda: sync_batch_norm(x, None, None, w, w, True)) < size * 17 / 16 + small
-        y = sync_batch_norm(x, None, None, w, w, True)
-        dy = torch.randn_like(y)
-        assert peak_bytes(lambda: torch.autograd.grad(y, (x, w), dy)) < size * 17 / 16 + small
+    x = torch.randn(8, 256, 64, 64).contiguous(memory_format=layout).requires_grad_()
+    w = torch.ones(256, requires_grad=True)
+    assert allocated(lambda: batch_moments(x.detach())) < x.nbytes / 16
+    with torch.no_grad():
+        assert allocated(lambda: sync_batch_norm(x, None, None, w, w, True)) < x.nbytes * 17 / 16
+    y = sync_batch_norm(x, None, None, w, w, True)
+    dy = torch.randn_like(y)
+    assert allocated(lambda: torch.autograd.grad(y, (x, w), dy, retain_graph=True)) < x.nbytes * 17 / 16
 
 
 @hypothesis.settings(max_examples=60, deadline=None)
@@ -336,7 +301,7 @@ def test_memory(format):
     dtype=st.sampled_from(DTYPES),
     training=st.booleans(),
 )
-def test_any_shape(shape, dtype, training):
+def test_any_geometry(shape, dtype, training):
     """Sizes that nobody thought of, on the CPU kernels."""
     case = Case("any", normalized, tensors(shape), {"training": training}, count(shape), {"magnitude": True})
     check_values(case, dtype)

@@ -1,0 +1,47 @@
+"""What holds for every public op: in inference mode, from several threads at once, in a forked process."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from check_op import flat, same
+from edges import check_at_once
+from examples import examples
+from torch.utils.data import DataLoader
+
+import fastnets
+from fastnets import ops
+from fastnets._backends import INTERPRETED
+
+NAMES = list(examples(1))
+each = pytest.mark.parametrize("name", NAMES)
+
+
+def test_there_is_an_example_of_every_op():
+    assert set(NAMES) == {name for name, op in vars(ops).items() if callable(op) and not name.startswith("_")}
+
+
+@each
+def test_inference_mode_changes_nothing(backend, name):
+    size = 2 if INTERPRETED else 4
+    expected = flat(examples(size)[name]())
+    with torch.inference_mode():
+        got = flat(examples(size)[name]())
+    assert same(got, expected) and all(y.is_inference() for y in got)
+    with fastnets.use_backend("reference"):
+        torch.testing.assert_close(got, flat(examples(size)[name]()))
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter runs one kernel at a time")
+@each
+def test_eight_calls_at_once(backend, name):
+    check_at_once([examples(s)[name] for s in (2, 3, 4, 5)], rounds=2 if backend == "cuda" else 16)
+
+
+@each
+def test_a_forked_worker_gives_what_its_parent_does(cpu_kernels, name):
+    """As DataLoader starts them; the parent has threads, which the fork does not copy."""
+    expected = flat(examples(6)[name]())
+    workers = {"num_workers": 2, "multiprocessing_context": "fork", "timeout": 60}
+    for got in DataLoader([name] * 2, batch_size=None, collate_fn=lambda name: flat(examples(6)[name]()), **workers):
+        assert same(got, expected)
