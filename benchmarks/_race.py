@@ -1,0 +1,147 @@
+"""A race: candidates take turns, and what counts is the ratio of their times in the same round."""
+
+from __future__ import annotations
+
+import gc
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from statistics import median, quantiles
+
+import torch
+from torch import Tensor
+
+from benchmarks._candidate import Candidate, Missing, local
+from benchmarks._correct import check
+
+OURS = "fastnets"
+NOISY = 0.02  # the standard error of a ratio from which on it is called noisy
+
+
+@dataclass
+class Pace:
+    """How long a race takes.
+
+    Attributes:
+        block: seconds that a candidate runs in a row; it makes at least one call.
+        least: rounds; a peer that is four times slower than the fastest takes part in no more.
+        most: rounds.
+        seconds: after which no round begins once there are `least`.
+        error: the standard error of the ratio at which a race is decided.
+    """
+
+    block: float
+    least: int
+    most: int
+    seconds: float
+    error: float
+
+
+FULL = Pace(block=8e-3, least=7, most=41, seconds=3.0, error=0.004)
+QUICK = Pace(block=0, least=1, most=1, seconds=0, error=0)
+
+
+@dataclass
+class Spread:
+    """The middle of many figures: median, 20th and 80th percentile, and how many they are."""
+
+    median: float
+    p20: float
+    p80: float
+    count: int
+
+    @classmethod
+    def of(cls, figures: Sequence[float]) -> Spread:
+        """The spread of one figure or more."""
+        low, *_, high = quantiles(figures, n=5, method="inclusive") if len(figures) > 1 else [figures[0]] * 2
+        return cls(median(figures), low, high, len(figures))
+
+    @property
+    def error(self) -> float:
+        """The standard error of the median, over the median, if the figures were normally distributed."""
+        # Between the percentiles lie 1.68 standard deviations; a median's error is 1.25 / sqrt(count) of one.
+        return 1.25 / 1.68 * (self.p80 - self.p20) / self.median / self.count**0.5
+
+
+def race(
+    candidates: dict[str, Callable[[], tuple[Tensor, ...]] | Candidate | Missing], exact: Sequence[Tensor], pace: Pace
+) -> dict[str, object]:
+    """Races candidates, one of them named ``"fastnets"``.
+
+    Args:
+        candidates: functions that return tuples of tensors, or candidates of another kind.
+        exact: what they should return, in float64.
+        pace: how long.
+
+    Returns:
+        What goes into the JSON: ``times`` (seconds a call) and ``ratios`` (a peer's time over ours in the same round)
+        as spreads, ``precision`` and ``missing`` by name, ``peer`` the fastest of our precision, ``ratio`` to it,
+        ``noisy`` whether that is uncertain, and ``rounds``, our time in each.
+
+    Raises:
+        WrongResult: a candidate returns something else, before its race or after it.
+    """
+    missing = {name: c.reason for name, c in candidates.items() if isinstance(c, Missing)}
+    running = {
+        name: c if isinstance(c, Candidate) else local(c)
+        for name, c in candidates.items()
+        if not isinstance(c, Missing)
+    }
+    with torch.no_grad():
+        for name, candidate in running.items():
+            check(name, candidate, exact)
+        times = _take_turns(running, pace)
+        if pace is not QUICK:
+            for name, candidate in running.items():
+                check(name, candidate, exact)
+    ratios = {name: Spread.of(_ratios(times, name)) for name in times if name != OURS}
+    spreads = {name: Spread.of(seconds) for name, seconds in times.items()}
+    peer = _fastest_peer(running, times)
+    return {
+        "times": {name: asdict(spread) for name, spread in spreads.items()},
+        "ratios": {name: asdict(ratio) for name, ratio in ratios.items()},
+        "precision": {name: candidate.precision for name, candidate in running.items()},
+        "missing": missing,
+        "peer": peer,
+        "ratio": ratios[peer].median,
+        "noisy": ratios[peer].error > NOISY,
+        "rounds": times[OURS],
+    }
+
+
+def _take_turns(running: dict[str, Candidate], pace: Pace) -> dict[str, list[float]]:
+    """Each candidate's seconds a call, round by round; in a new order in each, so that nobody has one neighbour."""
+    if pace is QUICK:
+        return {name: [candidate.block(1, 0)] for name, candidate in running.items()}
+    once = {name: min(candidate.block(1, 1) for _ in range(2)) for name, candidate in running.items()}
+    calls = {name: min(100, max(1, round(pace.block / seconds))) for name, seconds in once.items()}
+    slow = {name for name, seconds in once.items() if seconds > max(4 * min(once.values()), pace.block) and name != OURS}
+    times: dict[str, list[float]] = {name: [] for name in running}
+    order, shuffle, start = list(running), random.Random(0).shuffle, time.monotonic()
+    gc.collect()
+    gc.disable()
+    try:
+        for done in range(pace.most):
+            if done >= pace.least:
+                order = [name for name in order if name not in slow]
+                late = time.monotonic() - start > pace.seconds
+                if late or Spread.of(_ratios(times, _fastest_peer(running, times))).error < pace.error:
+                    break
+            shuffle(order)
+            for name in order:
+                # The candidate before has left its own memory in the caches.
+                times[name].append(running[name].block(calls[name], 1 if calls[name] == 1 else 2))
+    finally:
+        gc.enable()
+    return times
+
+
+def _ratios(times: dict[str, list[float]], peer: str) -> list[float]:
+    # A slow peer has stopped earlier.
+    return [theirs / ours for theirs, ours in zip(times[peer], times[OURS], strict=False)]
+
+
+def _fastest_peer(running: dict[str, Candidate], times: dict[str, list[float]]) -> str:
+    peers = [n for n, c in running.items() if n != OURS and c.precision == running[OURS].precision]
+    return min(peers, key=lambda name: median(times[name]))
