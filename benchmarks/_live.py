@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from typing import Any
+
+from benchmarks._race import NOISY
 
 
 class Live:
@@ -62,6 +65,19 @@ def describe(case: dict[str, Any]) -> str:
         f"{case['op']}: {case['group']}, {case['case']}: "
         f"{1e6 * times['fastnets']['median']:.1f} µs, {peer} {1e6 * times[peer]['median']:.1f} µs"
     )
+
+
+def warnings(origin: dict[str, Any], cases: Sequence[dict[str, Any]]) -> list[str]:
+    """What a reader must know before the figures: the machine was busy, or the figures scatter."""
+    lines = []
+    if origin["load"] > origin["cores"] / 2:
+        lines.append(f"other processes ran at the start: load {origin['load']} on {origin['cores']} cores")
+    if origin["dirty"]:
+        lines.append(f"the files differ from commit {origin['commit'][:9]}")
+    noisy = sum(case["noisy"] for case in cases)
+    if noisy:
+        lines.append(f"the ratio is uncertain by more than {NOISY:.0%} in {noisy} of {len(cases)} cases")
+    return lines
 
 
 def minutes(seconds: float) -> str:

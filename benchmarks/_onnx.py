@@ -11,7 +11,9 @@ OPSET, IR = 18, 9
 Node = tuple[str, str, str, dict[str, Any]]  # operator, inputs and outputs separated by spaces, attributes
 
 
-def model(nodes: Sequence[Node], inputs: Mapping[str, Tensor], outputs: str, constants: Mapping[str, Any] = {}) -> bytes:
+def model(
+    nodes: Sequence[Node], inputs: Mapping[str, Tensor], outputs: str, constants: Mapping[str, Any] = {}
+) -> bytes:
     """A model in ONNX.
 
     Args:

@@ -51,6 +51,19 @@ def onnx_op(
     return runtimes(lambda: _onnx.model(nodes, inputs, outputs, arrays), inputs)
 
 
+def convolution(
+    x: Tensor, w: Tensor, b: Tensor, stride: int = 1, padding: int = 0, groups: int = 1
+) -> dict[str, Candidate | Missing | Callable[[], tuple[Tensor, ...]]]:
+    """The runtimes and ``torch.compile`` on one convolution, whose weights they may prepare."""
+    attributes = {"strides": [stride] * 2, "pads": [padding] * 4, "group": groups}
+    layer = torch.nn.Conv2d(x.shape[1], len(b), w.shape[2:], stride, padding, groups=groups)
+    layer.weight.data, layer.bias.data = w, b
+    return {
+        "compile": compiled(layer.eval(), x),
+        **onnx_op([("Conv", "x w b", "y", attributes)], {"x": x}, "y", {"w": w, "b": b}),
+    }
+
+
 def compiled(module: Callable[..., Any], *inputs: Tensor) -> Callable[[], tuple[Tensor, ...]] | Missing:
     """``torch.compile``: with weights frozen on the CPU, the best of its plans with CUDA graphs on a GPU.
 
@@ -61,7 +74,9 @@ def compiled(module: Callable[..., Any], *inputs: Tensor) -> Callable[[], tuple[
     if quick:
         return QUICK
     torch._dynamo.reset()  # or a function that many cases share is left as it is from the ninth on
-    how: dict[str, Any] = {"options": {"freezing": True}} if inputs[0].device.type == "cpu" else {"mode": "max-autotune"}
+    how: dict[str, Any] = (
+        {"options": {"freezing": True}} if inputs[0].device.type == "cpu" else {"mode": "max-autotune"}
+    )
     fast = torch.compile(module, fullgraph=True, dynamic=False, **how)
 
     def run() -> tuple[Tensor, ...]:

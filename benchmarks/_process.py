@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import signal
 import time
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ class Process:
         runtime: a key of ``_runtimes.RUNTIMES``.
     """
 
-    _all: dict[str, Process] = {}
+    _all: ClassVar[dict[str, Process]] = {}
 
     def __init__(self, runtime: str) -> None:
         context = multiprocessing.get_context("spawn")

@@ -27,11 +27,16 @@ def _openvino(precision: str) -> Callable[[bytes, dict[str, Any], int], Run]:
         import openvino
 
         # Left alone it computes in bfloat16 wherever the processor can.
-        config = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+        config = {
+            "INFERENCE_PRECISION_HINT": precision,
+            "INFERENCE_NUM_THREADS": threads,
+            "PERFORMANCE_HINT": "LATENCY",
+        }
         core = openvino.Core()
         request = core.compile_model(core.read_model(model), "CPU", config).create_infer_request()
         for name, array in inputs.items():
-            request.set_tensor(name, openvino.Tensor(array, shared_memory=True))
+            request.set_tensor(name, openvino.Tensor(array))
+
         def run() -> list[Any]:
             request.infer()
             return [request.get_output_tensor(i).data for i in range(len(request.model_outputs))]

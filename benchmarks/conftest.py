@@ -5,27 +5,43 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks import _heap, _peers
-from benchmarks._live import Live
+from benchmarks import _ceilings, _heap, _peers, _provenance
+from benchmarks._live import Live, warnings
 from benchmarks._process import Process
 from benchmarks._race import FULL, QUICK
 from benchmarks._race import race as run_race
 
+QUICK_CASES = 6
 live = pytest.StashKey[Live]()
+origin = pytest.StashKey[dict]()
 ratio = pytest.StashKey[float]()
 
 
 def pytest_addoption(parser):
     group = parser.getgroup("fastnets")
-    group.addoption("--quick", action="store_true", help="check every candidate, hardly time it: for tests")
+    group.addoption("--quick", action="store_true", help=f"check all candidates in {QUICK_CASES} cases of each test, time one call")
     group.addoption("--device", default="cpu", help="where tensors are made: cpu or cuda (%(default)s)")
 
 
 def pytest_configure(config):
+    config.stash[origin] = _provenance.provenance()  # before this run loads the machine
     _heap.keep_memory()
     _peers.quick = config.getoption("quick")
     torch.set_default_device(config.getoption("device"))
     config.option.benchmark_quiet = True  # its table knows nothing of rounds; ours is in _live.py
+
+
+def pytest_collection_modifyitems(config, items):
+    """With --quick, at most QUICK_CASES of each test, evenly spread over its parameters."""
+    if not config.getoption("quick"):
+        return
+    kept = set()
+    for test in {(item.path, item.originalname) for item in items}:
+        cases = [item for item in items if (item.path, item.originalname) == test]
+        count = min(QUICK_CASES, len(cases))
+        kept |= {cases[i * (len(cases) - 1) // max(1, count - 1)] for i in range(count)}
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = [item for item in items if item in kept]
 
 
 def pytest_collection_finish(session):
@@ -48,12 +64,17 @@ def race(request, benchmark, quick):
         name: of this case.
         candidates: name -> function that returns tensors, or a candidate of another kind.
         exact: what they should return, in float64.
+        nbytes: that must be read or written.
+        flops: operations that must be done.
+        dtype: of the operations, a key of the ceilings' rates.
     """
 
-    def run(group: str, name: str, candidates, exact) -> float:
+    def run(group: str, name: str, candidates, exact, *, nbytes: int, flops: int, dtype: str = "float32") -> float:
         pace = QUICK if quick else FULL
         case = {"op": request.node.path.stem.removeprefix("test_"), "group": group, "case": name}
-        case |= run_race(candidates, exact, pace)
+        case |= {"bytes": nbytes, "flops": flops, "dtype": dtype} | run_race(candidates, exact, pace)
+        floor = _ceilings.measure(quick).floor(nbytes, flops, dtype)
+        case |= {"floor": floor, "share": floor / case["times"]["fastnets"]["median"]}
         _record(benchmark, case.pop("rounds"))
         benchmark.extra_info.update(case)
         request.config.stash[live].cases.append(case)
@@ -70,6 +91,16 @@ def _record(benchmark, seconds):
         stats = benchmark._make_stats(1)
         for value in seconds:
             stats.update(value)
+
+
+def pytest_benchmark_update_json(config, output_json):
+    quick = config.getoption("quick")
+    output_json["fastnets"] = {
+        "provenance": config.stash[origin],
+        "quick": quick,
+        "ceilings": _ceilings.measure(quick).as_dict(),
+        "warnings": warnings(config.stash[origin], config.stash[live].cases),
+    }
 
 
 @pytest.fixture

@@ -8,15 +8,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from benchmarks import _shapes
 from fastnets.ops import corner_pool, corner_pool_sum
 from fastnets.ops.corner_pool import CORNERS, DIRECTIONS
 
 LAST = torch.channels_last
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": LAST}
-SIZE = (128, 128, 128)  # CornerNet (Hourglass-104) at 511 x 511 pixels: the inputs of its corner pooling modules
+SIZE = _shapes.CORNERNET_POOLED
 
-# Bytes: 8 n c h w, each number read and written once; 12 for the sum; 12 for the backward pass, which reads x and dy.
-# Operations: one comparison a number.
+
+def cost(n, tensors, maxima):
+    """Tensors that are read or written, each once, and comparisons a number of the result."""
+    c, h, w = SIZE
+    return {"nbytes": 4 * tensors * n * c * h * w, "flops": maxima * n * c * h * w}
 
 
 def cummax(x, direction):
@@ -99,7 +103,8 @@ def test_forward(race, n, layout, direction):
         candidates[f"{peer.__name__} channels_last"] = lambda peer=peer: (peer(xl, direction),)
     ours = x.contiguous(memory_format=LAYOUTS[layout])
     candidates["fastnets"] = lambda: (corner_pool(ours, direction),)
-    race(f"forward, batch {n}, {layout}", direction, candidates, (cummax(x.double(), direction),))
+    exact = (cummax(x.double(), direction),)
+    race(f"forward, batch {n}, {layout}", direction, candidates, exact, **cost(n, 2, 1))
 
 
 @pytest.mark.parametrize("corner", CORNERS)
@@ -115,7 +120,7 @@ def test_sum(race, n, layout, corner):
     exact = (cummax(v.double(), vertical) + cummax(h.double(), horizontal),)
     a, b = (t.contiguous(memory_format=LAYOUTS[layout]) for t in (v, h))
     candidates["fastnets"] = lambda: (corner_pool_sum(a, b, corner),)
-    race(f"sum, batch {n}, {layout}", corner, candidates, exact)
+    race(f"sum, batch {n}, {layout}", corner, candidates, exact, **cost(n, 3, 3))  # two maxima and the addition
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
@@ -143,4 +148,5 @@ def test_backward(race, layout, direction):
             "fastnets": lambda: (ours(a, b, direction, "last"),),
         },
         exact,
+        **cost(1, 3, 2),  # x and dy are read; the maxima are found anew, and the gradients added up
     )

@@ -6,19 +6,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from benchmarks import _shapes
 from fastnets.ops import batch_moments, sync_batch_norm
 
-# K. He et al., "Deep Residual Learning for Image Recognition", 2015: channels, height and width of the 50-layer
-# network's maps that are normalised, at 224 x 224 pixels.
-RESNET50 = [
-    (64, 112), (64, 56), (256, 56), (128, 56), (128, 28), (512, 28), (256, 28), (256, 14), (1024, 14), (512, 14),
-    (512, 7), (2048, 7),
-]  # fmt: skip
+RESNET50 = _shapes.RESNET50_NORMALISED.values()
 BATCH = 16
 LAST = torch.channels_last
 
-# With s = 4 n c h² bytes: moments read s. A training step reads x and writes y, reads dy and x and writes dx: 5 s where a
-# channel stays in the caches between the two passes over it, 8 s where it does not. A few operations for each 4 bytes.
+
+def cost(c, h, tensors, operations):
+    """Moments read x: 3 operations a number. A training step reads x and writes y, reads dy and x and writes dx: 5
+    tensors where a channel stays in the caches between the two passes over it, 8 where it does not; 5 + 10 operations."""
+    return {"nbytes": 4 * tensors * BATCH * c * h * h, "flops": operations * BATCH * c * h * h}
 
 
 def name(c, h):
@@ -59,6 +58,7 @@ def test_moments(race, layout, shape):
             "fastnets": ours,
         },
         exact,
+        **cost(*shape, 1, 3),
     )
 
 
@@ -92,4 +92,5 @@ def test_training_step(race, layout, shape):
             "fastnets": step(sync_batch_norm, x if layout == "contiguous" else xl),
         },
         step(F.batch_norm, x, torch.float64)(),
+        **cost(*shape, 5, 15),
     )
