@@ -7,15 +7,15 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from statistics import median, quantiles
+from statistics import median
 
 import torch
 from torch import Tensor
 
 from benchmarks._candidate import Candidate, Missing, local
 from benchmarks._correct import check
+from fastnets.cli.bench.run_file import OURS, Spread
 
-OURS = "fastnets"
 NOISY = 0.02  # the standard error of a ratio from which on it is called noisy
 
 
@@ -43,28 +43,6 @@ class Pace:
 # Many short blocks: those of 16 ms gave a function against itself 0.98 to 1.01, those of 1 ms 1.00 to 1.01.
 FULL = Pace(block=2e-3, least=11, most=400, error=0.004, seconds=2.5, patience=10)
 QUICK = Pace(block=0, least=1, most=1, error=0, seconds=0, patience=0)
-
-
-@dataclass
-class Spread:
-    """The middle of many figures: median, 20th and 80th percentile, and how many they are."""
-
-    median: float
-    p20: float
-    p80: float
-    count: int
-
-    @classmethod
-    def of(cls, figures: Sequence[float]) -> Spread:
-        """The spread of one figure or more."""
-        low, *_, high = quantiles(figures, n=5, method="inclusive") if len(figures) > 1 else [figures[0]] * 2
-        return cls(median(figures), low, high, len(figures))
-
-    @property
-    def error(self) -> float:
-        """The standard error of the median, over the median, if the figures were normally distributed."""
-        # Between the percentiles lie 1.68 standard deviations; a median's error is 1.25 / sqrt(count) of one.
-        return 1.25 / 1.68 * (self.p80 - self.p20) / self.median / self.count**0.5
 
 
 def race(

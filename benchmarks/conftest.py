@@ -19,7 +19,9 @@ ratio = pytest.StashKey[float]()
 
 def pytest_addoption(parser):
     group = parser.getgroup("fastnets")
-    group.addoption("--quick", action="store_true", help=f"check all candidates in {QUICK_CASES} cases of each test, time one call")
+    group.addoption(
+        "--quick", action="store_true", help=f"check all candidates in {QUICK_CASES} cases of each test, time one call"
+    )
     group.addoption("--device", default="cpu", help="where tensors are made: cpu or cuda (%(default)s)")
 
 
@@ -32,16 +34,24 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    """With --quick, at most QUICK_CASES of each test, evenly spread over its parameters."""
+    """With --quick, at most QUICK_CASES of each test with its least batch, evenly spread over the other parameters."""
     if not config.getoption("quick"):
         return
+    tests = {}
+    for item in items:
+        tests.setdefault((item.path, item.originalname), []).append(item)
     kept = set()
-    for test in {(item.path, item.originalname) for item in items}:
-        cases = [item for item in items if (item.path, item.originalname) == test]
-        count = min(QUICK_CASES, len(cases))
-        kept |= {cases[i * (len(cases) - 1) // max(1, count - 1)] for i in range(count)}
+    for cases in tests.values():
+        batches = [_batch(item) for item in cases]
+        cases = [item for item, batch in zip(cases, batches, strict=True) if batch == min(batches)]
+        last = min(QUICK_CASES, len(cases)) - 1
+        kept |= {cases[i * (len(cases) - 1) // max(1, last)] for i in range(last + 1)}
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = [item for item in items if item in kept]
+
+
+def _batch(item) -> int:
+    return item.callspec.params.get("n", 1) if hasattr(item, "callspec") else 1
 
 
 def pytest_collection_finish(session):
