@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import matplotlib
@@ -68,7 +68,7 @@ class Drawing:
 
 def draw(run: Run) -> dict[str, Drawing]:
     """All figures of a run: name -> figure."""
-    drawings = {"roofline": _roofline(run)}
+    drawings = {"roofline": _roofline(run), "bandwidth": _bandwidth(run)}
     ops = dict.fromkeys(case.op for case in run.cases)
     for op in ops:
         drawings[f"op_{op}"] = _bars(op, [case for case in run.cases if case.op == op])
@@ -95,16 +95,18 @@ def _bars(op: str, cases: Sequence[Case]) -> Drawing:
         y, labels, last = 0.0, [], None
         for group, peer, ratios in rows:
             if group != last:
-                y += 1.25
-                axes.text(0, y - 0.8, group, transform=axes.get_yaxis_transform(), fontsize=10, fontweight="bold")
-                last = group
+                labels.append((y + 0.3, group))
+                y, last = y + 1.25, group
             mean = geometric_mean(ratios)
             axes.barh(y, mean - 1, left=1, height=0.7, color=WIN if mean >= 1 else LOSS, alpha=0.75, zorder=2)
             axes.scatter(ratios, [y] * len(ratios), s=9, color=[WIN if r >= 1 else LOSS for r in ratios], zorder=3)
             labels.append((y, f"{peer}  {mean:.2f}×"))
             y += 1
         axes.set_yticks([at for at, _ in labels], [text for _, text in labels])
-        axes.set_ylim(y - 0.3, -0.2)
+        for label in axes.get_yticklabels():
+            label.set_fontweight("bold" if label.get_text() in {group for group, _, _ in rows} else "normal")
+        axes.tick_params(axis="y", length=0)
+        axes.set_ylim(y - 0.3, -0.3)
         axes.grid(False, axis="y")
         _ratio_axis(axes, [r for _, _, ratios in rows for r in ratios])
     return Drawing(figure, f"{op}: how many times as long each peer takes; bars are geometric means, dots are cases.")
@@ -123,7 +125,7 @@ def _ratio_axis(axes: Axes, ratios: Sequence[float]) -> None:
 
 
 def _roofline(run: Run) -> Drawing:
-    """Every case by what it computes for each byte and by how much of it a second, under the ceilings."""
+    """Every case that computes by its operations for each byte and a second, under the ceilings."""
     cases = [case for case in run.cases if case.flops and case.op != "itself"]
     sizes = sorted(run.bandwidth)
     with _axes(7.2, 4.8) as (figure, axes):
@@ -133,26 +135,39 @@ def _roofline(run: Run) -> Drawing:
             bandwidth = run.bandwidth[size]
             where = "out of cache" if size == sizes[-1] else "in cache"
             axes.plot(span, [bandwidth * i for i in span], style, color=INK, linewidth=1, zorder=1)
+            where = f"copy {where}, {bandwidth / 1e9:.0f} GB/s"
             axes.annotate(
-                f"copy {where}, {bandwidth / 1e9:.0f} GB/s", (span[0] * 1.3, span[0] * 1.3 * bandwidth), rotation=35,
-                rotation_mode="anchor", fontsize=8, xytext=(0, 4), textcoords="offset points",
-            )  # fmt: skip
+                where, (span[0], span[0] * bandwidth), xytext=(12, 2), textcoords="offset points", fontsize=8, va="top"
+            )
         for dtype, rate in run.rate.items():
             axes.axhline(rate, color=INK, linewidth=1, alpha=0.6, zorder=1)
             axes.text(span[1] / 1.15, rate * 1.06, f"{dtype} {rate / 1e9:.0f} GFLOP/s", ha="right", fontsize=8)
-        for colour, op in zip(_cycle(COLOURS), dict.fromkeys(case.op for case in cases), strict=False):
-            points = [case for case in cases if case.op == op]
-            axes.scatter(
-                [c.flops / c.bytes for c in points],
-                [c.flops / c.times[OURS].median for c in points],
-                s=14, alpha=0.75, color=colour, label=op, linewidths=0, zorder=3,
-            )  # fmt: skip
+        _scatter(axes, run, lambda c: c.flops / c.bytes, lambda c: c.flops / c.times[OURS].median)
         axes.set(xscale="log", yscale="log", xlim=span, xlabel="operations for each byte that must move")
         axes.set_ylim(top=max(run.rate.values()) * 2)
         axes.set_ylabel("operations a second")
-        if cases:
-            axes.legend(fontsize=8, loc="lower right", ncols=2, handletextpad=0.1, columnspacing=0.8)
+        axes.legend(fontsize=8, loc="lower right", ncols=2, handletextpad=0.1, columnspacing=0.8)
     return Drawing(figure, "Each case under the ceilings that this run measured; on a line it can get no faster.")
+
+
+def _bandwidth(run: Run) -> Drawing:
+    """Every case by the bytes that it must move and by how many of them a second, under what a copy reaches."""
+    with _axes(7.2, 4.2) as (figure, axes):
+        sizes = sorted(run.bandwidth)
+        axes.plot(sizes, [run.bandwidth[size] for size in sizes], "--", color=INK, linewidth=1, label="copy")
+        _scatter(axes, run, lambda c: c.bytes, lambda c: c.bytes / c.times[OURS].median)
+        axes.set(xscale="log", yscale="log", xlabel="bytes that must move", ylabel="bytes a second")
+        axes.legend(fontsize=8, loc="lower right", ncols=2, handletextpad=0.1, columnspacing=0.8)
+    return Drawing(figure, "Each case and a copy that moves as many bytes; what computes much lies below it.")
+
+
+def _scatter(axes: Axes, run: Run, x: Callable[[Case], float], y: Callable[[Case], float]) -> None:
+    ops = [op for op in dict.fromkeys(case.op for case in run.cases) if op != "itself"]
+    for colour, op in zip(_cycle(COLOURS), ops, strict=False):
+        cases = [case for case in run.cases if case.op == op and x(case) and y(case)]
+        axes.scatter(
+            [x(c) for c in cases], [y(c) for c in cases], s=14, alpha=0.75, color=colour, label=op, linewidths=0
+        )
 
 
 def _batches(cases: Sequence[Case]) -> dict[str, Drawing]:

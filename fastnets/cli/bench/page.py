@@ -24,12 +24,14 @@ def page(run: Run, drawings: Mapping[str, Drawing]) -> str:
     raced = [case for case in run.cases if case.op != "itself"]
     sections = [
         _head(run),
+        *(
+            _section(name, "A function against itself", _figure(drawings[name]))
+            for name in drawings
+            if name == "op_itself"
+        ),
         _section("summary", "By group", _summary(raced)),
         _section("losses", "Where a peer is faster", _losses(raced)),
-        *(
-            _section(name, name.partition("_")[2] or "Against the ceilings", _figure(drawing))
-            for name, drawing in drawings.items()
-        ),
+        *(_section(name, _title(name), _figure(drawing)) for name, drawing in drawings.items() if name != "op_itself"),
         _section("cases", "Every case, lowest ratio first", _cases(sorted(run.cases, key=lambda c: c.ratio))),
         _section("missing", "Peers that were missing", _missing(run.cases)),
         _section("origin", "Where the figures come from", _origin(run)),
@@ -41,6 +43,12 @@ def page(run: Run, drawings: Mapping[str, Drawing]) -> str:
         + "\n".join(sections)
         + "\n</main>\n</body>\n</html>\n"
     )
+
+
+def _title(drawing: str) -> str:
+    kind, _, rest = drawing.partition("_")
+    titles = {"roofline": "Against the ceilings", "bandwidth": "Against a copy", "batch": f"{rest} by batch size"}
+    return titles.get(kind, rest)
 
 
 def _section(name: str, title: str, content: str) -> str:
