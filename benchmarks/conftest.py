@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from benchmarks import _ceilings, _heap, _peers, _provenance
-from benchmarks._live import Live, warnings
+from benchmarks._live import Live
 from benchmarks._process import Process
 from benchmarks._race import FULL, QUICK
 from benchmarks._race import race as run_race
+from fastnets.cli.bench.run_file import case_of
 
 QUICK_CASES = 6
 live = pytest.StashKey[Live]()
-origin = pytest.StashKey[dict]()
 ratio = pytest.StashKey[float]()
 
 
@@ -26,7 +26,6 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    config.stash[origin] = _provenance.provenance()  # before this run loads the machine
     _heap.keep_memory()
     _peers.quick = config.getoption("quick")
     torch.set_default_device(config.getoption("device"))
@@ -55,7 +54,7 @@ def _batch(item) -> int:
 
 
 def pytest_collection_finish(session):
-    session.config.stash[live] = Live(len(session.items))
+    session.config.stash[live] = Live(_provenance.provenance(), len(session.items), session.config.getoption("quick"))
     session.config.pluginmanager.get_plugin("terminalreporter").showfspath = False  # the lines of cases name all
 
 
@@ -87,8 +86,9 @@ def race(request, benchmark, quick):
         case |= {"floor": floor, "share": floor / case["times"]["fastnets"]["median"]}
         _record(benchmark, case.pop("rounds"))
         benchmark.extra_info.update(case)
-        request.config.stash[live].cases.append(case)
-        request.node.stash[ratio] = case["ratio"]
+        request.config.stash[live].cases.append(case_of(case))
+        if not quick:
+            request.node.stash[ratio] = case["ratio"]
         return case["ratio"]
 
     return run
@@ -106,10 +106,10 @@ def _record(benchmark, seconds):
 def pytest_benchmark_update_json(config, output_json):
     quick = config.getoption("quick")
     output_json["fastnets"] = {
-        "provenance": config.stash[origin],
+        "provenance": config.stash[live].origin,
         "quick": quick,
         "ceilings": _ceilings.measure(quick).as_dict(),
-        "warnings": warnings(config.stash[origin], config.stash[live].cases),
+        "warnings": config.stash[live].warnings(),
     }
 
 
@@ -129,8 +129,8 @@ def pytest_report_teststatus(report):
 def pytest_runtest_makereport(item, call):
     report = yield
     if call.when == "call":
-        terminal, stash = item.config.pluginmanager.get_plugin("terminalreporter"), item.stash
-        figure = f"{stash[ratio]:6.2f}" if ratio in stash else f"{report.outcome:>6}"
+        terminal = item.config.pluginmanager.get_plugin("terminalreporter")
+        figure = f"{item.stash[ratio]:6.2f}" if ratio in item.stash else f"{report.outcome:>6}"
         terminal.ensure_newline()
         terminal.write_line(item.config.stash[live].progress(f"{figure}  {item.name}"))
     return report

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import _shapes
+from benchmarks._inputs import seeded
 from fastnets.ops import corner_pool, corner_pool_sum
 from fastnets.ops.corner_pool import CORNERS, DIRECTIONS
 
@@ -84,7 +85,7 @@ PEERS = (cummax, cummax_transposed, doubling, doubling_cat, pooled, rows_in_pyth
 
 
 def maps(n, count=1):
-    make = torch.Generator().manual_seed(0)
+    make = seeded()
     both = []
     for _ in range(count):
         x = torch.randn(n, *SIZE, generator=make).relu()
@@ -129,7 +130,7 @@ def test_backward(race, layout, direction):
     """The gradient alone. cummax keeps the places of its maxima, ours finds them anew."""
     ((x, _),) = maps(1)
     dim, reverse = DIRECTIONS[direction]
-    dy = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    dy = torch.randn(x.shape, generator=seeded(1))
     ours = torch.ops.fastnets.corner_pool_backward.default
     index = (x.flip(dim) if reverse else x).cummax(dim)[1]
 

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import _peers, _shapes
+from benchmarks._inputs import seeded
 from fastnets.ops import depthwise_conv2d
 
 LAYERS = [*_shapes.MOBILENET_V2_DEPTHWISE.values(), *_shapes.EFFICIENTNET_LITE0_DEPTHWISE.values()]
@@ -20,7 +21,7 @@ def cost(n, c, h, k, stride, tensors=1):
 
 
 def layer(n, c, h, k, stride):
-    make = torch.Generator().manual_seed(0)
+    make = seeded()
     x = torch.randn(n, c, h, h, generator=make)
     w, b = torch.randn(c, 1, k, k, generator=make), torch.randn(c, generator=make)
     return x, w, b, {"stride": stride, "padding": k // 2}
@@ -73,7 +74,7 @@ def test_backward(race, n, shape):
     """Gradients of input, weight and bias, without the forward pass."""
     x, w, b, kw = layer(n, *shape)
     c, pair = shape[0], lambda v: [v, v]
-    dy = torch.randn(F.conv2d(x[:1], w, b, **kw, groups=c).shape[1:], generator=torch.Generator().manual_seed(1))
+    dy = torch.randn(F.conv2d(x[:1], w, b, **kw, groups=c).shape[1:], generator=seeded(1))
     dy = dy.expand(n, *dy.shape).contiguous()
     xl, wl, dyl = (t.contiguous(memory_format=LAST) for t in (x, w, dy))
     geometry = [pair(kw["stride"]), pair(kw["padding"]), [1, 1]]

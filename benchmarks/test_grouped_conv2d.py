@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import _peers, _shapes
+from benchmarks._inputs import seeded
 from fastnets.ops import grouped_conv2d
 
 RESNEXT50_32X4D, POINTWISE = _shapes.RESNEXT50_32X4D.values(), _shapes.SHUFFLENET_POINTWISE.values()
@@ -20,7 +21,7 @@ def cost(x, w, stride=1, tensors=1, **_):
 
 
 def layer(n, c, o, groups, h, k):
-    make = torch.Generator().manual_seed(0)
+    make = seeded()
     x = torch.randn(n, c, h, h, generator=make)
     return x, torch.randn(o, c // groups, k, k, generator=make), torch.randn(o, generator=make)
 
@@ -72,7 +73,7 @@ def test_shufflenet(race, n, shape):
 def test_resnext_backward(race, n, shape):
     """Gradients of input, weight and bias, without the forward pass."""
     name, (x, w, b), kw = resnext(n, *shape)
-    dy = torch.randn(F.conv2d(x[:1], w, b, **kw).shape[1:], generator=torch.Generator().manual_seed(1))
+    dy = torch.randn(F.conv2d(x[:1], w, b, **kw).shape[1:], generator=seeded(1))
     dy = dy.expand(n, *dy.shape).contiguous()
     xl, wl, dyl = (t.contiguous(memory_format=LAST) for t in (x, w, dy))
     geometry = [[kw["stride"]] * 2, [1, 1], [1, 1]]

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from benchmarks import _peers, _shapes
+from benchmarks._inputs import seeded
 from fastnets.ops import batched_nms, nms
 
 
@@ -16,7 +17,7 @@ def cost(n, kept):
 
 
 def boxes_of_image(n: int, widest: float):
-    make = torch.Generator().manual_seed(0)
+    make = seeded()
     center, size = torch.rand(n, 2, generator=make) * 800, 8 + torch.rand(n, 2, generator=make) * widest
     return torch.cat([center - size / 2, center + size / 2], 1), torch.rand(n, generator=make)
 

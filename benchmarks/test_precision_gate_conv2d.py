@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 import fastnets
 from benchmarks import _shapes
+from benchmarks._inputs import seeded
 from fastnets.ops import precision_gate_conv2d
 
 LAYERS = [*_shapes.RESNET_CONVOLUTIONS.values(), *_shapes.SHUFFLENET_V2_POINTWISE.values()]
@@ -30,7 +31,7 @@ def cost(n, c, o, h, k, gates):
 
 def layer(n, c, o, h, k):
     """An input of multiples of 16 / 255, so that the low part is 0: whether gates open, F.conv2d gives the same."""
-    make = torch.Generator().manual_seed(0)
+    make = seeded()
     q = torch.randn(n, c, h, h, generator=make).relu()
     x = (q / q.max() * 15).round() * 16 / 255
     w = torch.randn(o, c, k, k, generator=make)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from benchmarks import _shapes
+from benchmarks._inputs import seeded
 from fastnets.ops import batched_soft_nms, soft_nms
 from fastnets.ops.soft_nms import METHODS
 
@@ -17,7 +18,7 @@ def cost(n, method):
 
 
 def boxes_of_image(n: int):
-    make = torch.Generator().manual_seed(0)
+    make = seeded()
     center, size = torch.rand(n, 2, generator=make) * 800, 10 + torch.rand(n, 2, generator=make) * 200
     return torch.cat([center - size / 2, center + size / 2], 1), torch.rand(n, generator=make)
 

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import _peers, _shapes
+from benchmarks._inputs import seeded
 from fastnets.ops import strip_pool
 
 MAPS = [*_shapes.SPNET_POOLED.values()]
@@ -50,7 +51,7 @@ PEERS = (means, adaptive, windows, products, through_rows)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("n", (1, 4))
 def test_forward(race, n, layout, shape):
-    x = torch.randn(n, *shape, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(n, *shape, generator=seeded())
     xl = x.contiguous(memory_format=LAST)
     candidates = {}
     for peer in PEERS:
@@ -70,7 +71,7 @@ def test_forward(race, n, layout, shape):
 def test_backward(race, layout, shape):
     """The gradient of the input, from those of rows and columns."""
     n, (c, h, w) = 4, shape
-    make = torch.Generator().manual_seed(0)
+    make = seeded()
     rows, columns = torch.randn(n, c, h, 1, generator=make), torch.randn(n, c, 1, w, generator=make)
     rows_last, columns_last = rows.contiguous(memory_format=LAST), columns.contiguous(memory_format=LAST)
     ours = torch.ops.fastnets.strip_pool_backward.default

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import _shapes
+from benchmarks._inputs import seeded
 from fastnets.ops import batch_moments, sync_batch_norm
 
 RESNET50 = _shapes.RESNET50_NORMALISED.values()
@@ -25,7 +26,7 @@ def name(c, h):
 
 
 def inputs(c, h):
-    make = torch.Generator().manual_seed(0)
+    make = seeded()
     x = torch.randn(BATCH, c, h, h, generator=make)
     return x, x.contiguous(memory_format=LAST)
 
@@ -68,7 +69,7 @@ def test_training_step(race, layout, shape):
     """Forward and backward, running statistics updated."""
     c = shape[0]
     x, xl = inputs(*shape)
-    dy = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    dy = torch.randn(x.shape, generator=seeded(1))
     w, b = torch.rand(c), torch.rand(c)
 
     def step(function, x, dtype=torch.float32):

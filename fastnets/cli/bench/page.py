@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib.resources
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from fastnets.cli.bench.run_file import OURS, Case, Run, geometric_mean, groups
+from fastnets.cli.bench.run_file import OURS, Case, Run, geometric_mean, groups, missing
 
 if TYPE_CHECKING:
     from fastnets.cli.bench.figures import Drawing
@@ -58,11 +58,10 @@ def _section(name: str, title: str, content: str) -> str:
 def _head(run: Run) -> str:
     p = run.provenance
     where = f"{p['gpu'] or p['cpu']}, {p['threads']} threads, {p['isa']['fastnets']}, torch {p['versions']['torch']}"
-    notes = ["a quick run: results were checked, times mean nothing"] * run.quick + run.warnings
-    warnings = "".join(f"<li>{escape(note)}</li>" for note in notes)
+    warnings = "".join(f"<li>{escape(note)}</li>" for note in run.warnings)
     return (
         f"<header>\n<h1>fastnets benchmarks</h1>\n<p>{escape(where)}, {escape(p['date'][:10])}</p>\n"
-        + (f'<ul class="warning">{warnings}</ul>\n' if notes else "")
+        + (f'<ul class="warning">{warnings}</ul>\n' if run.warnings else "")
         + "<p>A ratio is the time of the fastest peer of the same precision over ours, the median over rounds in which "
         "all take turns: above 1 fastnets is faster. Every result was compared with float64 first.</p>\n</header>"
     )
@@ -124,14 +123,9 @@ def _figure(drawing: Drawing) -> str:
     return f'<figure role="img" aria-label="{caption}">\n{drawing.svg()}\n<figcaption>{caption}</figcaption>\n</figure>'
 
 
-def _missing(cases: Iterable[Case]) -> str:
-    found: dict[tuple[str, str], int] = {}
-    for case in cases:
-        for peer in case.missing.items():
-            found[peer] = found.get(peer, 0) + 1
-    if not found:
-        return "<p>None.</p>"
-    return _table(("peer", "why", "cases"), (_cell(p) + _cell(why) + _cell(n) for (p, why), n in found.items()))
+def _missing(cases: Sequence[Case]) -> str:
+    rows = [_cell(peer) + _cell(why) + _cell(count) for (peer, why), count in missing(cases).items()]
+    return _table(("peer", "why", "cases"), rows) if rows else "<p>None.</p>"
 
 
 def _origin(run: Run) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median, quantiles
@@ -117,7 +118,7 @@ def read(path: str) -> Run:
         raise UsageError(f"{shown} is not JSON: {one_line(error)}") from None
     try:
         about = document["fastnets"]
-        cases = [_case(b["extra_info"]) for b in document["benchmarks"] if "ratio" in b["extra_info"]]
+        cases = [case_of(b["extra_info"]) for b in document["benchmarks"] if "ratio" in b["extra_info"]]
         bandwidth = {int(size): float(value) for size, value in about["ceilings"]["bandwidth"].items()}
         rate = about["ceilings"]["rate"]
         run = Run(cases, about["provenance"], bandwidth, rate, about["warnings"], about["quick"])
@@ -130,7 +131,8 @@ def read(path: str) -> Run:
     return run
 
 
-def _case(info: dict[str, Any]) -> Case:
+def case_of(info: dict[str, Any]) -> Case:
+    """The case that a benchmark's ``extra_info`` describes."""
     spreads = {field: {name: Spread(**spread) for name, spread in info[field].items()} for field in ("times", "ratios")}
     return Case(**{field: info[field] for field in Case.__dataclass_fields__} | spreads)
 
@@ -146,3 +148,8 @@ def groups(cases: Sequence[Case]) -> dict[tuple[str, str], list[Case]]:
     for case in cases:
         found.setdefault((case.op, case.group), []).append(case)
     return found
+
+
+def missing(cases: Sequence[Case]) -> dict[tuple[str, str], int]:
+    """(peer, why it took no part) -> in how many cases."""
+    return Counter(peer for case in cases for peer in case.missing.items())
