@@ -116,12 +116,16 @@ def _ratio_axis(axes: Axes, ratios: Sequence[float]) -> None:
     low, high = min(0.8, *ratios) / 1.08, max(1.25, *ratios) * 1.08
     axes.set_xscale("log")
     axes.set_xlim(low, high)
-    near, far = (0.8, 1.25), (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500)
-    ticks = [step for step in (far if high / low > 8 else sorted(near + far)) if low < step < high]
+    steps: tuple[float, ...] = (0.001, 0.01, 0.1, 1, 10, 100, 1000)
+    if high / low < 100:
+        steps = (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50)
+    if high / low < 5:
+        steps = (0.3, 0.4, 0.5, 0.6, 0.8, 1, 1.25, 1.5, 2, 3, 4)
+    ticks = [step for step in steps if low < step < high]
     axes.set_xticks(ticks, [f"{tick:g}×" for tick in ticks])
     axes.minorticks_off()
     axes.axvline(1, color=INK, linewidth=1.2, zorder=4)
-    axes.set_xlabel("slower than the peer  ←  time of the peer / time of fastnets  →  faster")
+    axes.set_xlabel("time of the peer / time of fastnets")
 
 
 def _roofline(run: Run) -> Drawing:
