@@ -40,8 +40,9 @@ class Pace:
     patience: float
 
 
-# Many short blocks: those of 16 ms gave a function against itself 0.98 to 1.01, those of 1 ms 1.00 to 1.01.
-FULL = Pace(block=2e-3, least=11, most=400, error=0.004, seconds=2.5, patience=10)
+# Blocks shorter than a turn of the system's scheduler, a few milliseconds, and many of them: beside a busy process most
+# are then either disturbed or not.
+FULL = Pace(block=1e-3, least=11, most=1000, error=0.004, seconds=2.5, patience=10)
 QUICK = Pace(block=0, least=1, most=1, error=0, seconds=0, patience=0)
 
 
