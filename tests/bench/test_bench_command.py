@@ -107,8 +107,8 @@ def test_page_is_whole_and_alone(page):
 def test_page_says_it_all(page):
     text = (page / "page.html").read_text()
     rows = Page(text).rows
-    summary = [row for row in rows if len(row) == 7]
-    assert [float(row[3]) for row in summary] == [1.22, 1.5, 2.0, 2.0]  # sqrt(2 · 0.75) first
+    summary = [row for row in rows if len(row) == 6]
+    assert [float(row[0]) for row in summary] == [1.22, 1.5, 2.0, 2.0]  # sqrt(2 · 0.75) first
     losses = text[text.index('id="losses"') : text.index("</section>", text.index('id="losses"'))]
     assert "1 of 7 cases" in losses and ">0.75<" in losses and "960x7x7" in losses
     for fact in (

@@ -150,7 +150,7 @@ def _roofline(run: Run) -> Drawing:
         axes.set(xscale="log", yscale="log", xlim=span, xlabel="operations for each byte that must move")
         axes.set_ylim(top=max(run.rate.values()) * 2)
         axes.set_ylabel("operations a second")
-        axes.legend(fontsize=8, loc="lower right", ncols=2, handletextpad=0.1, columnspacing=0.8)
+        figure.legend(fontsize=8, loc="outside lower center", ncols=5, handletextpad=0.1, columnspacing=0.8)
     return Drawing(figure, "Each case under the ceilings that this run measured; on a line it can get no faster.")
 
 
@@ -161,7 +161,7 @@ def _bandwidth(run: Run) -> Drawing:
         axes.plot(sizes, [run.bandwidth[size] for size in sizes], "--", color=INK, linewidth=1, label="copy")
         _scatter(axes, run, lambda c: c.bytes, lambda c: c.bytes / c.times[OURS].median)
         axes.set(xscale="log", yscale="log", xlabel="bytes that must move", ylabel="bytes a second")
-        axes.legend(fontsize=8, loc="lower right", ncols=2, handletextpad=0.1, columnspacing=0.8)
+        figure.legend(fontsize=8, loc="outside lower center", ncols=5, handletextpad=0.1, columnspacing=0.8)
     return Drawing(figure, "Each case and a copy that moves as many bytes; what computes much lies below it.")
 
 

@@ -90,11 +90,12 @@ def _summary(cases: list[Case]) -> str:
     for key, members in sorted(groups(cases).items(), key=lambda item: means[item[0]]):
         least = min(members, key=lambda c: c.ratio)
         share = geometric_mean([c.share for c in members])
+        where = _cell(f"{least.case} ({least.peer})")
+        name = _cell(": ".join(key))
         rows.append(
-            _cell(key[0]) + _cell(key[1]) + _cell(len(members)) + _ratio(means[key]) + _ratio(least.ratio)
-            + _cell(f"{least.case} ({least.peer})") + _cell(f"{share:.0%}")
-        )  # fmt: skip
-    heads = ("op", "group", "cases", "geometric mean", "least", "where (against)", "share of the ceiling")
+            _ratio(means[key]) + _ratio(least.ratio) + name + _cell(len(members)) + where + _cell(f"{share:.0%}")
+        )
+    heads = ("geometric mean", "least", "op: group", "cases", "where it is least (against)", "share of the ceiling")
     return _table(heads, rows)
 
 
@@ -106,15 +107,21 @@ def _losses(cases: list[Case]) -> str:
 
 
 def _cases(cases: Iterable[Case]) -> str:
-    heads = ("op", "group", "case", "ratio", "20–80 %", "ours", "peer", "its time", "floor", "share")
+    heads = ("ratio", "op: group", "case", "ours", "peer", "its time", "20–80 % of the ratio", "floor", "share")
     rows = []
     for c in cases:
         spread = c.ratios[c.peer]
-        rows.append(
-            _cell(c.op) + _cell(c.group) + _cell(c.case) + _ratio(c.ratio)
-            + _cell(f"{spread.p20:.2f}–{spread.p80:.2f}{' ⚠' * c.noisy}") + _cell(duration(c.times[OURS].median))
-            + _cell(c.peer) + _cell(duration(c.times[c.peer].median)) + _cell(duration(c.floor)) + _cell(f"{c.share:.0%}")
-        )  # fmt: skip
+        texts = (
+            f"{c.op}: {c.group}",
+            c.case,
+            duration(c.times[OURS].median),
+            c.peer,
+            duration(c.times[c.peer].median),
+            f"{spread.p20:.2f}–{spread.p80:.2f}{' ⚠' * c.noisy}",
+            duration(c.floor),
+            f"{c.share:.0%}",
+        )
+        rows.append(_ratio(c.ratio) + "".join(map(_cell, texts)))
     return _table(heads, rows)
 
 
