@@ -12,26 +12,23 @@ from torch import Tensor
 from benchmarks import _onnx
 from benchmarks._candidate import Candidate, Missing
 from benchmarks._process import Remote
+from fastnets.cli._terminal import one_line
 
 RUNTIMES = {"onnxruntime": "float32", "openvino": "float32", "openvino bfloat16": "bfloat16"}
 QUICK = Missing("not in --quick")
 quick = False  # set by --quick
 
 
-def runtimes(
-    model: Callable[[], bytes], inputs: Mapping[str, Tensor], without: tuple[str, ...] = ()
-) -> dict[str, Candidate | Missing]:
+def runtimes(model: Callable[[], bytes], inputs: Mapping[str, Tensor]) -> dict[str, Candidate | Missing]:
     """ONNX Runtime and OpenVINO, the latter in float32 and in bfloat16.
 
     Args:
         model: makes the ONNX model; called only where it is needed.
         inputs: by name.
-        without: names of those that the case does not fit.
     """
-    names = [name for name in RUNTIMES if name not in without]
     if torch.get_default_device().type != "cpu":
-        return dict.fromkeys(names, Missing("runs on the CPU"))
-    return {name: _runtime(name, model, inputs) for name in names}
+        return dict.fromkeys(RUNTIMES, Missing("runs on the CPU"))
+    return {name: _runtime(name, model, inputs) for name in RUNTIMES}
 
 
 def _runtime(name: str, model: Callable[[], bytes], inputs: Mapping[str, Tensor]) -> Candidate | Missing:
@@ -47,8 +44,11 @@ def onnx_op(
     nodes: list[_onnx.Node], inputs: Mapping[str, Tensor], outputs: str = "y", constants: Mapping[str, Tensor] = {}
 ) -> dict[str, Candidate | Missing]:
     """The runtimes on a model of a few nodes (see ``_onnx.model``)."""
-    arrays = {name: tensor.contiguous().numpy() for name, tensor in constants.items()}
-    return runtimes(lambda: _onnx.model(nodes, inputs, outputs, arrays), inputs)
+
+    def made() -> bytes:
+        return _onnx.model(nodes, inputs, outputs, {name: t.contiguous().numpy() for name, t in constants.items()})
+
+    return runtimes(made, inputs)
 
 
 def convolution(
@@ -64,7 +64,7 @@ def convolution(
     }
 
 
-def compiled(module: Callable[..., Any], *inputs: Tensor) -> Callable[[], tuple[Tensor, ...]] | Missing:
+def compiled(module: Callable[..., Any], *inputs: Any) -> Callable[[], tuple[Tensor, ...]] | Missing:
     """``torch.compile``: with weights frozen on the CPU, the best of its plans with CUDA graphs on a GPU.
 
     Args:
@@ -83,4 +83,9 @@ def compiled(module: Callable[..., Any], *inputs: Tensor) -> Callable[[], tuple[
         y = fast(*inputs)
         return y if isinstance(y, tuple) else (y,)
 
+    try:
+        with torch.no_grad():
+            run()
+    except Exception as error:  # noqa: BLE001  no compiler, or a bug in it, costs the peer and not the case
+        return Missing(f"torch.compile fails: {one_line(error)}")
     return run

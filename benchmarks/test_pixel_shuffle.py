@@ -44,6 +44,10 @@ def onnx(x, r):
     return _peers.onnx_op([("DepthToSpace", "x", "y", {"blocksize": r, "mode": "CRD"})], {"x": x})
 
 
+def to_uint8(x, r):
+    return F.pixel_shuffle(x, r).clamp_(0, 1).mul_(255).round_().to(torch.uint8)
+
+
 def map_of(n, c, h, w, r, layout):
     return torch.rand(n, c * r * r, h // r, w // r).contiguous(memory_format=LAYOUTS[layout])
 
@@ -75,7 +79,8 @@ def test_pixel_shuffle_to_uint8(race, layout, shape):
         f"pixel_shuffle_to_uint8, {layout}",
         str(shape),
         {
-            "torch": lambda: (F.pixel_shuffle(x, r).clamp_(0, 1).mul_(255).round_().to(torch.uint8),),
+            "torch": lambda: (to_uint8(x, r),),
+            "compile": _peers.compiled(to_uint8, x, r),
             "bytes first": lambda: (by_hand(x.clamp(0, 1).mul_(255).round_().to(torch.uint8), r),),
             "fastnets": lambda: (pixel_shuffle_to_uint8(x, r),),
         },

@@ -17,6 +17,7 @@ from fastnets.cli.bench.run_file import OURS, Case, Run, geometric_mean, groups
 INK, GRID = "#010203", "#040506"
 WIN, LOSS = "#2a9d5c", "#d1495b"
 COLOURS = ("#3b7dd8", "#e08e2b", "#8e5bd0", "#1fa2a6", "#b8578f", "#7f8c2a", "#a0643c", "#6f7c91")
+MARKERS = "o^sD"
 STYLE = {
     "axes.edgecolor": GRID,
     "axes.grid": True,
@@ -167,18 +168,20 @@ def _bandwidth(run: Run) -> Drawing:
 
 def _scatter(axes: Axes, run: Run, x: Callable[[Case], float], y: Callable[[Case], float]) -> None:
     ops = [op for op in dict.fromkeys(case.op for case in run.cases) if op != "itself"]
-    for colour, op in zip(_cycle(COLOURS), ops, strict=False):
+    for i, op in enumerate(ops):
         cases = [case for case in run.cases if case.op == op and x(case) and y(case)]
+        colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i // len(COLOURS) % len(MARKERS)]
         axes.scatter(
-            [x(c) for c in cases], [y(c) for c in cases], s=14, alpha=0.75, color=colour, label=op, linewidths=0
-        )
+            [x(c) for c in cases], [y(c) for c in cases], s=16, alpha=0.75, color=colour, marker=marker, label=op,
+            linewidths=0,
+        )  # fmt: skip
 
 
 def _batches(cases: Sequence[Case]) -> dict[str, Drawing]:
     """For each network, photos a second by batch size, of each candidate."""
     drawings = {}
     names = dict.fromkeys(name for case in cases for name in case.times)
-    colours = dict(zip([name for name in names if name != OURS], _cycle(COLOURS), strict=False)) | {OURS: WIN}
+    colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)} | {OURS: WIN}
     for (_, network), members in groups(cases).items():
         sizes = [int(case.case.removeprefix("batch ")) for case in members]
         with _axes(7.2, 3.8) as (figure, axes):
@@ -195,8 +198,3 @@ def _batches(cases: Sequence[Case]) -> dict[str, Drawing]:
             axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
         drawings[f"batch_{network}"] = Drawing(figure, f"{network}: photos a second by batch size; higher is better.")
     return drawings
-
-
-def _cycle(colours: Sequence[str]) -> Iterator[str]:
-    while True:
-        yield from colours
