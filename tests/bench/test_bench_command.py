@@ -89,7 +89,6 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    pytest.importorskip("matplotlib")
     folder = tmp_path_factory.mktemp("report")
     assert main(["bench", "report", str(RUN), "-o", str(folder / "page.html"), "--png", str(folder / "png")]) == 0
     return folder
