@@ -26,7 +26,7 @@ demo: $(VENV)/has-demo $(BUILT) ## Classify three photographs with EfficientNet-
 	@echo "Contact sheet: build/demo.png"
 	@grep 'CPU kernels' $(BUILT)
 
-test: $(VENV)/has-test $(BUILT) ## Run every test: all, per instruction set, Triton interpreted, examples
+test: $(VENV)/has-test $(BUILT) ## Run every test: all, per instruction set, Triton interpreted, examples, benchmarks
 	python -m pytest -rs $(ARGS)
 	FASTNETS_CPU_CAPABILITY=default python -m pytest -rs -k 'cpu or threads or geometry' tests/ops $(ARGS)
 	@grep -qw avx2 /proc/cpuinfo || echo "skipped: tests/ops on AVX2, which this processor lacks"
@@ -34,6 +34,7 @@ test: $(VENV)/has-test $(BUILT) ## Run every test: all, per instruction set, Tri
 		python -m pytest -rs -k 'cpu or threads or geometry' tests/ops $(ARGS)
 	TRITON_INTERPRET=1 python -m pytest -rs -k triton tests/ops $(ARGS)
 	python -m pytest -rs --doctest-modules fastnets $(ARGS)
+	python -m pytest -rs benchmarks --quick $(ARGS)
 	@grep 'CPU kernels' $(BUILT)
 
 lint: $(VENV)/has-test $(VENV)/has-lint ## Check style and types
@@ -47,8 +48,10 @@ format: $(VENV)/has-lint ## Rewrite the sources in the house's style
 	ruff format .
 	clang-format -i $(CXX_FILES)
 
-bench: $(VENV)/has-bench $(BUILT) ## Time the ops against their peers
-	python -m pytest benchmarks $(ARGS)
+bench: $(VENV)/has-bench $(BUILT) ## Time everything against its peers; the page is build/bench.html
+	@mkdir -p build
+	python -m pytest benchmarks --benchmark-json=build/bench.json $(ARGS)
+	python -m fastnets bench report build/bench.json -o build/bench.html
 
 # A package of its own in build/sanitize: the kernels in .venv stay as they are.
 sanitize: $(VENV)/has-test ## Run the tests of the ops on CPU kernels that check addresses and undefined behaviour
@@ -72,10 +75,10 @@ $(VENV)/bin/python:
 		{ echo "$(PYTHON) cannot make a virtual environment; on Debian or Ubuntu: apt install python3-venv"; exit 1; }
 	$(PYTHON) -m venv --clear $(VENV)
 
-# Another torch than the pinned one wants its own triton.
+# Another torch than the pinned one wants its own triton and torchvision.
 $(HAS_TORCH): constraints.txt | $(VENV)/bin/python
 	@rm -f $(VENV)/has-* $(VENV)/built-*
-	@sed $(if $(filter-out $(PINNED),$(TORCH)),-e '/^triton==/d') -e 's/^torch==.*/torch==$(TORCH)/' constraints.txt \
+	@sed $(if $(filter-out $(PINNED),$(TORCH)),-e '/^triton==/d' -e '/^torchvision==/d') -e 's/^torch==.*/torch==$(TORCH)/' constraints.txt \
 		> $(VENV)/constraints.txt
 	python -m pip install -q -c $(VENV)/constraints.txt torch==$(TORCH) setuptools ninja
 	@touch $@

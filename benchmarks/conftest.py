@@ -1,105 +1,145 @@
-"""A race: candidates take turns, the medians of paired ratios count, and a wrong result is not timed."""
+"""Fixtures of the benchmarks; what they do is in the files whose names begin with an underscore."""
 
 from __future__ import annotations
 
-import ctypes
-import gc
-import math
-import sys
-import time
-from collections.abc import Callable
-from statistics import median
-
 import pytest
 import torch
-from torch import Tensor
 
-ROUNDS, BLOCK = 25, 8e-3  # rounds; seconds that a candidate runs in a row
-UNCOUNTED = 2  # calls before the counted ones: the candidate before has left its own memory in the caches
+from benchmarks import _ceilings, _heap, _peers, _provenance
+from benchmarks._live import Live
+from benchmarks._process import Process
+from benchmarks._race import FULL, QUICK
+from benchmarks._race import race as run_race
+from fastnets.cli.bench.run_file import case_of
 
-# The C library gives large results back to the system and maps new pages for the next one, or does not, by heuristics
-# that depend on what other candidates allocated. Here it keeps them, for all: no candidate is charged for page faults.
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-if sys.platform == "linux":
-    libc = ctypes.CDLL(None)
-    libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)
-    libc.mallopt(M_TRIM_THRESHOLD, 1 << 30)
-
-_rows: list[tuple[str, str, dict[str, float], float]] = []
-_lines: dict[str, list[str]] = {}
+QUICK_CASES = 6
+live = pytest.StashKey[Live]()
+ratio = pytest.StashKey[float]()
 
 
-def _relative_error(got: tuple[Tensor, ...], exact: tuple[Tensor, ...]) -> float:
-    return max(((g.double() - e).norm() / e.norm()).item() for g, e in zip(got, exact, strict=True))
+def pytest_addoption(parser):
+    group = parser.getgroup("fastnets")
+    group.addoption(
+        "--quick", action="store_true", help=f"check all candidates in {QUICK_CASES} cases of each test, time one call"
+    )
+    group.addoption("--device", default="cpu", help="where tensors are made: cpu or cuda (%(default)s)")
 
 
-def _block(fn: Callable[[], object], calls: int) -> float:
-    for _ in range(UNCOUNTED):
-        result = fn()
-    start = time.perf_counter()
-    for _ in range(calls):
-        result = fn()  # noqa: F841  as in a network: the result before is still there while this one is computed
-    return (time.perf_counter() - start) / calls
+def pytest_configure(config):
+    _heap.keep_memory()
+    _peers.quick = config.getoption("quick")
+    torch.set_default_device(config.getoption("device"))
+    config.option.benchmark_quiet = True  # its table knows nothing of rounds; ours is in _live.py
+
+
+def pytest_collection_modifyitems(config, items):
+    """With --quick, at most QUICK_CASES of each test with its least batch, evenly spread over the other parameters."""
+    if not config.getoption("quick"):
+        return
+    tests = {}
+    for item in items:
+        tests.setdefault((item.path, item.originalname), []).append(item)
+    kept = set()
+    for cases in tests.values():
+        batches = [_batch(item) for item in cases]
+        cases = [item for item, batch in zip(cases, batches, strict=True) if batch == min(batches)]
+        last = min(QUICK_CASES, len(cases)) - 1
+        kept |= {cases[i * (len(cases) - 1) // max(1, last)] for i in range(last + 1)}
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = [item for item in items if item in kept]
+
+
+def _batch(item) -> int:
+    return item.callspec.params.get("n", 1) if hasattr(item, "callspec") else 1
+
+
+def pytest_collection_finish(session):
+    session.config.stash[live] = Live(_provenance.provenance(), len(session.items), session.config.getoption("quick"))
+    session.config.pluginmanager.get_plugin("terminalreporter").showfspath = False  # the lines of cases name all
 
 
 @pytest.fixture
-def race(request, benchmark):
-    """Races functions of no arguments, ours under the name 'fastnets', and records the fastest peer's time over ours.
+def quick(request) -> bool:
+    """Whether this run only checks results."""
+    return request.config.getoption("quick")
+
+
+@pytest.fixture
+def race(request, benchmark, quick):
+    """Races functions of no arguments, ours under the name 'fastnets', and records all in the JSON.
 
     Args:
         group: the cases over which the geometric mean is printed.
         name: of this case.
-        candidates: name -> function that returns tensors.
+        candidates: name -> function that returns tensors, or a candidate of another kind.
         exact: what they should return, in float64.
+        nbytes: that must be read or written.
+        flops: operations that must be done.
+        dtype: of the operations, a key of the ceilings' rates.
     """
 
-    def run(group: str, name: str, candidates: dict[str, Callable[[], tuple[Tensor, ...]]], exact) -> float:
-        with torch.no_grad():
-            for candidate, fn in candidates.items():
-                error = _relative_error(fn(), exact)
-                assert error < 1e-4, f"{candidate} is wrong by {error:.1e} and is not timed"
-            for fn in candidates.values():
-                _block(fn, 2)
-            calls = {c: min(50, max(2, round(BLOCK / _block(fn, 2)))) for c, fn in candidates.items()}
-            gc.disable()
-            try:
-                times: dict[str, list[float]] = {c: [] for c in candidates}
-                for _ in range(ROUNDS):
-                    for candidate, fn in candidates.items():
-                        times[candidate].append(_block(fn, calls[candidate]))
-            finally:
-                gc.enable()
-            benchmark.pedantic(candidates["fastnets"], rounds=3)
-        medians = {c: median(t) for c, t in times.items()}
-        peer = min((c for c in candidates if c != "fastnets"), key=medians.__getitem__)
-        ratio = median(theirs / ours for theirs, ours in zip(times[peer], times["fastnets"], strict=True))
-        benchmark.extra_info.update(group=group, medians=medians, peer=peer, ratio=ratio)
-        _rows.append((group, name, medians, ratio))
-        return ratio
+    def run(group: str, name: str, candidates, exact, *, nbytes: int, flops: int, dtype: str = "float32") -> float:
+        pace = QUICK if quick else FULL
+        case = {"op": request.node.path.stem.removeprefix("test_"), "group": group, "case": name}
+        case |= {"bytes": nbytes, "flops": flops, "dtype": dtype} | run_race(candidates, exact, pace)
+        floor = _ceilings.measure(quick).floor(nbytes, flops, dtype)
+        case |= {"floor": floor, "share": floor / case["times"]["fastnets"]["median"]}
+        _record(benchmark, case.pop("rounds"))
+        benchmark.extra_info.update(case)
+        request.config.stash[live].cases.append(case_of(case))
+        if not quick:
+            request.node.stash[ratio] = case["ratio"]
+        return case["ratio"]
 
     return run
 
 
+def _record(benchmark, seconds):
+    """Our own time in each round becomes pytest-benchmark's, in place of a measurement of its own."""
+    benchmark._mode = "race"
+    if benchmark.enabled:
+        stats = benchmark._make_stats(1)
+        for value in seconds:
+            stats.update(value)
+
+
+def pytest_benchmark_update_json(config, output_json):
+    quick = config.getoption("quick")
+    output_json["fastnets"] = {
+        "provenance": config.stash[live].origin,
+        "quick": quick,
+        "ceilings": _ceilings.measure(quick).as_dict(),
+        "warnings": config.stash[live].warnings(),
+    }
+
+
 @pytest.fixture
-def record_line():
+def record_line(request):
     """Prints a line under a heading at the end."""
-    return lambda heading, line: _lines.setdefault(heading, []).append(line)
+    return lambda heading, line: request.config.stash[live].lines.setdefault(heading, []).append(line)
+
+
+def pytest_report_teststatus(report):
+    if report.passed and report.when == "call":
+        return "passed", "", "PASSED"  # a line of its own, below, in place of a dot
+    return None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    if call.when == "call":
+        terminal = item.config.pluginmanager.get_plugin("terminalreporter")
+        figure = f"{item.stash[ratio]:6.2f}" if ratio in item.stash else f"{report.outcome:>6}"
+        terminal.ensure_newline()
+        terminal.write_line(item.config.stash[live].progress(f"{figure}  {item.name}"))
+    return report
 
 
 def pytest_terminal_summary(terminalreporter):
-    write = terminalreporter.write_line
-    for heading, lines in _lines.items():
-        write(f"\n{heading}")
-        for line in lines:
-            write(f"  {line}")
-    for group in dict.fromkeys(row[0] for row in _rows):
-        rows = [row for row in _rows if row[0] == group]
-        write("")
-        write(f"{group}, µs, {torch.get_num_threads()} threads")
-        for _, name, medians, ratio in rows:
-            write(
-                f"  {name:28} " + "  ".join(f"{c} {1e6 * t:9.1f}" for c, t in medians.items()) + f"  ratio {ratio:5.2f}"
-            )
-        ratios = [row[3] for row in rows]
-        mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
-        write(f"  geometric mean {mean:.2f}, least {min(ratios):.2f}")
+    for line in terminalreporter.config.stash[live].summary():
+        terminalreporter.write_line(line)
+
+
+def pytest_unconfigure():
+    Process.end_all()

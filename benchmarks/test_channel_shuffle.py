@@ -6,21 +6,34 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from benchmarks import _peers, _shapes
 from fastnets.ops import channel_shuffle, shuffle_split
 
-# channels, height and width, groups: between the grouped convolutions of v1 (bottleneck: a quarter of the stage's
-# channels), and after the concatenation of v2 x1.0.
-V1 = [(50, 28, 2), (60, 28, 3), (120, 14, 3), (240, 7, 3), (68, 28, 4), (96, 28, 8), (192, 14, 8)]
-V2 = [(116, 28, 2), (232, 14, 2), (464, 7, 2)]
+V1, V2 = [*_shapes.SHUFFLENET_SHUFFLE.values()], [*_shapes.SHUFFLENET_V2_SHUFFLE.values()]
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
-# Bytes: 8 n c h² for both, each number read once and written once. Operations: none.
+
+def cost(n, c, h):
+    """Each number is read once and written once."""
+    return {"nbytes": 8 * n * c * h * h, "flops": 0}
 
 
 def by_hand(x, groups):
     """As torchvision's networks have it."""
     n, c, h, w = x.shape
     return x.view(n, groups, c // groups, h, w).transpose(1, 2).contiguous().view(n, c, h, w)
+
+
+def onnx(x, groups):
+    """The three nodes that torchvision's networks are exported to."""
+    n, c, h, w = x.shape
+    shapes = {"apart": torch.tensor([n, groups, c // groups, h, w]), "together": torch.tensor([n, c, h, w])}
+    nodes = [
+        ("Reshape", "x apart", "a", {}),
+        ("Transpose", "a", "b", {"perm": [0, 2, 1, 3, 4]}),
+        ("Reshape", "b together", "y", {}),
+    ]
+    return _peers.onnx_op(nodes, {"x": x}, "y", shapes)
 
 
 @pytest.mark.parametrize("c, h, groups", V1 + V2)
@@ -34,9 +47,11 @@ def test_channel_shuffle(race, n, layout, c, h, groups):
         {
             "torch": lambda: (F.channel_shuffle(x, groups),),
             "by hand": lambda: (by_hand(x, groups),),
+            **onnx(x, groups),
             "fastnets": lambda: (channel_shuffle(x, groups),),
         },
         (F.channel_shuffle(x.double(), groups),),
+        **cost(n, c, h),
     )
 
 
@@ -56,4 +71,5 @@ def test_shuffle_split(race, n, layout, c, h, _):
             "fastnets": lambda: shuffle_split(a, b),
         },
         F.channel_shuffle(torch.cat((a, b), 1).double(), 2).chunk(2, 1),
+        **cost(n, c, h),
     )

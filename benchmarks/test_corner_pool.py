@@ -8,15 +8,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from benchmarks import _shapes
+from benchmarks._inputs import seeded
 from fastnets.ops import corner_pool, corner_pool_sum
 from fastnets.ops.corner_pool import CORNERS, DIRECTIONS
 
 LAST = torch.channels_last
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": LAST}
-SIZE = (128, 128, 128)  # CornerNet (Hourglass-104) at 511 x 511 pixels: the inputs of its corner pooling modules
+SIZE = _shapes.CORNERNET_POOLED
 
-# Bytes: 8 n c h w, each number read and written once; 12 for the sum; 12 for the backward pass, which reads x and dy.
-# Operations: one comparison a number.
+
+def cost(n, tensors, maxima):
+    """Tensors that are read or written, each once, and comparisons a number of the result."""
+    c, h, w = SIZE
+    return {"nbytes": 4 * tensors * n * c * h * w, "flops": maxima * n * c * h * w}
 
 
 def cummax(x, direction):
@@ -80,7 +85,7 @@ PEERS = (cummax, cummax_transposed, doubling, doubling_cat, pooled, rows_in_pyth
 
 
 def maps(n, count=1):
-    make = torch.Generator().manual_seed(0)
+    make = seeded()
     both = []
     for _ in range(count):
         x = torch.randn(n, *SIZE, generator=make).relu()
@@ -99,7 +104,8 @@ def test_forward(race, n, layout, direction):
         candidates[f"{peer.__name__} channels_last"] = lambda peer=peer: (peer(xl, direction),)
     ours = x.contiguous(memory_format=LAYOUTS[layout])
     candidates["fastnets"] = lambda: (corner_pool(ours, direction),)
-    race(f"forward, batch {n}, {layout}", direction, candidates, (cummax(x.double(), direction),))
+    exact = (cummax(x.double(), direction),)
+    race(f"forward, batch {n}, {layout}", direction, candidates, exact, **cost(n, 2, 1))
 
 
 @pytest.mark.parametrize("corner", CORNERS)
@@ -115,7 +121,7 @@ def test_sum(race, n, layout, corner):
     exact = (cummax(v.double(), vertical) + cummax(h.double(), horizontal),)
     a, b = (t.contiguous(memory_format=LAYOUTS[layout]) for t in (v, h))
     candidates["fastnets"] = lambda: (corner_pool_sum(a, b, corner),)
-    race(f"sum, batch {n}, {layout}", corner, candidates, exact)
+    race(f"sum, batch {n}, {layout}", corner, candidates, exact, **cost(n, 3, 3))  # two maxima and the addition
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
@@ -124,7 +130,7 @@ def test_backward(race, layout, direction):
     """The gradient alone. cummax keeps the places of its maxima, ours finds them anew."""
     ((x, _),) = maps(1)
     dim, reverse = DIRECTIONS[direction]
-    dy = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    dy = torch.randn(x.shape, generator=seeded(1))
     ours = torch.ops.fastnets.corner_pool_backward.default
     index = (x.flip(dim) if reverse else x).cummax(dim)[1]
 
@@ -143,4 +149,5 @@ def test_backward(race, layout, direction):
             "fastnets": lambda: (ours(a, b, direction, "last"),),
         },
         exact,
+        **cost(1, 3, 2),  # x and dy are read; the maxima are found anew, and the gradients added up
     )

@@ -6,26 +6,22 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from benchmarks import _peers, _shapes
+from benchmarks._inputs import seeded
 from fastnets.ops import depthwise_conv2d
 
-# channels, height and width, kernel, stride
-MOBILENET_V2 = [
-    (32, 112, 3, 1), (96, 112, 3, 2), (144, 56, 3, 1), (144, 56, 3, 2), (192, 28, 3, 1), (192, 28, 3, 2),
-    (384, 14, 3, 1), (576, 14, 3, 1), (576, 14, 3, 2), (960, 7, 3, 1),
-]  # fmt: skip
-EFFICIENTNET_LITE0 = [  # those that MobileNetV2 does not have
-    (144, 56, 5, 2), (240, 28, 5, 1), (240, 28, 3, 2), (480, 14, 3, 1), (480, 14, 5, 1), (672, 14, 5, 1),
-    (672, 14, 5, 2), (1152, 7, 5, 1), (1152, 7, 3, 1),
-]  # fmt: skip
-LAYERS = MOBILENET_V2 + EFFICIENTNET_LITE0
+LAYERS = [*_shapes.MOBILENET_V2_DEPTHWISE.values(), *_shapes.EFFICIENTNET_LITE0_DEPTHWISE.values()]
 LAST = torch.channels_last
 
-# Bytes: 4 n c (h² + oh²), oh = h / stride. Operations: 2 k² n c oh². The backward pass moves 4 n c (2 h² + oh²) bytes
-# (x and dy read, dx written) and does twice the operations.
+
+def cost(n, c, h, k, stride, tensors=1):
+    """x is read, y written; each of y's numbers takes k² multiply-adds. The backward pass moves x, dy and dx."""
+    oh = h // stride
+    return {"nbytes": 4 * n * c * (tensors * h * h + oh * oh), "flops": tensors * 2 * k * k * n * c * oh * oh}
 
 
 def layer(n, c, h, k, stride):
-    make = torch.Generator().manual_seed(0)
+    make = seeded()
     x = torch.randn(n, c, h, h, generator=make)
     w, b = torch.randn(c, 1, k, k, generator=make), torch.randn(c, generator=make)
     return x, w, b, {"stride": stride, "padding": k // 2}
@@ -48,9 +44,11 @@ def test_forward(race, n, shape):
         {
             "contiguous": lambda: (F.conv2d(x, w, b, **kw, groups=c),),
             "channels_last": lambda: (F.conv2d(xl, wl, b, **kw, groups=c),),
+            **_peers.convolution(x, w, b, **kw, groups=c),
             "fastnets": lambda: (depthwise_conv2d(xl, wl, b, **kw),),
         },
         exact,
+        **cost(n, *shape),
     )
 
 
@@ -66,6 +64,7 @@ def test_forward_contiguous(race, shape):
             "fastnets": lambda: (depthwise_conv2d(x, w, b, **kw),),
         },
         exact,
+        **cost(16, *shape),
     )
 
 
@@ -75,7 +74,7 @@ def test_backward(race, n, shape):
     """Gradients of input, weight and bias, without the forward pass."""
     x, w, b, kw = layer(n, *shape)
     c, pair = shape[0], lambda v: [v, v]
-    dy = torch.randn(F.conv2d(x[:1], w, b, **kw, groups=c).shape[1:], generator=torch.Generator().manual_seed(1))
+    dy = torch.randn(F.conv2d(x[:1], w, b, **kw, groups=c).shape[1:], generator=seeded(1))
     dy = dy.expand(n, *dy.shape).contiguous()
     xl, wl, dyl = (t.contiguous(memory_format=LAST) for t in (x, w, dy))
     geometry = [pair(kw["stride"]), pair(kw["padding"]), [1, 1]]
@@ -91,4 +90,5 @@ def test_backward(race, n, shape):
             "fastnets": lambda: ours(dyl, xl, wl, *geometry, True, True, True),
         },
         exact,
+        **cost(n, *shape, tensors=2),
     )

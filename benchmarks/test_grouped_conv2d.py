@@ -6,29 +6,22 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from benchmarks import _peers, _shapes
+from benchmarks._inputs import seeded
 from fastnets.ops import grouped_conv2d
 
-# channels, height and width, stride: the 3x3 convolutions in 32 groups (S. Xie et al. 2017, table 1)
-RESNEXT50_32X4D = [
-    (128, 56, 1), (256, 56, 2), (256, 28, 1), (512, 28, 2), (512, 14, 1), (1024, 14, 2), (1024, 7, 1),
-]  # fmt: skip
-# groups -> channels of the stage at 28 pixels, twice as many at 14 and again at 7 (X. Zhang et al. 2018, table 1). Its
-# 1x1 convolutions go to a quarter of the channels and back.
-SHUFFLENET = {1: 144, 2: 200, 3: 240, 4: 272, 8: 384}
-POINTWISE = [
-    (groups, *((wide, wide // 4) if narrows else (wide // 4, wide)), 28 >> stage)
-    for groups, first in SHUFFLENET.items()
-    for stage, wide in enumerate((first, 2 * first, 4 * first))
-    for narrows in (True, False)
-]
+RESNEXT50_32X4D, POINTWISE = _shapes.RESNEXT50_32X4D.values(), _shapes.SHUFFLENET_POINTWISE.values()
 CONTIGUOUS, LAST = torch.contiguous_format, torch.channels_last
 
-# Bytes: 4 n (c h² + o oh²), oh = h / stride. Operations: 2 n o oh² k² c / groups. The backward pass moves 4 n (2 c h² + o
-# oh²) bytes (x and dy read, dx written) and does twice the operations.
+
+def cost(x, w, stride=1, tensors=1, **_):
+    """x is read, y written; each of y's numbers takes w[0] multiply-adds. The backward pass moves x, dy and dx."""
+    y = len(x) * len(w) * (x.shape[2] // stride) * (x.shape[3] // stride)
+    return {"nbytes": 4 * (tensors * x.numel() + y), "flops": tensors * 2 * y * w[0].numel()}
 
 
 def layer(n, c, o, groups, h, k):
-    make = torch.Generator().manual_seed(0)
+    make = seeded()
     x = torch.randn(n, c, h, h, generator=make)
     return x, torch.randn(o, c // groups, k, k, generator=make), torch.randn(o, generator=make)
 
@@ -44,7 +37,10 @@ def race_forward(race, group, name, tensors, kw, layout=LAST):
     }
     if layout == CONTIGUOUS:
         del candidates["channels_last"]
-    race(group, name, candidates, (F.conv2d(x.double(), w.double(), b.double(), **kw),))
+    else:
+        candidates |= _peers.convolution(x, w, b, **kw)
+    exact = (F.conv2d(x.double(), w.double(), b.double(), **kw),)
+    race(group, name, candidates, exact, **cost(x, w, **kw))
 
 
 def resnext(n, c, h, stride):
@@ -77,7 +73,7 @@ def test_shufflenet(race, n, shape):
 def test_resnext_backward(race, n, shape):
     """Gradients of input, weight and bias, without the forward pass."""
     name, (x, w, b), kw = resnext(n, *shape)
-    dy = torch.randn(F.conv2d(x[:1], w, b, **kw).shape[1:], generator=torch.Generator().manual_seed(1))
+    dy = torch.randn(F.conv2d(x[:1], w, b, **kw).shape[1:], generator=seeded(1))
     dy = dy.expand(n, *dy.shape).contiguous()
     xl, wl, dyl = (t.contiguous(memory_format=LAST) for t in (x, w, dy))
     geometry = [[kw["stride"]] * 2, [1, 1], [1, 1]]
@@ -92,4 +88,5 @@ def test_resnext_backward(race, n, shape):
             "fastnets": lambda: ours(dyl, xl, wl, *geometry, 32, True, True, True),
         },
         theirs(dy.double(), x.double(), w.double(), *rest),
+        **cost(x, w, stride=kw["stride"], tensors=2),
     )

@@ -5,41 +5,36 @@ from __future__ import annotations
 import pytest
 import torch
 
+from benchmarks import _peers, _shapes
+from benchmarks._inputs import seeded
 from fastnets.ops import batched_nms, nms
 
-# Boxes of an 800 x 800 image: 1000 proposals (Faster R-CNN), and 10 000 (RetinaNet before its top 1000 of a level); wide
-# ones overlap a lot, narrow ones hardly. Bytes: 20 n read once, and 20 for each kept box that a box is tested against.
-# Operations: about 16 for each of those tests, at most n k for k kept.
+
+def cost(n, kept):
+    """Boxes and scores are read, places written. Every two kept boxes are compared, and every other box with one that
+    suppresses it: 16 operations each."""
+    return {"nbytes": 20 * n + 8 * kept, "flops": 16 * (kept * (kept - 1) // 2 + n - kept)}
 
 
 def boxes_of_image(n: int, widest: float):
-    make = torch.Generator().manual_seed(0)
+    make = seeded()
     center, size = torch.rand(n, 2, generator=make) * 800, 8 + torch.rand(n, 2, generator=make) * widest
     return torch.cat([center - size / 2, center + size / 2], 1), torch.rand(n, generator=make)
 
 
-def onnx_runtime(boxes, scores, threshold):
-    import onnx
-    import onnxruntime
-    from onnx import TensorProto, helper
-
-    names = [
-        helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in (("b", [1, None, 4]), ("s", [1, 1, None]))
+def onnx(boxes, scores, threshold):
+    """NonMaxSuppression, whose third column is what ours returns."""
+    constants = {
+        "most": torch.tensor([len(boxes)]),
+        "iou": torch.tensor([threshold]),
+        "no": torch.tensor([float("-inf")]),
+        "place": torch.tensor(2),
+    }
+    nodes = [
+        ("NonMaxSuppression", "boxes scores most iou no", "triples", {}),
+        ("Gather", "triples place", "y", {"axis": 1}),
     ]
-    result = [helper.make_tensor_value_info("k", TensorProto.INT64, [None, 3])]
-    limits = [
-        helper.make_tensor("m", TensorProto.INT64, [1], [len(boxes)]),
-        helper.make_tensor("t", TensorProto.FLOAT, [1], [threshold]),
-    ]
-    graph = helper.make_graph(
-        [helper.make_node("NonMaxSuppression", list("bsmt"), ["k"])], "nms", names, result, limits
-    )
-    model = helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options)
-    feed = {"b": boxes[None].numpy(), "s": scores[None, None].numpy()}
-    return lambda: (torch.from_numpy(session.run(None, feed)[0][:, 2]),)
+    return _peers.onnx_op(nodes, {"boxes": boxes[None], "scores": scores[None, None]}, "y", constants)
 
 
 def loop_of_tensor_ops(boxes, scores, threshold):
@@ -54,24 +49,26 @@ def loop_of_tensor_ops(boxes, scores, threshold):
     return (torch.stack(keep),)
 
 
-@pytest.mark.parametrize("n", (1000, 10_000))
+@pytest.mark.parametrize("n", (_shapes.PROPOSALS, _shapes.ANCHORS))
 @pytest.mark.parametrize("widest", (200, 60, 10))
 def test_nms(race, n, widest):
+    """Wide boxes overlap a lot, narrow ones hardly."""
     boxes, scores = boxes_of_image(n, widest)
-    candidates = {"onnxruntime": onnx_runtime(boxes, scores, 0.5), "fastnets": lambda: (nms(boxes, scores, 0.5),)}
-    if n == 1000:
+    candidates = {**onnx(boxes, scores, 0.5), "fastnets": lambda: (nms(boxes, scores, 0.5),)}
+    if n == _shapes.PROPOSALS:
         candidates["loop"] = lambda: loop_of_tensor_ops(boxes, scores, 0.5)
-    race("nms", f"{n} boxes up to {widest} wide", candidates, (nms(boxes.double(), scores.double(), 0.5).double(),))
+    exact = nms(boxes.double(), scores.double(), 0.5).double()
+    race("nms", f"{n} boxes up to {widest} wide", candidates, (exact,), **cost(n, len(exact)))
 
 
 def test_batched_nms(race):
     """80 classes of 125 boxes, as a detector leaves them in one image."""
-    boxes, scores = boxes_of_image(10_000, 200)
-    ids = torch.arange(10_000) % 80
+    n, classes = _shapes.ANCHORS, _shapes.CLASSES
+    boxes, scores = boxes_of_image(n, 200)
+    ids = torch.arange(n) % classes
     shifted = boxes + ids[:, None] * (boxes.max() + 201)  # torchvision's way, outside the timed part
-    candidates = {
-        "onnxruntime, shifted": onnx_runtime(shifted, scores, 0.5),
-        "fastnets": lambda: (batched_nms(boxes, scores, ids, 0.5),),
-    }
+    candidates = {**onnx(shifted, scores, 0.5), "fastnets": lambda: (batched_nms(boxes, scores, ids, 0.5),)}
     exact = batched_nms(boxes, scores, ids, 0.5).double()
-    race("batched nms", "80 x 125 boxes", candidates, (exact,))
+    # Boxes of two classes are never compared.
+    one = cost(n // classes, len(exact) // classes)
+    race("batched nms", "80 x 125 boxes", candidates, (exact,), **{name: classes * each for name, each in one.items()})

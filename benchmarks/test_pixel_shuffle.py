@@ -6,14 +6,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from benchmarks import _peers, _shapes
 from fastnets.ops import pixel_shuffle, pixel_shuffle_to_uint8
 
-# n, channels of the result, its height and width, r. EDSR doubles 64 channels, once or twice, from patches of 48.
-ESPCN = [(1, c, 1080, 1920, r) for c in (1, 3) for r in (2, 3, 4)]
-EDSR = [(16, 64, 96, 96, 2), (4, 64, 192, 192, 2), (4, 64, 144, 144, 3)]
+ESPCN, EDSR = [*_shapes.ESPCN.values()], [*_shapes.EDSR.values()]
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
-# Bytes: 8 n c h w, each number read once and written once; 5 n c h w into bytes. Operations: none.
+
+def cost(n, c, h, w, size):
+    """Each number is read once, in 4 bytes, and written once in `size`."""
+    return {"nbytes": (4 + size) * n * c * h * w, "flops": 0}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -38,6 +40,14 @@ def into_channels_last(x, r):
     return y.permute(0, 3, 1, 2)
 
 
+def onnx(x, r):
+    return _peers.onnx_op([("DepthToSpace", "x", "y", {"blocksize": r, "mode": "CRD"})], {"x": x})
+
+
+def to_uint8(x, r):
+    return F.pixel_shuffle(x, r).clamp_(0, 1).mul_(255).round_().to(torch.uint8)
+
+
 def map_of(n, c, h, w, r, layout):
     return torch.rand(n, c * r * r, h // r, w // r).contiguous(memory_format=LAYOUTS[layout])
 
@@ -53,9 +63,11 @@ def test_pixel_shuffle(race, layout, shape):
             "torch": lambda: (F.pixel_shuffle(x, r),),
             "by hand": lambda: (by_hand(x, r),),
             "into channels_last": lambda: (into_channels_last(x, r),),
+            **onnx(x, r),
             "fastnets": lambda: (pixel_shuffle(x, r),),
         },
         (F.pixel_shuffle(x.double(), r),),
+        **cost(*shape[:4], 4),
     )
 
 
@@ -67,9 +79,11 @@ def test_pixel_shuffle_to_uint8(race, layout, shape):
         f"pixel_shuffle_to_uint8, {layout}",
         str(shape),
         {
-            "torch": lambda: (F.pixel_shuffle(x, r).clamp_(0, 1).mul_(255).round_().to(torch.uint8),),
+            "torch": lambda: (to_uint8(x, r),),
+            "compile": _peers.compiled(to_uint8, x, r),
             "bytes first": lambda: (by_hand(x.clamp(0, 1).mul_(255).round_().to(torch.uint8), r),),
             "fastnets": lambda: (pixel_shuffle_to_uint8(x, r),),
         },
         (F.pixel_shuffle(x, r).clamp_(0, 1).mul_(255).round_().double(),),
+        **cost(*shape[:4], 1),
     )

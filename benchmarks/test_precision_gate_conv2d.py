@@ -9,24 +9,29 @@ import torch
 import torch.nn.functional as F
 
 import fastnets
+from benchmarks import _shapes
+from benchmarks._inputs import seeded
 from fastnets.ops import precision_gate_conv2d
 
-# input channels, output channels, height and width, kernel
-RESNET = [  # 18 (3x3) and 50 (1x1)
-    (64, 64, 56, 3), (128, 128, 28, 3), (256, 256, 14, 3), (512, 512, 7, 3),
-    (64, 256, 56, 1), (512, 128, 28, 1), (1024, 256, 14, 1), (512, 2048, 7, 1),
-]  # fmt: skip
-SHUFFLENET_V2 = [(58, 58, 28, 1), (116, 116, 14, 1), (232, 232, 7, 1), (464, 1024, 7, 1)]  # x1.0
-LAYERS = RESNET + SHUFFLENET_V2
+LAYERS = [*_shapes.RESNET_CONVOLUTIONS.values(), *_shapes.SHUFFLENET_V2_POINTWISE.values()]
 LAST = torch.channels_last
 
-# Bytes: 4 n (c + o) h² + 4 o c k², and 4 n c h² more to write and read the two parts. Operations: n c o h² k²
-# multiply-adds for the high part, as many for the low part of tiles that have an open gate.
+GATES = {"shut": 0, "half": 0.5, "open": 1}  # and the share of them that is open
+
+
+def cost(n, c, o, h, k, gates):
+    """x and w are read, y written. The high part takes c k² multiply-adds for each number of y, the low part as many
+    where a gate is open; both are sums of products of bytes."""
+    return {
+        "nbytes": 4 * (n * (c + o) * h * h + o * c * k * k),
+        "flops": int((1 + GATES[gates]) * 2 * n * c * o * h * h * k * k),
+        "dtype": "int8",
+    }
 
 
 def layer(n, c, o, h, k):
     """An input of multiples of 16 / 255, so that the low part is 0: whether gates open, F.conv2d gives the same."""
-    make = torch.Generator().manual_seed(0)
+    make = seeded()
     q = torch.randn(n, c, h, h, generator=make).relu()
     x = (q / q.max() * 15).round() * 16 / 255
     w = torch.randn(o, c, k, k, generator=make)
@@ -47,7 +52,7 @@ def thresholds(o, gates):
     return torch.where(shut, math.inf, -math.inf)
 
 
-@pytest.mark.parametrize("gates", ("shut", "half", "open"))
+@pytest.mark.parametrize("gates", GATES)
 @pytest.mark.parametrize("shape", LAYERS, ids=lambda s: name(*s))
 @pytest.mark.parametrize("n", (1, 16))
 def test_forward(race, n, shape, gates):
@@ -63,6 +68,7 @@ def test_forward(race, n, shape, gates):
             "fastnets": lambda: (precision_gate_conv2d(x, w, threshold, b, 1, padding, scale=scale),),
         },
         (F.conv2d(x.double(), w.double(), b.double(), 1, padding),),
+        **cost(n, *shape, gates),
     )
 
 
@@ -99,4 +105,5 @@ def test_against_the_emulations(race, shape):
             "fastnets": lambda: (precision_gate_conv2d(x, w, threshold, b, 1, padding, scale=scale),),
         },
         (F.conv2d(x.double(), w.double(), b.double(), 1, padding),),
+        **cost(n, *shape, "half"),
     )

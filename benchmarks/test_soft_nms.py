@@ -5,16 +5,20 @@ from __future__ import annotations
 import pytest
 import torch
 
+from benchmarks import _shapes
+from benchmarks._inputs import seeded
 from fastnets.ops import batched_soft_nms, soft_nms
 from fastnets.ops.soft_nms import METHODS
 
-# 1000 proposals of an 800 x 800 image, as Faster R-CNN's second stage has them. With k boxes taken, k passes over those
-# that remain, n k / 2 boxes in all. Bytes: 24 a box read, 4 written, in the first-level cache. Operations a box: 20, and
-# 50 more for 'gaussian'.
+
+def cost(n, method):
+    """Boxes and scores are read, places and scores written. Each pick is compared with all that remain, n²/2 times if
+    all are kept: 20 operations each, and 50 more for the exponential."""
+    return {"nbytes": 20 * n + 12 * n, "flops": (70 if method == "gaussian" else 20) * n * n // 2}
 
 
 def boxes_of_image(n: int):
-    make = torch.Generator().manual_seed(0)
+    make = seeded()
     center, size = torch.rand(n, 2, generator=make) * 800, 10 + torch.rand(n, 2, generator=make) * 200
     return torch.cat([center - size / 2, center + size / 2], 1), torch.rand(n, generator=make)
 
@@ -46,7 +50,7 @@ def loop(boxes, scores, method, shrink):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("n", (100, 1000))
+@pytest.mark.parametrize("n", (100, _shapes.PROPOSALS))
 def test_soft_nms(race, n, method):
     boxes, scores = boxes_of_image(n)
     exact = [t.double() for t in loop(boxes, scores, method, False)]
@@ -59,20 +63,21 @@ def test_soft_nms(race, n, method):
             "fastnets": lambda: soft_nms(boxes, scores, method=method),
         },
         exact,
+        **cost(len(exact[0]), method),
     )
 
 
 def test_batched_soft_nms(race):
     """80 classes of 25 boxes, against a loop over the classes that is ours in each."""
     boxes, scores = boxes_of_image(2000)
-    ids = torch.arange(2000) % 80
+    ids = torch.arange(2000) % _shapes.CLASSES
 
     def each():
-        members = [(ids == i).nonzero()[:, 0] for i in range(80)]
+        members = [(ids == i).nonzero()[:, 0] for i in range(_shapes.CLASSES)]
         taken = [soft_nms(boxes[m], scores[m]) for m in members]
         decayed, order = torch.cat([d for _, d in taken]).sort(descending=True, stable=True)
         return torch.cat([m[k] for m, (k, _) in zip(members, taken, strict=True)])[order], decayed
 
     exact = [t.double() for t in batched_soft_nms(boxes, scores, ids)]
     candidates = {"call for each class": each, "fastnets": lambda: batched_soft_nms(boxes, scores, ids)}
-    race("batched_soft_nms", "80 x 25 boxes", candidates, exact)
+    race("batched_soft_nms", "80 x 25 boxes", candidates, exact, **{k: 80 * v for k, v in cost(25, "linear").items()})

@@ -6,15 +6,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from benchmarks import _peers, _shapes
+from benchmarks._inputs import seeded
 from fastnets.ops import strip_pool
 
-# channels, height and width: the last blocks of stages 1 to 4 of SPNet-50 and its two mixed pooling modules, for
-# ADE20K's crops of 473 x 473 pixels; stages 3 and 4 for Cityscapes' of 768 x 768.
-MAPS = [(64, 119, 119), (128, 60, 60), (256, 60, 60), (512, 60, 60), (256, 96, 96), (512, 96, 96)]
+MAPS = [*_shapes.SPNET_POOLED.values()]
 LAST = torch.channels_last
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": LAST}
 
-# Bytes: 4 n c (h w + h + w), of which x, 4 n c h w, is read once. Operations: 2 n c h w additions.
+
+def cost(n, c, h, w):
+    """x is read, rows and columns written: each number of x is added to both. The backward pass moves as much, and
+    adds what it reads."""
+    return {"nbytes": 4 * n * c * (h * w + h + w), "flops": 2 * n * c * h * w}
 
 
 def means(x):
@@ -47,7 +51,7 @@ PEERS = (means, adaptive, windows, products, through_rows)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("n", (1, 4))
 def test_forward(race, n, layout, shape):
-    x = torch.randn(n, *shape, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(n, *shape, generator=seeded())
     xl = x.contiguous(memory_format=LAST)
     candidates = {}
     for peer in PEERS:
@@ -55,7 +59,11 @@ def test_forward(race, n, layout, shape):
         candidates[f"{peer.__name__} channels_last"] = lambda peer=peer: peer(xl)
     ours = x.contiguous(memory_format=LAYOUTS[layout])
     candidates["fastnets"] = lambda: strip_pool(ours)
-    race(f"forward, batch {n}, {layout}", "x".join(map(str, shape)), candidates, means(x.double()))
+    nodes = [("ReduceMean", "x three", "rows", {}), ("ReduceMean", "x two", "columns", {})]
+    axes = {"three": torch.tensor([3]), "two": torch.tensor([2])}
+    candidates |= _peers.onnx_op(nodes, {"x": x}, "rows columns", axes)
+    name = "x".join(map(str, shape))
+    race(f"forward, batch {n}, {layout}", name, candidates, means(x.double()), **cost(n, *shape))
 
 
 @pytest.mark.parametrize("shape", MAPS[2:4], ids=str)
@@ -63,7 +71,7 @@ def test_forward(race, n, layout, shape):
 def test_backward(race, layout, shape):
     """The gradient of the input, from those of rows and columns."""
     n, (c, h, w) = 4, shape
-    make = torch.Generator().manual_seed(0)
+    make = seeded()
     rows, columns = torch.randn(n, c, h, 1, generator=make), torch.randn(n, c, 1, w, generator=make)
     rows_last, columns_last = rows.contiguous(memory_format=LAST), columns.contiguous(memory_format=LAST)
     ours = torch.ops.fastnets.strip_pool_backward.default
@@ -81,4 +89,5 @@ def test_backward(race, layout, shape):
             "fastnets": lambda: (ours(*pair, layout == "channels_last"),),
         },
         (spread(rows.double(), columns.double()),),
+        **cost(n, *shape),
     )

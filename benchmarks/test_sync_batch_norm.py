@@ -6,19 +6,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from benchmarks import _shapes
+from benchmarks._inputs import seeded
 from fastnets.ops import batch_moments, sync_batch_norm
 
-# K. He et al., "Deep Residual Learning for Image Recognition", 2015: channels, height and width of the 50-layer
-# network's maps that are normalised, at 224 x 224 pixels.
-RESNET50 = [
-    (64, 112), (64, 56), (256, 56), (128, 56), (128, 28), (512, 28), (256, 28), (256, 14), (1024, 14), (512, 14),
-    (512, 7), (2048, 7),
-]  # fmt: skip
+RESNET50 = _shapes.RESNET50_NORMALISED.values()
 BATCH = 16
 LAST = torch.channels_last
 
-# With s = 4 n c h² bytes: moments read s. A training step reads x and writes y, reads dy and x and writes dx: 5 s where a
-# channel stays in the caches between the two passes over it, 8 s where it does not. A few operations for each 4 bytes.
+
+def cost(c, h, tensors, operations):
+    """Moments read x: 3 operations a number. A training step reads x and writes y, reads dy and x and writes dx: 5
+    tensors where a channel stays in the caches between the two passes over it, 8 where it does not; 5 + 10 operations."""
+    return {"nbytes": 4 * tensors * BATCH * c * h * h, "flops": operations * BATCH * c * h * h}
 
 
 def name(c, h):
@@ -26,7 +26,7 @@ def name(c, h):
 
 
 def inputs(c, h):
-    make = torch.Generator().manual_seed(0)
+    make = seeded()
     x = torch.randn(BATCH, c, h, h, generator=make)
     return x, x.contiguous(memory_format=LAST)
 
@@ -38,13 +38,19 @@ def test_moments(race, layout, shape):
     exact, dims = torch.var_mean(x.double(), (0, 2, 3)), (0, 2, 3)
     mine = x if layout == "contiguous" else xl
 
+    count = x.numel() // x.shape[1]
+
     def sums(x):
         mean = x.mean(dims)
-        return x.square().mean(dims) - mean.square(), mean
+        return (x.square().mean(dims) - mean.square()) * (count / (count - 1)), mean
+
+    def update_stats(x):
+        mean, var = torch.batch_norm_update_stats(x, None, None, 0.1)
+        return var * (count / (count - 1)), mean
 
     def ours():
         mean, m2, _ = batch_moments(mine)
-        return m2 / (mine.numel() // mine.shape[1] - 1), mean
+        return m2 / (count - 1), mean
 
     race(
         f"moments, {layout}",
@@ -54,11 +60,12 @@ def test_moments(race, layout, shape):
             "var_mean last": lambda: torch.var_mean(xl, dims),
             "two means": lambda: sums(x),
             "two means last": lambda: sums(xl),
-            "update_stats": lambda: torch.batch_norm_update_stats(x, None, None, 0.1)[::-1],
-            "update_stats last": lambda: torch.batch_norm_update_stats(xl, None, None, 0.1)[::-1],
+            "update_stats": lambda: update_stats(x),
+            "update_stats last": lambda: update_stats(xl),
             "fastnets": ours,
         },
         exact,
+        **cost(*shape, 1, 3),
     )
 
 
@@ -68,7 +75,7 @@ def test_training_step(race, layout, shape):
     """Forward and backward, running statistics updated."""
     c = shape[0]
     x, xl = inputs(*shape)
-    dy = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    dy = torch.randn(x.shape, generator=seeded(1))
     w, b = torch.rand(c), torch.rand(c)
 
     def step(function, x, dtype=torch.float32):
@@ -92,4 +99,5 @@ def test_training_step(race, layout, shape):
             "fastnets": step(sync_batch_norm, x if layout == "contiguous" else xl),
         },
         step(F.batch_norm, x, torch.float64)(),
+        **cost(*shape, 5, 15),
     )

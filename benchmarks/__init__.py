@@ -1,0 +1,1 @@
+"""What each op and network costs on this machine, beside its peers: ``pytest benchmarks``."""

@@ -1,0 +1,42 @@
+"""Small models for the runtimes that read ONNX."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+OPSET, IR = 18, 9
+Node = tuple[str, str, str, dict[str, Any]]  # operator, inputs and outputs separated by spaces, attributes
+
+
+def model(
+    nodes: Sequence[Node], inputs: Mapping[str, Tensor], outputs: str, constants: Mapping[str, Any] = {}
+) -> bytes:
+    """A model in ONNX.
+
+    Args:
+        nodes: in order.
+        inputs: name -> a tensor of its type and shape.
+        outputs: names of the results, separated by spaces.
+        constants: name -> numpy array.
+
+    Returns:
+        The file's contents.
+    """
+    import onnx
+    from onnx import helper, numpy_helper
+
+    def info(name: str, tensor: Tensor) -> Any:
+        return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(tensor.numpy().dtype), tensor.shape)
+
+    graph = helper.make_graph(
+        [helper.make_node(op, i.split(), o.split(), **attributes) for op, i, o, attributes in nodes],
+        "model",
+        [info(name, tensor) for name, tensor in inputs.items()],
+        [onnx.ValueInfoProto(name=name) for name in outputs.split()],
+        [numpy_helper.from_array(array, name) for name, array in constants.items()],
+    )
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR)
+    return onnx.shape_inference.infer_shapes(made).SerializeToString()

@@ -1,0 +1,52 @@
+"""Where figures come from: commit, machine, versions, date, and how busy the machine was."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastnets.cli import info
+
+PACKAGES = ("fastnets", "torch", "triton", "onnx", "onnxruntime", "openvino", "torchvision", "timm", "numpy")
+GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+ROOT = Path(__file__).parents[1]
+
+
+def provenance() -> dict[str, Any]:
+    """All that a reader needs to repeat a run, or to distrust it; call it before the run loads the machine."""
+    return {
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "cpu": info._cpu(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "isa": {"torch": torch.backends.cpu.get_cpu_capability(), "fastnets": ", ".join(info._capability())},
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "versions": {package: info._version(package) for package in PACKAGES},
+        "governor": _read(GOVERNOR),
+        "load": round(os.getloadavg()[0], 2),
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return None

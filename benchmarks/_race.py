@@ -1,0 +1,131 @@
+"""A race: candidates take turns, and what counts is the ratio of their times in the same round."""
+
+from __future__ import annotations
+
+import gc
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from benchmarks._candidate import Candidate, Missing, local
+from benchmarks._correct import check
+from fastnets.cli.bench.run_file import OURS, Spread
+
+NOISY = 0.02  # the standard error of a ratio from which on it is called noisy
+
+
+@dataclass
+class Pace:
+    """How long a race takes.
+
+    Attributes:
+        block: seconds that a candidate runs in a row; it makes at least one call.
+        least: rounds; a peer that is four times slower than the fastest takes part in no more.
+        most: rounds.
+        error: the standard error of the ratio at which a race is decided.
+        seconds: after which no round begins once there are `least`,
+        patience: or this many, as long as the ratio is noisy.
+    """
+
+    block: float
+    least: int
+    most: int
+    error: float
+    seconds: float
+    patience: float
+
+
+# Blocks shorter than a turn of the system's scheduler, a few milliseconds, and many of them: beside a busy process most
+# are then either disturbed or not.
+FULL = Pace(block=1e-3, least=11, most=1000, error=0.004, seconds=2.5, patience=10)
+QUICK = Pace(block=0, least=1, most=1, error=0, seconds=0, patience=0)
+
+
+def race(
+    candidates: dict[str, Callable[[], tuple[Tensor, ...]] | Candidate | Missing], exact: Sequence[Tensor], pace: Pace
+) -> dict[str, object]:
+    """Races candidates, one of them named ``"fastnets"``.
+
+    Args:
+        candidates: functions that return tuples of tensors, or candidates of another kind.
+        exact: what they should return, in float64.
+        pace: how long.
+
+    Returns:
+        What goes into the JSON: ``times`` (seconds a call) and ``ratios`` (a peer's time over ours in the same round)
+        as spreads, ``precision`` and ``missing`` by name, ``peer`` the fastest of our precision, ``ratio`` to it,
+        ``noisy`` whether that is uncertain, and ``rounds``, our time in each.
+
+    Raises:
+        WrongResult: a candidate returns something else, before its race or after it.
+    """
+    missing = {name: c.reason for name, c in candidates.items() if isinstance(c, Missing)}
+    running = {
+        name: c if isinstance(c, Candidate) else local(c)
+        for name, c in candidates.items()
+        if not isinstance(c, Missing)
+    }
+    with torch.no_grad():
+        for name, candidate in running.items():
+            check(name, candidate, exact)
+        times = _take_turns(running, pace)
+        if pace is not QUICK:
+            for name, candidate in running.items():
+                check(name, candidate, exact)
+    ratios = {name: Spread.of(_ratios(times, name)) for name in times if name != OURS}
+    spreads = {name: Spread.of(seconds) for name, seconds in times.items()}
+    peer = _fastest_peer(running, times)
+    return {
+        "times": {name: asdict(spread) for name, spread in spreads.items()},
+        "ratios": {name: asdict(ratio) for name, ratio in ratios.items()},
+        "precision": {name: candidate.precision for name, candidate in running.items()},
+        "missing": missing,
+        "peer": peer,
+        "ratio": ratios[peer].median,
+        "noisy": ratios[peer].error > NOISY,
+        "rounds": times[OURS],
+    }
+
+
+def _take_turns(running: dict[str, Candidate], pace: Pace) -> dict[str, list[float]]:
+    """Each candidate's seconds a call, round by round; in a new order in each, so that nobody has one neighbour."""
+    if pace is QUICK:
+        return {name: [candidate.block(1, 0)] for name, candidate in running.items()}
+    once = {name: min(candidate.block(1, 1) for _ in range(2)) for name, candidate in running.items()}
+    calls = {name: min(100, max(1, round(pace.block / seconds))) for name, seconds in once.items()}
+    slow = {
+        name for name, seconds in once.items() if seconds > max(4 * min(once.values()), pace.block) and name != OURS
+    }
+    times: dict[str, list[float]] = {name: [] for name in running}
+    order, shuffle, start = list(running), random.Random(0).shuffle, time.monotonic()
+    gc.collect()
+    gc.disable()
+    try:
+        for done in range(pace.most):
+            if done >= pace.least:
+                order = [name for name in order if name not in slow]
+                error = Spread.of(_ratios(times, _fastest_peer(running, times))).error
+                if error < pace.error or time.monotonic() - start > (pace.seconds if error < NOISY else pace.patience):
+                    break
+            shuffle(order)
+            for name in order:
+                # The candidate before has left its own memory in the caches.
+                times[name].append(running[name].block(calls[name], 1 if calls[name] == 1 else 2))
+    finally:
+        gc.enable()
+    return times
+
+
+def _ratios(times: dict[str, list[float]], peer: str) -> list[float]:
+    # A slow peer has stopped earlier.
+    return [theirs / ours for theirs, ours in zip(times[peer], times[OURS], strict=False)]
+
+
+def _fastest_peer(running: dict[str, Candidate], times: dict[str, list[float]]) -> str:
+    peers = [n for n, c in running.items() if n != OURS and c.precision == running[OURS].precision]
+    return min(peers, key=lambda name: median(times[name]))

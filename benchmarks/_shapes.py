@@ -1,0 +1,128 @@
+"""Every shape that is timed: network, paper, layer. Layers are named as in torchvision (MobileNetV2, ResNet, ResNeXt,
+ShuffleNetV2) and timm (EfficientNet-Lite0); photos are 224 x 224 unless a table says otherwise."""
+
+from __future__ import annotations
+
+# M. Sandler et al. 2018, arXiv:1801.04381, table 2. channels, height and width, kernel, stride
+MOBILENET_V2_DEPTHWISE = {
+    "features.1": (32, 112, 3, 1),
+    "features.2": (96, 112, 3, 2),
+    "features.3": (144, 56, 3, 1),
+    "features.4": (144, 56, 3, 2),
+    "features.5-6": (192, 28, 3, 1),
+    "features.7": (192, 28, 3, 2),
+    "features.8-11": (384, 14, 3, 1),
+    "features.12-13": (576, 14, 3, 1),
+    "features.14": (576, 14, 3, 2),
+    "features.15-17": (960, 7, 3, 1),
+}
+# M. Tan, Q. Le 2019, arXiv:1905.11946, without squeeze-and-excitation; those that MobileNetV2 does not have.
+EFFICIENTNET_LITE0_DEPTHWISE = {
+    "blocks.2.0": (144, 56, 5, 2),
+    "blocks.2.1": (240, 28, 5, 1),
+    "blocks.3.0": (240, 28, 3, 2),
+    "blocks.3.1-2": (480, 14, 3, 1),
+    "blocks.4.0": (480, 14, 5, 1),
+    "blocks.4.1-2": (672, 14, 5, 1),
+    "blocks.5.0": (672, 14, 5, 2),
+    "blocks.5.1-3": (1152, 7, 5, 1),
+    "blocks.6.0": (1152, 7, 3, 1),
+}
+
+# S. Xie et al. 2017, arXiv:1611.05431, table 1: the 3x3 convolutions in 32 groups. channels, height and width, stride
+RESNEXT50_32X4D = {
+    "layer1.*.conv2": (128, 56, 1),
+    "layer2.0.conv2": (256, 56, 2),
+    "layer2.1-3.conv2": (256, 28, 1),
+    "layer3.0.conv2": (512, 28, 2),
+    "layer3.1-5.conv2": (512, 14, 1),
+    "layer4.0.conv2": (1024, 14, 2),
+    "layer4.1-2.conv2": (1024, 7, 1),
+}
+
+# X. Zhang et al. 2018, arXiv:1707.01083, table 1 (1x): groups -> channels of stage 2 at 28 pixels; stage 3 has twice as
+# many at 14, stage 4 twice again at 7. The 1x1 convolutions go to a quarter of the channels and back.
+SHUFFLENET_STAGE2 = {1: 144, 2: 200, 3: 240, 4: 272, 8: 384}
+# groups, channels, channels of the result, height and width
+SHUFFLENET_POINTWISE = {
+    f"stage{stage + 2} {'reduce' if narrows else 'expand'}, {groups} groups": (
+        groups,
+        *((wide, wide // 4) if narrows else (wide // 4, wide)),
+        28 >> stage,
+    )
+    for groups, first in SHUFFLENET_STAGE2.items()
+    for stage, wide in enumerate((first, 2 * first, 4 * first))
+    for narrows in (True, False)
+}
+# Between its grouped convolutions, a quarter of the stage's channels. channels, height and width, groups
+SHUFFLENET_SHUFFLE = {
+    "stage2, 2 groups": (50, 28, 2),
+    "stage2, 3 groups": (60, 28, 3),
+    "stage3, 3 groups": (120, 14, 3),
+    "stage4, 3 groups": (240, 7, 3),
+    "stage2, 4 groups": (68, 28, 4),
+    "stage2, 8 groups": (96, 28, 8),
+    "stage3, 8 groups": (192, 14, 8),
+}
+# N. Ma et al. 2018, arXiv:1807.11164, x1.0: after the concatenation that ends a unit
+SHUFFLENET_V2_SHUFFLE = {"stage2": (116, 28, 2), "stage3": (232, 14, 2), "stage4": (464, 7, 2)}
+
+# input channels, output channels, height and width, kernel. K. He et al. 2015, arXiv:1512.03385
+RESNET_CONVOLUTIONS = {
+    "18 layer1.*.conv*": (64, 64, 56, 3),
+    "18 layer2.1.conv*": (128, 128, 28, 3),
+    "18 layer3.1.conv*": (256, 256, 14, 3),
+    "18 layer4.1.conv*": (512, 512, 7, 3),
+    "50 layer1.*.conv3": (64, 256, 56, 1),
+    "50 layer2.1-3.conv1": (512, 128, 28, 1),
+    "50 layer3.1-5.conv1": (1024, 256, 14, 1),
+    "50 layer4.*.conv3": (512, 2048, 7, 1),
+}
+SHUFFLENET_V2_POINTWISE = {
+    "stage2.1-3.branch2.0": (58, 58, 28, 1),
+    "stage3.1-7.branch2.0": (116, 116, 14, 1),
+    "stage4.1-3.branch2.0": (232, 232, 7, 1),
+    "conv5": (464, 1024, 7, 1),
+}
+# The 50-layer network's maps that are normalised. channels, height and width
+RESNET50_NORMALISED = {
+    "bn1": (64, 112),
+    "layer1.*.bn1-2": (64, 56),
+    "layer1.*.bn3": (256, 56),
+    "layer2.0.bn1": (128, 56),
+    "layer2.*.bn2": (128, 28),
+    "layer2.*.bn3": (512, 28),
+    "layer3.0.bn1": (256, 28),
+    "layer3.*.bn2": (256, 14),
+    "layer3.*.bn3": (1024, 14),
+    "layer4.0.bn1": (512, 14),
+    "layer4.*.bn2": (512, 7),
+    "layer4.*.bn3": (2048, 7),
+}
+
+# W. Shi et al. 2016, arXiv:1609.05158, to 1080p; B. Lim et al. 2017, arXiv:1707.02921, which doubles 64 channels, once or
+# twice, from patches of 48 pixels. n, channels of the result, its height and width, r
+ESPCN = {f"{c} channels, x{r}": (1, c, 1080, 1920, r) for c in (1, 3) for r in (2, 3, 4)}
+EDSR = {
+    "tail.0, x2": (16, 64, 96, 96, 2),
+    "tail.0, second of x4": (4, 64, 192, 192, 2),
+    "tail.0, x3": (4, 64, 144, 144, 3),
+}
+
+# H. Law, J. Deng 2018, arXiv:1808.01244 (Hourglass-104, 511 x 511 pixels): the inputs of its corner pooling modules
+CORNERNET_POOLED = (128, 128, 128)
+# Q. Hou et al. 2020, arXiv:2003.13328 (output stride 8): the last blocks of stages 1 to 4 of SPNet-50 and its two mixed
+# pooling modules, for ADE20K's crops of 473 x 473 pixels; stages 3 and 4 for Cityscapes' of 768 x 768.
+SPNET_POOLED = {
+    "layer1": (64, 119, 119),
+    "layer2": (128, 60, 60),
+    "layer3": (256, 60, 60),
+    "layer4 and head": (512, 60, 60),
+    "layer3 at 768": (256, 96, 96),
+    "layer4 at 768": (512, 96, 96),
+}
+
+# Boxes of an 800 x 800 image: 1000 proposals (S. Ren et al. 2015, arXiv:1506.01497), and 10 000 (T.-Y. Lin et al. 2017,
+# arXiv:1708.02002, before the top 1000 of a level).
+PROPOSALS, ANCHORS = 1000, 10_000
+CLASSES = 80  # of COCO

@@ -1,0 +1,132 @@
+"""``python -m benchmarks.keep [RUN.json]``: keeps a full run in ``results/``, and writes README's table from what is kept."""
+
+from __future__ import annotations
+
+import csv
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from fastnets.cli._terminal import UsageError
+from fastnets.cli.bench.run_file import OURS, Case, Run, Spread, geometric_mean, read
+
+ROOT = Path(__file__).parents[1]
+RESULTS, README = ROOT / "benchmarks" / "results", ROOT / "README.md"
+BEGIN, END = "<!-- begin: python -m benchmarks.keep -->\n", "<!-- end: python -m benchmarks.keep -->"
+COLUMNS = ("op", "group", "case", "candidate", "figure", "unit", "value")
+Row = dict[str, str]
+
+
+def machine(run: Run) -> str:
+    """The name of the run's machine, as a file is called."""
+    p = run.provenance
+    return re.sub(r"[^a-z0-9]+", "-", f"{p['gpu'] or p['cpu']} {p['cores']} cores".lower()).strip("-")
+
+
+def rows(run: Run) -> Iterator[Row]:
+    """One row for each figure: first where the run comes from, then every case."""
+    p = run.provenance
+    about = {
+        "machine": p["gpu"] or p["cpu"],
+        **{name: p[name] for name in ("cores", "threads", "date", "commit", "dirty")},
+    }
+    about |= {"instructions": p["isa"]["fastnets"], "torch": p["versions"]["torch"]}
+    for name, value in about.items():
+        yield _row((), "", name, "", str(value))
+    for size, bandwidth in run.bandwidth.items():
+        yield _row((), "", f"copy of {size >> 20} MiB", "B/s", f"{bandwidth:.4g}")
+    for dtype, rate in run.rate.items():
+        yield _row((), "", f"product of matrices in {dtype}", "FLOP/s", f"{rate:.4g}")
+    for case in run.cases:
+        yield from _case(case)
+
+
+def _case(case: Case) -> Iterator[Row]:
+    for name, spread in case.times.items():
+        yield from _spread(case, name, "time", "s", spread)
+    for name, spread in case.ratios.items():
+        yield from _spread(case, name, "ratio", "1", spread)
+    yield _row(case.key, case.peer, "ratio to the fastest", "1", f"{case.ratio:.4g}")
+    yield _row(case.key, OURS, "floor", "s", f"{case.floor:.4g}")
+
+
+def _spread(case: Case, name: str, figure: str, unit: str, spread: Spread) -> Iterator[Row]:
+    for part in ("median", "p20", "p80"):
+        yield _row(case.key, name, f"{figure} {part}", unit, f"{getattr(spread, part):.4g}")
+
+
+def _row(key: Sequence[str], *rest: str) -> Row:
+    return dict(zip(COLUMNS, (*(key or ("", "", "")), *rest), strict=True))
+
+
+def table(kept: Sequence[Row]) -> str:
+    """What README says of one machine, from the rows of its file."""
+    about = {row["figure"]: row["value"] for row in kept if not row["op"]}
+    where = f"{about['machine']}, {about['threads']} threads, {about['instructions']}, torch {about['torch']}"
+    lines = [
+        f"{where}, commit {about['commit'][:9]}, {about['date'][:10]}:",
+        "",
+        "| op | cases | not slower in | geometric mean | least | where it is least |",
+        "|---|---|---|---|---|---|",
+    ]
+    fastest = [row for row in kept if row["figure"] == "ratio to the fastest" and row["op"] != "itself"]
+    for op in sorted({row["op"] for row in fastest}):
+        ratios = {tuple(row.values())[:4]: float(row["value"]) for row in fastest if row["op"] == op}
+        least = min(ratios, key=ratios.__getitem__)
+        even = sum(ratio >= 1 for ratio in ratios.values())
+        lines.append(
+            f"| `{op}` | {len(ratios)} | {even} | {geometric_mean([*ratios.values()]):.2f} | {ratios[least]:.2f} "
+            f"| {least[1]}, {least[2]}, against {least[3]} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def readme(text: str, results: Path) -> str:
+    """README's text with the tables of all results between its two markers.
+
+    Raises:
+        UsageError: the markers are not there.
+    """
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise UsageError(f"README.md lacks the lines {BEGIN.strip()!r} and {END!r}")
+    tables = []
+    for path in sorted(results.glob("*.csv")):
+        with path.open(encoding="utf-8", newline="") as file:
+            tables.append(table([*csv.DictReader(file)]))
+    return before + begin + ("\n".join(tables) or "No full run has been kept yet.\n") + end + after
+
+
+def keep(run: Run, results: Path) -> Path:
+    """Writes a run's figures to ``results/<machine>.csv``.
+
+    Raises:
+        UsageError: it was a quick run, whose figures mean nothing.
+    """
+    if run.quick:
+        raise UsageError("this was a run with --quick, whose times mean nothing")
+    results.mkdir(exist_ok=True)
+    path = results / f"{machine(run)}.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows(run))
+    return path
+
+
+def main(argv: Sequence[str]) -> int:
+    """Keeps the run named in ``argv``, if there is one, and rewrites README.md."""
+    try:
+        if argv:
+            print(f"wrote {keep(read(argv[0]), RESULTS).relative_to(ROOT)}")
+        README.write_text(readme(README.read_text("utf-8"), RESULTS), encoding="utf-8")
+    except UsageError as error:
+        print(f"benchmarks.keep: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

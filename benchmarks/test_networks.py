@@ -1,0 +1,79 @@
+"""Networks for photos of 224 x 224: fastnets.accelerate against eager PyTorch, compilers, runtimes and other libraries."""
+
+from __future__ import annotations
+
+import copy
+import io
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+import fastnets
+from benchmarks import _peers
+from benchmarks._candidate import Missing
+from benchmarks._inputs import seeded
+from fastnets.layers import Conv2d
+from fastnets.models import model_info
+from fastnets.models.count import count
+from tests.models.peers import build_peer, settle
+
+NETWORKS = ("mobilenetv1_100", "mobilenet_v2", "efficientnet_lite0")
+BATCHES = (1, 4, 16)
+LAST = torch.channels_last
+
+
+def cost(model, x):
+    """The photos and the weights are read, once: what lies between two layers could stay in the caches."""
+    parameters, macs = count(model, x.shape[2])
+    return {"nbytes": 4 * (x.numel() + parameters), "flops": 2 * len(x) * macs}
+
+
+def eager(model):
+    """The same network on torch.nn's own convolutions."""
+    plain = copy.deepcopy(model)
+    for module in plain.modules():
+        if type(module) is Conv2d:
+            module.__class__ = nn.Conv2d
+    return plain
+
+
+def other_library(model, info, x):
+    """The network as torchvision or timm builds it, with the same weights."""
+    try:
+        peer = build_peer(info.name, info.names_follow).eval()
+    except pytest.skip.Exception as skipped:
+        return Missing(str(skipped))
+    peer.load_state_dict(model.state_dict())
+    peer, x = peer.to(memory_format=LAST), x.contiguous(memory_format=LAST)
+    return lambda: (peer(x),)
+
+
+def exported(model, x):
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # the new exporter takes ten times as long
+        torch.onnx.export(model, (x,), file, dynamo=False, input_names=["x"], output_names=["y"])
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("n", BATCHES)
+def test_networks(race, name, n):
+    info = model_info(name)
+    model = settle(fastnets.create_model(name).eval())
+    plain, fast = eager(model), fastnets.accelerate(model)
+    size = info.input_size
+    x = torch.randn(n, 3, size, size, generator=seeded())
+    xl, last = x.contiguous(memory_format=LAST), copy.deepcopy(plain).to(memory_format=LAST)
+    exact = copy.deepcopy(plain).double()(x.double()).detach()
+    candidates = {
+        "contiguous": lambda: (plain(x),),
+        "channels_last": lambda: (last(xl),),
+        info.names_follow: other_library(model, info, x),
+        "compile": _peers.compiled(last, xl),
+        **_peers.runtimes(lambda: exported(plain, x), {"x": x}),
+        "fastnets": lambda: (fast(x),),
+    }
+    race(name, f"batch {n}", candidates, (exact,), **cost(model, x))

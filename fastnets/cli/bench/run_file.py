@@ -1,0 +1,155 @@
+"""The file of a run: what pytest-benchmark writes, with what ``benchmarks/conftest.py`` adds to it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median, quantiles
+from typing import Any
+
+from fastnets.cli._terminal import UsageError, one_line, printable
+
+OURS = "fastnets"
+
+
+@dataclass
+class Spread:
+    """The middle of many figures: median, 20th and 80th percentile, and how many they are."""
+
+    median: float
+    p20: float
+    p80: float
+    count: int
+
+    @classmethod
+    def of(cls, figures: Sequence[float]) -> Spread:
+        """The spread of one figure or more."""
+        low, *_, high = quantiles(figures, n=5, method="inclusive") if len(figures) > 1 else [figures[0]] * 2
+        return cls(median(figures), low, high, len(figures))
+
+    @property
+    def error(self) -> float:
+        """The standard error of the median, over the median, if the figures were normally distributed."""
+        # Between the percentiles lie 1.68 standard deviations; a median's error is 1.25 / sqrt(count) of one.
+        return 1.25 / 1.68 * (self.p80 - self.p20) / self.median / self.count**0.5
+
+
+@dataclass
+class Case:
+    """One case of a run.
+
+    Attributes:
+        op: the word after ``test_`` in the name of its file.
+        group: the cases over which a mean makes sense.
+        case: its name in the group.
+        bytes: that must be moved.
+        flops: operations that must be done.
+        dtype: of the operations.
+        floor: the least seconds that this machine could take.
+        share: of that in our time.
+        times: candidate -> seconds a call.
+        ratios: peer -> its time over ours in the same round.
+        precision: candidate -> type of its arithmetic.
+        missing: peer -> why it took no part.
+        peer: the fastest of our precision.
+        ratio: the median of the ratios to it.
+        noisy: whether that is uncertain.
+    """
+
+    op: str
+    group: str
+    case: str
+    bytes: int
+    flops: int
+    dtype: str
+    floor: float
+    share: float
+    times: dict[str, Spread]
+    ratios: dict[str, Spread]
+    precision: dict[str, str]
+    missing: dict[str, str]
+    peer: str
+    ratio: float
+    noisy: bool
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """What the case is called in every run."""
+        return self.op, self.group, self.case
+
+
+@dataclass
+class Run:
+    """A run of the benchmarks.
+
+    Attributes:
+        cases: in the order in which they ran.
+        provenance: where the figures come from.
+        bandwidth: bytes that a copy reads and writes -> bytes a second.
+        rate: type -> operations a second in a product of matrices.
+        warnings: what to know before reading the figures.
+        quick: whether nothing was measured in earnest.
+    """
+
+    cases: list[Case]
+    provenance: dict[str, Any]
+    bandwidth: dict[int, float]
+    rate: dict[str, float]
+    warnings: list[str]
+    quick: bool
+
+
+def read(path: str) -> Run:
+    """Reads a run.
+
+    Raises:
+        UsageError: there is no such file, or it is not one of a run.
+    """
+    shown = printable(path)
+    try:
+        with open(path, encoding="utf-8") as file:
+            document = json.load(file)
+    except OSError as error:
+        raise UsageError(f"cannot read {shown}: {error.strerror}") from None
+    except ValueError as error:
+        raise UsageError(f"{shown} is not JSON: {one_line(error)}") from None
+    try:
+        about = document["fastnets"]
+        cases = [case_of(b["extra_info"]) for b in document["benchmarks"] if "ratio" in b["extra_info"]]
+        bandwidth = {int(size): float(value) for size, value in about["ceilings"]["bandwidth"].items()}
+        rate = about["ceilings"]["rate"]
+        run = Run(cases, about["provenance"], bandwidth, rate, about["warnings"], about["quick"])
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise UsageError(
+            f"{shown} is not a run of fastnets' benchmarks (pytest benchmarks --benchmark-json=…)"
+        ) from None
+    if not cases:
+        raise UsageError(f"{shown} has no case that was raced")
+    return run
+
+
+def case_of(info: dict[str, Any]) -> Case:
+    """The case that a benchmark's ``extra_info`` describes."""
+    spreads = {field: {name: Spread(**spread) for name, spread in info[field].items()} for field in ("times", "ratios")}
+    return Case(**{field: info[field] for field in Case.__dataclass_fields__} | spreads)
+
+
+def geometric_mean(values: Sequence[float]) -> float:
+    """The geometric mean of one value or more."""
+    return math.exp(sum(map(math.log, values)) / len(values))
+
+
+def groups(cases: Sequence[Case]) -> dict[tuple[str, str], list[Case]]:
+    """(op, group) -> its cases, in the order of the run."""
+    found: dict[tuple[str, str], list[Case]] = {}
+    for case in cases:
+        found.setdefault((case.op, case.group), []).append(case)
+    return found
+
+
+def missing(cases: Sequence[Case]) -> dict[tuple[str, str], int]:
+    """(peer, why it took no part) -> in how many cases."""
+    return Counter(peer for case in cases for peer in case.missing.items())

@@ -1,0 +1,227 @@
+"""``fastnets bench``: the page, the comparison, and what is said of bad input."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from fastnets.cli import main
+from fastnets.cli.bench.page import duration
+from fastnets.cli.bench.run_file import Spread, groups, read
+
+RUN = Path(__file__).with_name("run.json")  # made up, for these tests
+
+
+@pytest.fixture
+def document():
+    return json.loads(RUN.read_text())
+
+
+@pytest.fixture
+def changed(document, tmp_path):
+    """Writes the run with our time in its first case multiplied, and its spreads; returns the file."""
+
+    def write(factor, scatter=1.0):
+        new = copy.deepcopy(document)
+        case = new["benchmarks"][0]["extra_info"]
+        for ratio in case["ratios"].values():
+            half = scatter * (ratio["p80"] - ratio["p20"]) / 2
+            ratio["median"] /= factor
+            ratio["p20"], ratio["p80"] = ratio["median"] - half, ratio["median"] + half
+        file = tmp_path / "new.json"
+        file.write_text(json.dumps(new))
+        return str(file)
+
+    return write
+
+
+def test_spread_of_known_figures():
+    assert Spread.of([3.0, 1.0, 2.0, 5.0, 4.0, 6.0]) == Spread(3.5, 2.0, 5.0, 6)
+    assert Spread.of([2.0]) == Spread(2.0, 2.0, 2.0, 1)
+
+
+def test_read():
+    run = read(str(RUN))
+    assert [len(members) for members in groups(run.cases).values()] == [2, 1, 1, 3, 1]  # overhead is no race
+    assert run.cases[0].ratio == 2.0 and run.cases[0].ratios["contiguous"].median == 4.0
+    assert run.bandwidth[1 << 28] == 3e10
+
+
+# ---- the page --------------------------------------------------------------------------------
+
+
+class Page(HTMLParser):
+    """Fails where tags do not match; collects the text of cells, and what would be fetched."""
+
+    VOID = ("meta",)
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.rows, self.fetched = [], [], []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.fetched += [v for k, v in attrs if k in ("src", "href", "xlink:href") and not v.startswith("#")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag == "td":
+            self.rows[-1].append("")
+
+    def handle_startendtag(self, tag, attrs):
+        self.fetched += [v for k, v in attrs if k in ("src", "href", "xlink:href") and not v.startswith("#")]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] == "td":
+            self.rows[-1][-1] += data
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    assert main(["bench", "report", str(RUN), "-o", str(folder / "page.html"), "--png", str(folder / "png")]) == 0
+    return folder
+
+
+def test_page_is_whole_and_alone(page):
+    text = (page / "page.html").read_text()
+    parsed = Page(text)
+    assert parsed.fetched == []
+    assert re.findall(r"url\((?!#)|@import|<script|<link", text) == []
+    assert "prefers-color-scheme: dark" in text and 'name="viewport"' in text
+    assert "#010203" not in text and "#040506" not in text  # the stand-ins for the page's colours
+
+
+def test_page_says_it_all(page):
+    text = (page / "page.html").read_text()
+    rows = Page(text).rows
+    summary = [row for row in rows if len(row) == 6]
+    assert [float(row[0]) for row in summary] == [1.22, 1.5, 2.0, 2.0]  # sqrt(2 · 0.75) first
+    losses = text[text.index('id="losses"') : text.index("</section>", text.index('id="losses"'))]
+    assert "1 of 7 cases" in losses and ">0.75<" in losses and "960x7x7" in losses
+    for fact in (
+        "uncertain by more than 2%",
+        "0123456789abcdef",
+        "Made-up CPU",
+        "openvino is not installed",
+        "30 GB/s",
+    ):
+        assert fact in text
+    assert "2 groups &lt;&amp;&gt;" in text  # a name is not markup
+
+
+def test_every_figure_is_drawn(page):
+    names = {file.stem for file in (page / "png").iterdir()}
+    ops = {"op_depthwise_conv2d", "op_channel_shuffle", "op_networks", "op_itself"}
+    assert names == {"roofline", "bandwidth", "batch_mobilenet_v2"} | ops
+    assert (page / "png" / "roofline.png").read_bytes().startswith(b"\x89PNG")
+    assert (page / "page.html").read_text().count("<svg") == len(names)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(2.5, "2.5 s"), (0.0123, "12.3 ms"), (1e-3, "1 ms"), (4.56e-5, "45.6 µs")]
+)
+def test_duration(seconds, text):
+    assert duration(seconds) == text
+
+
+# ---- the comparison --------------------------------------------------------------------------
+
+
+def test_a_run_is_like_itself(capsys):
+    assert main(["bench", "compare", str(RUN), str(RUN)]) == 0
+    assert capsys.readouterr().out == "8 cases in both: 0 slower, 0 faster, 8 alike; speed 1.000x\n"
+
+
+def test_slower_beyond_threshold_and_noise(changed, capsys):
+    assert main(["bench", "compare", str(RUN), changed(1.25)]) == 1
+    out = capsys.readouterr().out
+    assert "   0.80x  depthwise_conv2d: forward, batch 1: 32x112x112 3x3/1  (2.00 to 1.60 against channels_last)" in out
+    assert main(["bench", "compare", str(RUN), changed(1.25), "--threshold", "30"]) == 0
+
+
+def test_slower_within_noise_is_alike(changed, capsys):
+    assert main(["bench", "compare", str(RUN), changed(1.25, scatter=20)]) == 0
+    assert "0 slower, 0 faster" in capsys.readouterr().out
+
+
+def test_faster(changed, capsys):
+    assert main(["bench", "compare", str(RUN), changed(0.5)]) == 0
+    out = capsys.readouterr().out
+    assert "   2.00x  depthwise_conv2d" in out and "0 slower, 1 faster, 7 alike" in out
+
+
+def test_the_peer_is_the_same_in_both(document, tmp_path, capsys):
+    """Another peer becomes the fastest: our speed has not changed."""
+    case = document["benchmarks"][0]["extra_info"]
+    case["peer"], case["ratio"] = "contiguous", 1.0
+    case["ratios"]["contiguous"] = {"median": 1.0, "p20": 1.0, "p80": 1.0, "count": 30}
+    file = tmp_path / "new.json"
+    file.write_text(json.dumps(document))
+    assert main(["bench", "compare", str(RUN), str(file)]) == 0
+
+
+# ---- bad input -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "cannot read .*: No such file"),
+        ("{", "is not JSON"),
+        ("[]", "is not a run"),
+        ('{"benchmarks": []}', "is not a run"),
+        ('{"benchmarks": [{"extra_info": {"ratio": 1}}], "fastnets": {"ceilings": {}}}', "is not a run"),
+    ],
+)
+@pytest.mark.parametrize("action", (["report", "-o", "page.html"], ["compare", str(RUN)]), ids=lambda a: a[0])
+def test_bad_run_is_one_line(tmp_path, monkeypatch, capsys, action, content, message):
+    monkeypatch.chdir(tmp_path)
+    if content is not None:
+        Path("bad.json").write_text(content)
+    assert main(["bench", *action, "bad.json"]) == 2
+    assert re.fullmatch(rf"fastnets bench: error: .*{message}.*\n", capsys.readouterr().err)
+
+
+def test_nothing_was_raced(document, tmp_path, capsys):
+    document["benchmarks"] = []
+    (tmp_path / "empty.json").write_text(json.dumps(document))
+    assert main(["bench", "compare", str(RUN), str(tmp_path / "empty.json")]) == 2
+    assert "has no case that was raced" in capsys.readouterr().err
+
+
+def test_nothing_in_common(document, tmp_path, capsys):
+    document["benchmarks"] = document["benchmarks"][:1]
+    document["benchmarks"][0]["extra_info"]["case"] = "another"
+    (tmp_path / "other.json").write_text(json.dumps(document))
+    assert main(["bench", "compare", str(RUN), str(tmp_path / "other.json")]) == 2
+    assert "no case with a common peer" in capsys.readouterr().err
+
+
+def test_output_that_cannot_be_written(page, tmp_path, capsys):
+    assert main(["bench", "report", str(RUN), "-o", str(tmp_path / "none" / "page.html")]) == 2
+    assert re.fullmatch(r"fastnets bench: error: cannot write .*page\.html: No such file.*\n", capsys.readouterr().err)
+
+
+def test_without_matplotlib(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert main(["bench", "report", str(RUN), "-o", str(tmp_path / "page.html")]) == 2
+    assert capsys.readouterr().err == "fastnets bench: error: matplotlib is not installed: pip install matplotlib\n"
+
+
+@pytest.mark.parametrize("value", ("x", "-1", "nan"))
+def test_threshold_is_a_percentage(value, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["bench", "compare", "a", "b", f"--threshold={value}"])
+    assert stop.value.code == 2 and "is not a percentage" in capsys.readouterr().err

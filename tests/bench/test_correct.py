@@ -1,0 +1,135 @@
+"""Who computes something else, or returns before its work is done, is not timed."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from benchmarks._candidate import Local, Missing, WrongResult
+from benchmarks._correct import check
+from benchmarks._race import QUICK, Pace, race
+
+make = torch.Generator().manual_seed(0)
+x, w = torch.randn(2, 16, 32, 32, generator=make), torch.randn(16, 1, 3, 3, generator=make)
+EXACT = (F.conv2d(x.double(), w.double(), padding=1, groups=16),)
+BRIEF = Pace(block=1e-4, least=5, most=5, error=0, seconds=0, patience=0)
+
+
+def right():
+    return (F.conv2d(x, w, padding=1, groups=16),)
+
+
+def one_number_wrong():
+    (y,) = right()
+    y[1, 7, 31, 31] += 0.01
+    return (y,)
+
+
+def borders_left_out():
+    return (F.pad(F.conv2d(x, w, groups=16), [1] * 4),)
+
+
+def in_half_precision():
+    return (F.conv2d(x.bfloat16(), w.bfloat16(), padding=1, groups=16),)
+
+
+def not_a_number():
+    (y,) = right()
+    y[0, 0, 0, 0] = float("nan")
+    return (y,)
+
+
+def other_shape():
+    return (right()[0][:1],)
+
+
+def one_too_many():
+    return right() * 2
+
+
+WRONG = (one_number_wrong, borders_left_out, in_half_precision, not_a_number, other_shape, one_too_many)
+
+
+@pytest.mark.parametrize("fn", WRONG, ids=lambda fn: fn.__name__)
+@pytest.mark.parametrize("place", ("fastnets", "peer"))
+def test_a_wrong_candidate_fails_the_case(place, fn):
+    candidates = {"fastnets": right, "peer": right} | {place: fn}
+    with pytest.raises(WrongResult, match=f"^{place} .* is not timed$"):
+        race(candidates, EXACT, BRIEF)
+
+
+def test_right_candidates_are_timed():
+    result = race({"peer": right, "absent": Missing("not installed"), "fastnets": right}, EXACT, BRIEF)
+    assert result["peer"] == "peer" and result["missing"] == {"absent": "not installed"}
+    assert set(result["times"]) == {"peer", "fastnets"} and len(result["rounds"]) == 5
+    assert result["ratios"]["peer"]["p20"] <= result["ratio"] <= result["ratios"]["peer"]["p80"]
+
+
+def test_wrong_only_when_it_counts():
+    """Right while it is checked before the race, wrong from then on."""
+    calls = []
+
+    def tires():
+        calls.append(0)
+        return right() if len(calls) <= 2 else one_number_wrong()
+
+    with pytest.raises(WrongResult, match="^fastnets "):
+        race({"peer": right, "fastnets": tires}, EXACT, BRIEF)
+
+
+class Early:
+    """Returns at once, and lets a thread do the work a little later."""
+
+    def __init__(self, buffer):
+        self.buffer = buffer
+        self.threads = []
+
+    def __call__(self):
+        y = torch.empty(EXACT[0].shape) if self.buffer is None else self.buffer
+        self.threads.append(threading.Thread(target=self.work, args=(y,)))
+        self.threads[-1].start()
+        return (y,)
+
+    def work(self, y):
+        time.sleep(0.05)
+        y.copy_(right()[0])
+
+
+@pytest.mark.parametrize("buffer", ("new", "own"))
+def test_a_candidate_that_returns_early(buffer):
+    """Also where its buffer holds the right result from the call before."""
+    early = Early(None if buffer == "new" else right()[0].clone())
+    with pytest.raises(WrongResult, match="^early "):
+        check("early", Local(early), EXACT)
+    (y,) = early()
+    for thread in early.threads:
+        thread.join()
+    assert torch.equal(y, right()[0])  # its work was right, only late
+
+
+def test_a_candidate_that_returns_a_promise():
+    with ThreadPoolExecutor() as pool, pytest.raises(WrongResult, match="^promise returns Future, not tensors"):
+        check("promise", Local(lambda: pool.submit(right)), EXACT)
+
+
+def test_a_candidate_that_remembers_its_result():
+    kept = right()
+    with pytest.raises(WrongResult, match="^lazy "):
+        check("lazy", Local(lambda: kept), EXACT)
+
+
+def test_integers_are_spoilt_as_well():
+    kept = (torch.arange(5),)
+    check("new", Local(lambda: (torch.arange(5),)), (torch.arange(5.0, dtype=torch.float64),))
+    with pytest.raises(WrongResult):
+        check("lazy", Local(lambda: kept), (torch.arange(5.0, dtype=torch.float64),))
+
+
+def test_quick_checks_too():
+    with pytest.raises(WrongResult):
+        race({"peer": right, "fastnets": one_number_wrong}, EXACT, QUICK)
