@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+import torch
+
 from fastnets.cli._terminal import UsageError
 from fastnets.models import create_model, list_models, model_info
 from fastnets.models.count import count
@@ -28,6 +30,8 @@ def run(args: argparse.Namespace) -> int:
     print(f"{'name':{width}}  parameters   GMAC  input  state_dict follows")
     for name in names:
         info = model_info(name)
-        parameters, macs = count(create_model(name), info.input_size)
+        with torch.device("meta"):  # sizes without values: drawing these takes a second for some
+            model = create_model(name)
+        parameters, macs = count(model, info.input_size)
         print(f"{name:{width}}  {parameters / 1e6:8.2f} M  {macs / 1e9:5.2f}  {info.input_size:5}  {info.names_follow}")
     return 0

@@ -60,14 +60,7 @@ class EfficientNetLite(nn.Module):
 
 # timm's own weights want ImageNet's mean and std. The ones that weights='imagenet' loads come from TensorFlow and
 # were trained on values from -1 to 1: so normalised, the activations have the means that BatchNorm remembers.
-@register_model(
-    input_size=224,
-    crop=0.875,
-    interpolation="bicubic",
-    mean=(0.5, 0.5, 0.5),
-    std=(0.5, 0.5, 0.5),
-    names_follow="timm",
-)
+@register_model(names_follow="timm", interpolation="bicubic", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 def efficientnet_lite0(num_classes: int = 1000, width: float = 1.0) -> EfficientNetLite:
     """EfficientNet-Lite0 with timm's ``efficientnet_lite0`` state_dict."""
     return EfficientNetLite(num_classes, width)
