@@ -1,5 +1,6 @@
 """Modules that people put in networks; each is documented in the file that defines it."""
 
+from fastnets.layers.blocks import ConvNormActivation as ConvNormActivation
 from fastnets.layers.blocks import DepthwiseSeparable as DepthwiseSeparable
 from fastnets.layers.blocks import InvertedResidual as InvertedResidual
 from fastnets.layers.conv import Conv2d as Conv2d
