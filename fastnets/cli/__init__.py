@@ -1,4 +1,4 @@
-"""The command line: ``fastnets classify``, ``models``, ``info`` and ``bench``."""
+"""The command line: ``fastnets classify``, ``models``, ``summary``, ``info`` and ``bench``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from fastnets import __version__
-from fastnets.cli import bench, classify, info, models
+from fastnets.cli import bench, classify, info, models, summary
 from fastnets.cli._terminal import UsageError
 
 
@@ -22,7 +22,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="fastnets", description="Classic vision networks on fast kernels.")
     parser.add_argument("--version", action="version", version=f"fastnets {__version__}")
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
-    for command in (classify, models, info, bench):
+    for command in (classify, models, summary, info, bench):
         command.add_parser(commands)
     return parser
 

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor, nn
 
 from fastnets.layers.conv import Conv2d
+from fastnets.ops._convolution import Pair
+
+RELU: Callable[[], nn.Module] = partial(nn.ReLU, inplace=True)
 
 
 def make_divisible(channels: float, divisor: int = 8) -> int:
@@ -50,7 +55,62 @@ def init_weights(module: nn.Module) -> None:
         nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
     elif isinstance(module, nn.Linear):
         nn.init.normal_(module.weight, std=0.01)
-        nn.init.zeros_(module.bias)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+class ConvNormActivation(nn.Module):
+    """Convolves without bias, normalises by batch and applies an activation: the unit of Inception and Darknet.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        kernel_size: rows and columns of the kernel in pixels, an int or (vertical, horizontal).
+        stride: steps of the kernel in pixels, an int or (vertical, horizontal).
+        padding: pixels added on each side, an int or (vertical, horizontal); None keeps the size at stride 1
+            for odd kernels.
+        dilation: distance between taps in pixels.
+        groups: how many parts the channels fall into.
+        eps: added to the variance.
+        activation: makes the activation; ``nn.Identity`` for none.
+
+    Returns:
+        (from a call) (n, out_channels, h', w') for an input (n, in_channels, h, w).
+
+    Paper: S. Ioffe, C. Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing Internal
+    Covariate Shift", 2015, https://arxiv.org/abs/1502.03167
+
+    Example:
+        >>> import torch
+        >>> from fastnets.layers import ConvNormActivation
+        >>> ConvNormActivation(8, 16, (1, 7), stride=2)(torch.ones(1, 8, 7, 7)).shape
+        torch.Size([1, 16, 4, 4])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Pair,
+        stride: Pair = 1,
+        padding: Pair | None = None,
+        dilation: int = 1,
+        groups: int = 1,
+        *,
+        eps: float = 1e-5,
+        activation: Callable[[], nn.Module] = RELU,
+    ) -> None:
+        super().__init__()
+        kh, kw = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
+        if padding is None:
+            padding = dilation * (kh // 2), dilation * (kw // 2)
+        geometry = (kh, kw), stride, padding, dilation, groups
+        self.conv = Conv2d(in_channels, out_channels, *geometry, bias=False)  # type: ignore[arg-type]
+        self.bn = nn.BatchNorm2d(out_channels, eps)
+        self.act = activation()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.bn(self.conv(x)))
 
 
 class DepthwiseSeparable(nn.Module):

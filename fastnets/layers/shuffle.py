@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from fastnets.ops import channel_shuffle, pixel_shuffle, pixel_unshuffle
+from fastnets.ops import channel_shuffle, pixel_shuffle, pixel_unshuffle, shuffle_split
 
 
 class ChannelShuffle(nn.ChannelShuffle):
@@ -31,6 +31,32 @@ class ChannelShuffle(nn.ChannelShuffle):
 
     def forward(self, input: Tensor) -> Tensor:
         return channel_shuffle(input, self.groups)
+
+
+class ShuffleSplit(nn.Module):
+    """Is :func:`fastnets.ops.shuffle_split`: two tensors concatenated, shuffled by two groups and split in halves.
+
+    Args: none.
+
+    Returns:
+        (from a call) two tensors of the shape, type and layout of the two inputs (n, c, h, w).
+
+    Raises:
+        RuntimeError: (from a call) shapes, types or devices differ, or are not of four dimensions.
+
+    Paper: N. Ma et al., "ShuffleNet V2: Practical Guidelines for Efficient CNN Architecture Design", 2018,
+    https://arxiv.org/abs/1807.11164
+
+    Example:
+        >>> import torch
+        >>> from fastnets.layers import ShuffleSplit
+        >>> a = torch.arange(2.0).view(1, 2, 1, 1)
+        >>> [y.flatten().tolist() for y in ShuffleSplit()(a, a + 10)]
+        [[0.0, 10.0], [1.0, 11.0]]
+    """
+
+    def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        return shuffle_split(a, b)
 
 
 class PixelShuffle(nn.PixelShuffle):

@@ -21,23 +21,26 @@ class ModelInfo:
     Args:
         name: what ``create_model`` calls it.
         build: makes it with random weights.
+        names_follow: where the names of its parameters come from: 'torchvision', 'timm', or 'paper' for what
+            neither has: the authors' release, or the words of the paper.
         input_size: height and width of the photos it is made for, in pixels.
         crop: part of the short side that remains after the centre crop: photos are resized so that the short
             side is ``input_size / crop`` pixels, then cropped to ``input_size``.
         interpolation: 'bicubic' or 'bilinear', used for that resizing.
         mean: subtracted from each channel of a photo, whose values are from 0 to 1.
         std: what each channel is divided by afterwards.
-        names_follow: the library whose names of parameters it uses: 'torchvision' or 'timm'.
+        min_size: the smallest height and width that it takes, in pixels, in training too.
     """
 
     name: str
     build: Callable[..., nn.Module]
-    input_size: int
-    crop: float
-    interpolation: str
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
     names_follow: str
+    input_size: int = 224
+    crop: float = 0.875
+    interpolation: str = "bilinear"
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    min_size: int = 32
 
 
 _MODELS: dict[str, ModelInfo] = {}
@@ -112,7 +115,8 @@ def create_model(name: str, weights: str | os.PathLike[str] | None = None, **kwa
 
     Returns:
         The network on the CPU in training mode, as new modules are; call ``.eval()`` before classifying.
-        Its input is (n, 3, h, w), its output (n, num_classes), unnormalised.
+        Its input is (n, 3, h, w), its output (n, num_classes), unnormalised; in training, those with
+        auxiliary classifiers give a named tuple whose first is that output.
 
     Raises:
         ValueError: there is no network of that name; the message has the closest ones.

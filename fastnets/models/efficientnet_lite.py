@@ -7,6 +7,8 @@ Swish, no squeeze-and-excitation, and a stem and a head of fixed width.
 
 from __future__ import annotations
 
+from math import ceil
+
 from torch import Tensor, nn
 
 from fastnets.layers import Conv2d, DepthwiseSeparable, InvertedResidual
@@ -23,6 +25,7 @@ class EfficientNetLite(nn.Module):
     Args:
         num_classes: length of the output.
         width: factor on the channels of all blocks, which become multiples of 8.
+        depth: factor on the number of blocks, rounded up, of all stages but the first and the last.
 
     Returns:
         (from a call) (n, num_classes), unnormalised, for an input (n, 3, h, w).
@@ -34,7 +37,7 @@ class EfficientNetLite(nn.Module):
         torch.Size([1, 10])
     """
 
-    def __init__(self, num_classes: int = 1000, width: float = 1.0) -> None:
+    def __init__(self, num_classes: int = 1000, width: float = 1.0, depth: float = 1.0) -> None:
         super().__init__()
         self.conv_stem = Conv2d(3, 32, 3, 2, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(32)
@@ -42,7 +45,7 @@ class EfficientNetLite(nn.Module):
         self.blocks = nn.Sequential(nn.Sequential(DepthwiseSeparable(32, channels, last_activation=False)))
         for out, blocks, kernel_size, stride in STAGES:
             stage = nn.Sequential()
-            for block in range(blocks):
+            for block in range(ceil(blocks * depth) if blocks > 1 else 1):
                 previous, channels = channels, make_divisible(out * width)
                 stage.append(InvertedResidual(previous, channels, kernel_size, stride if block == 0 else 1))
             self.blocks.append(stage)
@@ -60,14 +63,19 @@ class EfficientNetLite(nn.Module):
 
 # timm's own weights want ImageNet's mean and std. The ones that weights='imagenet' loads come from TensorFlow and
 # were trained on values from -1 to 1: so normalised, the activations have the means that BatchNorm remembers.
-@register_model(
-    input_size=224,
-    crop=0.875,
-    interpolation="bicubic",
-    mean=(0.5, 0.5, 0.5),
-    std=(0.5, 0.5, 0.5),
-    names_follow="timm",
-)
+@register_model(names_follow="timm", interpolation="bicubic", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 def efficientnet_lite0(num_classes: int = 1000, width: float = 1.0) -> EfficientNetLite:
     """EfficientNet-Lite0 with timm's ``efficientnet_lite0`` state_dict."""
     return EfficientNetLite(num_classes, width)
+
+
+@register_model(names_follow="timm", input_size=240, crop=0.882, interpolation="bicubic")
+def efficientnet_lite1(num_classes: int = 1000, width: float = 1.0) -> EfficientNetLite:
+    """EfficientNet-Lite1 with timm's ``efficientnet_lite1`` state_dict."""
+    return EfficientNetLite(num_classes, width, depth=1.1)
+
+
+@register_model(names_follow="timm", input_size=260, crop=0.89, interpolation="bicubic")
+def efficientnet_lite2(num_classes: int = 1000, width: float = 1.1) -> EfficientNetLite:
+    """EfficientNet-Lite2 with timm's ``efficientnet_lite2`` state_dict."""
+    return EfficientNetLite(num_classes, width, depth=1.2)

@@ -54,14 +54,7 @@ class MobileNetV1(nn.Module):
         return self.classifier(x.mean((2, 3)))
 
 
-@register_model(
-    input_size=224,
-    crop=0.875,
-    interpolation="bicubic",
-    mean=(0.5, 0.5, 0.5),
-    std=(0.5, 0.5, 0.5),
-    names_follow="timm",
-)
+@register_model(names_follow="timm", interpolation="bicubic", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 def mobilenetv1_100(num_classes: int = 1000, width: float = 1.0) -> MobileNetV1:
     """MobileNetV1 with timm's ``mobilenetv1_100`` state_dict."""
     return MobileNetV1(num_classes, width)

@@ -80,14 +80,7 @@ class MobileNetV2(nn.Module):
         return self.classifier(self.features(x).mean((2, 3)))
 
 
-@register_model(
-    input_size=224,
-    crop=0.875,
-    interpolation="bilinear",
-    mean=(0.485, 0.456, 0.406),
-    std=(0.229, 0.224, 0.225),
-    names_follow="torchvision",
-)
+@register_model(names_follow="torchvision")
 def mobilenet_v2(num_classes: int = 1000, width: float = 1.0) -> MobileNetV2:
     """MobileNetV2 with torchvision's ``mobilenet_v2`` state_dict."""
     return MobileNetV2(num_classes, width)

@@ -39,7 +39,7 @@ class Colour(nn.Sequential):
 
 @pytest.fixture
 def weights(tmp_path, monkeypatch):
-    info = ModelInfo("colour", Colour, 8, 0.875, "bilinear", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "nobody")
+    info = ModelInfo("colour", Colour, "paper", 8, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     monkeypatch.setitem(_registry._MODELS, "colour", info)
     path = tmp_path / "colour.pt"
     torch.save(Colour().state_dict(), path)

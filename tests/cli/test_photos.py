@@ -247,7 +247,7 @@ def test_extreme_aspect_ratio_needs_little_memory(size, monkeypatch):
 
 
 def test_crop_is_the_centre():
-    info = ModelInfo("two", torch.nn.Identity, 2, 0.5, "bilinear", (0, 0, 0), (1, 1, 1), "nobody")
+    info = ModelInfo("two", torch.nn.Identity, "paper", 2, crop=0.5, mean=(0, 0, 0), std=(1, 1, 1))
     image = Image.new("L", (4, 4), 0)
     image.paste(200, (1, 1, 3, 3))
     assert preprocess(image.convert("RGB"), info).unique().tolist() == [200]

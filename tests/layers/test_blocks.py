@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
-from fastnets.layers import DepthwiseSeparable, InvertedResidual
+from fastnets.layers import ConvNormActivation, DepthwiseSeparable, InvertedResidual
 from fastnets.layers.blocks import init_weights, make_divisible
 
 
@@ -15,6 +17,24 @@ from fastnets.layers.blocks import init_weights, make_divisible
 )
 def test_make_divisible(channels, expected):
     assert make_divisible(channels) == expected
+
+
+@pytest.mark.parametrize("kernel_size", [1, 3, (1, 7), (5, 3)])
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_conv_norm_activation_keeps_the_size_and_normalises(kernel_size, dilation):
+    x = torch.randn(4, 8, 16, 15) + 3
+    y = ConvNormActivation(8, 6, kernel_size, dilation=dilation, activation=torch.nn.Identity)(x)
+    assert y.shape == (4, 6, 16, 15)
+    torch.testing.assert_close(y.mean((0, 2, 3)), torch.zeros(6), rtol=0, atol=1e-4)
+    torch.testing.assert_close(y.std((0, 2, 3)), torch.ones(6), rtol=1e-2, atol=0)
+
+
+def test_conv_norm_activation_ends_with_the_activation():
+    x = torch.tensor([-8.0, 8]).reshape(1, 1, 2, 1)
+    for activation, least in ((None, 0), (torch.nn.Identity, -8), (partial(torch.nn.LeakyReLU, 0.1), -0.8)):
+        block = ConvNormActivation(1, 1, 1, eps=0, **({"activation": activation} if activation else {})).eval()
+        torch.nn.init.ones_(block.conv.weight)
+        torch.testing.assert_close(block(x).flatten(), torch.tensor([least, 8], dtype=torch.float))
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
+import math
 import sys
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from fastnets.layers import Conv2d
+from fastnets.models import create_model, model_info
 
 _schemas: list[torch.library.Library] = []
 
@@ -36,11 +42,59 @@ def build_peer(name: str, library: str) -> nn.Module:
     return peer.models.get_model(name) if library == "torchvision" else peer.create_model(name)
 
 
+def build_meta(name: str, peer: bool = False) -> nn.Module:
+    """The network without memory for its tensors; with ``peer`` from the library that it follows, if it follows one."""
+    library = model_info(name).names_follow
+    with torch.device("meta"):
+        return build_peer(name, library) if peer and library != "paper" else create_model(name)
+
+
+def build_settled(name: str, **kwargs: Any) -> nn.Module:
+    """The network with settled values, without the time that drawing its own takes."""
+    with torch.device("meta"):
+        model = create_model(name, **kwargs)
+    return settle(_allocate(model))
+
+
+def copy_of_peer(model: nn.Module, name: str) -> nn.Module:
+    """The library's network, or for want of one ours on PyTorch's convolutions, with the values of ``model``."""
+    if model_info(name).names_follow == "paper":
+        return plain_pytorch(model)
+    peer = _allocate(build_meta(name, peer=True))
+    peer.load_state_dict(model.state_dict())
+    return peer
+
+
+def _allocate(model: nn.Module) -> nn.Module:
+    model = model.to_empty(device="cpu")
+    for tensor in model.state_dict().values():
+        tensor.fill_(math.nan if tensor.is_floating_point() else 0)  # so that what is forgotten shows
+    return model
+
+
+def plain_pytorch(model: nn.Module) -> nn.Module:
+    """The same network with PyTorch's own convolutions."""
+    return _with_convolutions(model, nn.Conv2d)
+
+
+def on_our_kernels(model: nn.Module) -> nn.Module:
+    """The same network with our convolutions for PyTorch's."""
+    return _with_convolutions(model, Conv2d)
+
+
+def _with_convolutions(model: nn.Module, kind: type[nn.Conv2d]) -> nn.Module:
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        if type(module) in (nn.Conv2d, Conv2d):
+            module.__class__ = kind
+    return model
+
+
 def settle(model: nn.Module, seed: int = 0) -> nn.Module:
     """Gives every parameter and statistic a value that shows in the result, as training does."""
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
             for tensor, low, high in (
                 (module.running_mean, -0.1, 0.1),
                 (module.running_var, 0.5, 2.0),
@@ -53,7 +107,14 @@ def settle(model: nn.Module, seed: int = 0) -> nn.Module:
             # The variance that keeps the values of one layer as large as those of the one before.
             std = (2 / module.weight[0].numel()) ** 0.5
             nn.init.normal_(module.weight, std=std, generator=generator)
+            if module.bias is not None:
+                nn.init.uniform_(module.bias, -0.1, 0.1, generator=generator)
     return model
+
+
+def outputs(result: Any) -> list[Tensor]:
+    """The logits, and those of the auxiliary classifiers that some networks have in training."""
+    return [result] if isinstance(result, Tensor) else list(result)
 
 
 def difference(a: torch.Tensor, b: torch.Tensor) -> float:

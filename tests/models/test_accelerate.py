@@ -63,13 +63,9 @@ class Branch(nn.Module):
 # ---- whole networks --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", list_models())
-@torch.inference_mode()
-def test_networks_give_the_same_logits_from_folded_and_fused_layers(name):
-    model = settle(create_model(name)).eval()
-    fast = accelerate(model)
-    for x in (image(1, 3, 96, torch.float32), image(3, 3, 64, torch.float32)):
-        assert difference(fast(x), model(x)) < 1e-4
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "mobilenet_v2", "mobilenetv1_100"])
+def test_networks_of_depthwise_convolutions_become_folded_and_fused_layers(name):
+    fast = accelerate(create_model(name, width=0.25).eval())  # test_networks.py has the logits, of all networks
     assert set(kinds(fast)) == {DepthwiseConv2d, PackedConv2d, nn.Linear}
     assert all(m.activation == "relu6" for m in fast.modules() if isinstance(m, DepthwiseConv2d))
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from peers import build_meta
 from torch import nn
 
 import fastnets
-from fastnets.models import create_model, list_models
+from fastnets.models import create_model, list_models, model_info
 from fastnets.models.count import count
 
 # Parameters as torchvision and timm say; billions of multiply-accumulates as the papers do: 300 million for
@@ -22,7 +23,7 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("name", list_models())
 def test_parameters_and_multiply_accumulates_are_the_published_ones(name):
-    parameters, macs = count(create_model(name), 224)
+    parameters, macs = count(build_meta(name), model_info(name).input_size)
     assert (parameters, round(macs / 1e9, 3)) == PUBLISHED[name]
 
 

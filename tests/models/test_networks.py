@@ -3,86 +3,129 @@
 from __future__ import annotations
 
 import copy
-import json
+import inspect
 import pickle
-from pathlib import Path
+from typing import NamedTuple
 
+import manifest
 import pytest
 import torch
-from peers import build_peer, difference, import_peer, settle
-from torch import nn
+from peers import (
+    build_meta,
+    build_settled,
+    copy_of_peer,
+    difference,
+    import_peer,
+    on_our_kernels,
+    outputs,
+    plain_pytorch,
+)
+from torch import Tensor, nn
 
 import fastnets
-from fastnets.layers import Conv2d
 from fastnets.models import create_model, list_models, model_info
 
-MANIFESTS = Path(__file__).parent / "manifests"
 NAMES = list_models()
 
+# Tracing all networks takes longer than everything else here. One stands for each kind of block of each family.
+TRACED = [
+    "efficientnet_lite0",  # efficientnet_lite
+    "mobilenet_v2",  # mobilenetv2
+    "mobilenetv1_100",  # mobilenetv1
+]
 
-def small(name: str) -> nn.Module:
-    return settle(create_model(name, num_classes=10, width=0.25))
+
+class Network(NamedTuple):
+    name: str
+    model: nn.Module
+    size: int  # of the smallest input that leaves something to convolve in the last layers, in pixels
+
+    def input(self, n: int, more: int = 0) -> Tensor:
+        """Random photos; ``more``: by how many pixels they are higher than the smallest, and twice that wider."""
+        size = n, 3, self.size + more, self.size + 2 * more
+        return torch.randn(size, generator=torch.Generator().manual_seed(1))
 
 
-def plain_pytorch(model: nn.Module) -> nn.Module:
-    """The same network with PyTorch's own convolutions."""
-    model = copy.deepcopy(model)
-    for module in model.modules():
-        if type(module) is Conv2d:
-            module.__class__ = nn.Conv2d
-    return model
+def build(name: str) -> Network:
+    return Network(name, build_settled(name).eval(), max(64, model_info(name).min_size))
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def network(request) -> Network:
+    """One build for all tests: they leave it in eval mode, though with other statistics of batches."""
+    return build(request.param)
+
+
+@pytest.fixture(params=TRACED)
+def traced(request) -> Network:
+    return build(request.param)
+
+
+def is_grouped(module: nn.Module) -> bool:
+    return isinstance(module, nn.Conv2d) and module.groups > 1
+
+
+def run(model: nn.Module, x: Tensor) -> list[Tensor]:
+    torch.manual_seed(2)  # dropout
+    return outputs(model(x))
+
+
+def assert_same_gradients(model: nn.Module, other: nn.Module, x: Tensor) -> None:
+    """Outputs and gradients agree in double precision: in single, a ReLU that rounds to the other side changes many."""
+    found = []
+    for network in (model.double(), other.double()):
+        input = x.double().requires_grad_()
+        got = run(network, input)
+        sum(y.square().sum() for y in got).backward()
+        found.append([*got, input.grad, *(p.grad for p in network.parameters())])
+        network.zero_grad()
+    largest = max(gradient.abs().max() for gradient in found[1])
+    for ours, theirs in zip(*found, strict=True):
+        # BatchNorm makes some gradients zero but for rounding, so these are judged by the largest of all.
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11 * largest.item())
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_state_dict_has_the_names_and_shapes_of_the_library_it_follows(name):
-    manifest = json.loads((MANIFESTS / f"{name}.json").read_text())
-    assert {key: list(value.shape) for key, value in create_model(name).state_dict().items()} == manifest
+    assert manifest.shapes(build_meta(name)) == manifest.load(name)
+
+
+def test_every_family_is_traced():
+    def families(names):
+        return {model_info(name).build.__module__ for name in names}
+
+    assert families(TRACED) == families(NAMES)
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
-@pytest.mark.parametrize("name", NAMES)
-def test_numbers_are_those_of_the_library_it_follows(name, training):
-    peer = settle(build_peer(name, model_info(name).names_follow)).train(training)
-    model = create_model(name).train(training)
-    model.load_state_dict(peer.state_dict())
-    x = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(1))
-    torch.manual_seed(2)  # dropout
-    expected = peer(x)
-    torch.manual_seed(2)
-    assert difference(model(x), expected) < 1e-4
-    for ours, theirs in zip(model.buffers(), peer.buffers(), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+@torch.no_grad()
+def test_numbers_are_those_of_the_library_it_follows(network, training):
+    """Of a network that no library has: those with PyTorch's convolutions."""
+    model, x = network.model, network.input(4)
+    peer = copy_of_peer(model, network.name)
+    ours = run(model.train(training), x)
+    theirs = run(peer.train(training), x)
+    model.eval()
+    assert max(difference(a, b) for a, b in zip(ours, theirs, strict=True)) < 1e-4
+    for a, b in zip(model.buffers(), peer.buffers(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("width", [0.25, 0.35, 0.5, 0.75, 1.4])
-def test_narrower_and_wider_networks_have_torchvisions_shapes(width):
-    peer = import_peer("torchvision").models.mobilenet_v2(width_mult=width).state_dict()
-    ours = create_model("mobilenet_v2", width=width).state_dict()
-    assert [(k, v.shape) for k, v in ours.items()] == [(k, v.shape) for k, v in peer.items()]
+def test_gradients_are_those_of_the_library_it_follows(network):
+    """With our convolutions in both: PyTorch's run group by group in double precision, and have a test below."""
+    peer = on_our_kernels(copy_of_peer(network.model, network.name))
+    assert_same_gradients(copy.deepcopy(network.model).train(), peer.train(), network.input(2))
 
 
-@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
-@pytest.mark.parametrize("name", NAMES)
-def test_outputs_and_gradients_are_plain_pytorchs(name, training):
-    model = small(name).double().train(training)
-    plain = plain_pytorch(model)
-    x = torch.randn(3, 3, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    results = []
-    for network in (model, plain):
-        input = x.clone().requires_grad_()
-        torch.manual_seed(2)  # dropout
-        output = network(input)
-        output.square().sum().backward()
-        results.append([output, input.grad, *(p.grad for p in network.parameters())])
-    largest = max(g.abs().max() for g in results[1][1:])
-    for ours, expected in zip(*results, strict=True):
-        # BatchNorm makes some gradients zero but for rounding, so these are judged by the largest of all.
-        torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-9 * largest.item())
+def test_odd_sizes_and_a_batch_of_one(network):
+    y = network.model(x := network.input(1, more=15))
+    both = network.model(torch.cat([x, x.flip(3)]))
+    assert y.shape == (1, 1000) and torch.isfinite(y).all()
+    assert difference(both[:1], y) < 1e-4 and difference(both[1:], y) > 1e-3
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_channels_last_goes_in_and_stays(name):
-    model = small(name).eval().to(memory_format=torch.channels_last)
+def test_channels_last_goes_in_and_stays(network):
+    model = copy.deepcopy(network.model).to(memory_format=torch.channels_last)
     lost = []
 
     def look(module, args, output):
@@ -92,50 +135,86 @@ def test_channels_last_goes_in_and_stays(name):
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             module.register_forward_hook(look)
-    x = torch.randn(2, 3, 64, 64)
-    y = model(x.contiguous(memory_format=torch.channels_last))
-    assert not lost
-    assert difference(y, model(x)) < 1e-5
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_compiles_whole_and_exports(name):
-    model = small(name).eval()
-    x = torch.randn(2, 3, 64, 64)
-    expected = model(x)
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    assert difference(compiled(x), expected) < 1e-5
-    exported = torch.export.export(model, (x,))
-    assert difference(exported.module()(x), expected) < 1e-5
-    depthwise = sum(module.groups > 1 for module in model.modules() if isinstance(module, nn.Conv2d))
-    targets = [node.target for node in exported.graph.nodes]
-    assert targets.count(torch.ops.fastnets.depthwise_conv2d.default) == depthwise > 0
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_copies_and_pickles(name):
-    model = small(name).eval()
-    x = torch.randn(1, 3, 32, 32)
-    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert torch.equal(other(x), model(x))
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_its_depthwise_convolutions_are_ours(name):
-    model = small(name).eval()
-    depthwise = sum(module.groups > 1 for module in model.modules() if isinstance(module, nn.Conv2d))
-    fastnets.backend_report(reset=True)
+    x = network.input(2)
     with torch.inference_mode():
-        model(torch.zeros(1, 3, 32, 32))
-    assert sum(fastnets.backend_report()["depthwise_conv2d"]["calls"].values()) == depthwise
+        y = model(x.contiguous(memory_format=torch.channels_last))
+        assert not lost
+        assert difference(y, network.model(x)) < 1e-4
+
+
+@torch.inference_mode()
+def test_its_grouped_convolutions_are_ours(network):
+    expected = [module.groups == module.in_channels for module in network.model.modules() if is_grouped(module)]
+    fastnets.backend_report(reset=True)
+    network.model(network.input(1))
+    report = fastnets.backend_report()
+    for op, number in (("depthwise_conv2d", sum(expected)), ("grouped_conv2d", len(expected) - sum(expected))):
+        assert sum(report.get(op, {"calls": {}})["calls"].values()) == number
+
+
+@torch.inference_mode()
+def test_accelerated_it_gives_the_same_logits(network):
+    fast = fastnets.accelerate(network.model)
+    for x in (network.input(1), network.input(2, more=15)):
+        assert difference(fast(x), network.model(x)) < 1e-4
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_new_network_neither_dies_out_nor_blows_up(name):
-    model = create_model(name, num_classes=10)
     torch.manual_seed(0)
-    logits = model(torch.randn(8, 3, 64, 64))
-    loss = nn.functional.cross_entropy(logits, torch.arange(8))
-    loss.backward()
-    assert 0.5 < loss.item() < 10  # ln 10 = 2.3 is a guess at random
+    model = create_model(name, num_classes=10)
+    size = max(64, model_info(name).min_size)
+    results = outputs(model(torch.randn(8, 3, size, size)))
+    losses = [nn.functional.cross_entropy(logits, torch.arange(8)) for logits in results]
+    sum(losses).backward()
+    assert all(0.5 < loss.item() < 10 for loss in losses)  # ln 10 = 2.3 is a guess at random
     assert all(torch.isfinite(p.grad).all() and p.grad.any() for p in model.parameters())
+
+
+@torch.inference_mode()
+def test_copies_and_pickles(traced):
+    x = traced.input(1)
+    for other in (copy.deepcopy(traced.model), pickle.loads(pickle.dumps(traced.model))):
+        assert torch.equal(other(x), traced.model(x))
+
+
+@pytest.mark.parametrize("name", TRACED)
+def test_gradients_are_those_with_pytorchs_convolutions(name):
+    parameters = inspect.signature(model_info(name).build).parameters
+    model = build_settled(name, **({"width": 0.25} if "width" in parameters else {}))
+    size = max(64, model_info(name).min_size)
+    assert_same_gradients(model, plain_pytorch(model), torch.randn(2, 3, size, size))
+
+
+@torch.no_grad()
+def test_compiles_whole(traced):
+    x = traced.input(2)
+    compiled = torch.compile(traced.model, fullgraph=True, backend="aot_eager")
+    assert difference(compiled(x), traced.model(x)) < 1e-5
+    torch._dynamo.reset()
+
+
+@torch.no_grad()
+def test_exports_and_onnx_runtime_gives_the_same_numbers(traced, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    x = traced.input(2)
+    expected = traced.model(x)
+    exported = torch.export.export(traced.model, (x,))
+    assert difference(exported.module()(x), expected) < 1e-5
+    targets = {node.target for node in exported.graph.nodes}
+    ours = {torch.ops.fastnets.depthwise_conv2d.default, torch.ops.fastnets.grouped_conv2d.default}
+    assert bool(targets & ours) == any(map(is_grouped, traced.model.modules()))
+    program = torch.onnx.export(traced.model, (x,), dynamo=True, verbose=False)
+    path = tmp_path / "network.onnx"
+    program.save(str(path))
+    session = onnxruntime.InferenceSession(str(path))
+    (y,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    assert difference(torch.from_numpy(y), expected) < 1e-4
+    for file in tmp_path.iterdir():
+        file.unlink()  # up to half a gigabyte
+
+
+@pytest.mark.parametrize("width", [0.25, 0.35, 0.5, 0.75, 1.4])
+def test_narrower_and_wider_networks_have_torchvisions_shapes(width):
+    peer = import_peer("torchvision").models.mobilenet_v2(width_mult=width)
+    assert manifest.shapes(create_model("mobilenet_v2", width=width)) == manifest.shapes(peer)

@@ -7,15 +7,6 @@ from torch import nn
 
 from fastnets.models import _registry, create_model, list_models, model_info, register_model
 
-FACTS = {
-    "input_size": 8,
-    "crop": 1.0,
-    "interpolation": "bilinear",
-    "mean": (0.0, 0.0, 0.0),
-    "std": (1.0, 1.0, 1.0),
-    "names_follow": "timm",
-}
-
 
 def test_lists_are_sorted_and_take_patterns():
     assert list_models() == sorted(list_models())
@@ -27,7 +18,7 @@ def test_lists_are_sorted_and_take_patterns():
 def test_a_decorated_function_is_a_model(monkeypatch):
     monkeypatch.setattr(_registry, "_MODELS", {})
 
-    @register_model(**FACTS)
+    @register_model(names_follow="paper", input_size=8)
     def tiny(num_classes=2):
         return nn.Linear(1, num_classes)
 
@@ -57,4 +48,5 @@ def test_the_facts_are_complete(name):
     info = model_info(name)
     assert info.name == name and info.interpolation in ("bilinear", "bicubic") and 0 < info.crop <= 1
     assert len(info.mean) == len(info.std) == 3 and min(info.std) > 0
-    assert info.names_follow in ("timm", "torchvision")
+    assert info.names_follow in ("torchvision", "timm", "paper")
+    assert 0 < info.min_size <= info.input_size
