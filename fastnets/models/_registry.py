@@ -99,8 +99,9 @@ def model_info(name: str) -> ModelInfo:
     """
     if name in _MODELS:
         return _MODELS[name]
-    close = difflib.get_close_matches(name, _MODELS, n=3) or list_models()
-    raise ValueError(f"there is no model {name!r}; did you mean {' or '.join(close)}?")
+    close = difflib.get_close_matches(name, _MODELS, n=3)
+    hint = f"did you mean {' or '.join(close)}?" if close else "fastnets.list_models() has all"
+    raise ValueError(f"there is no model {name!r}; {hint}")
 
 
 def create_model(name: str, weights: str | os.PathLike[str] | None = None, **kwargs: Any) -> nn.Module:

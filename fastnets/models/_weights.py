@@ -24,8 +24,9 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Copies the weights of a checkpoint into a network, after checking that all of them fit.
 
     The file holds a state_dict, by itself or under 'state_dict', 'model' or 'model_state_dict'; its names may
-    start with 'module.'. Where no name at all is the network's, but the last words of all names (weight, bias,
-    running_mean ...) are, in order, the tensors are matched in that order. No code in the file is run.
+    start with 'module.', or be older ones, which ``model.current_name`` translates. Where no name at all is the
+    network's, but the last words of all names (weight, bias, running_mean ...) are, in order, the tensors are
+    matched in that order. No code in the file is run.
 
     Args:
         model: takes the weights in place; unchanged if anything is wrong.
@@ -154,7 +155,8 @@ def _describe(value: Any) -> str:
 def _fit(state: State, model: nn.Module, path: str) -> State:
     """The weights under the network's names; raises if they are not all there, or others are."""
     own = _without_counters(model.state_dict())
-    given = _without_counters(state)
+    current_name = getattr(model, "current_name", str)  # of a network whose names have changed
+    given = {current_name(name): tensor for name, tensor in _without_counters(state).items()}
     if not own.keys() & given.keys() and [*map(_kind, given)] == [*map(_kind, own)]:
         given = dict(zip(own, given.values(), strict=True))
     problems = [

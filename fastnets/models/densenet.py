@@ -6,6 +6,7 @@ https://arxiv.org/abs/1608.06993
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from collections.abc import Sequence
 
@@ -101,6 +102,11 @@ class DenseNet(nn.Module):
         self.features.add_module("norm5", nn.BatchNorm2d(channels))
         self.classifier = nn.Linear(channels, num_classes)
         self.apply(init_weights)
+
+    @staticmethod
+    def current_name(name: str) -> str:
+        """What a tensor of torchvision's checkpoints, which say norm.1 for norm1, is called here."""
+        return re.sub(r"(denselayer\d+\.(?:norm|conv))\.(\d)", r"\1\2", name)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.features(x), inplace=True)
