@@ -11,12 +11,7 @@ from torch import Tensor, nn
 from fastnets.layers.conv import Conv2d
 from fastnets.ops._convolution import Pair
 
-ACTIVATIONS: dict[str | None, Callable[[], nn.Module]] = {
-    None: nn.Identity,
-    "relu": partial(nn.ReLU, inplace=True),
-    "relu6": partial(nn.ReLU6, inplace=True),
-    "leaky_relu": partial(nn.LeakyReLU, 0.1, inplace=True),
-}
+RELU: Callable[[], nn.Module] = partial(nn.ReLU, inplace=True)
 
 
 def make_divisible(channels: float, divisor: int = 8) -> int:
@@ -77,7 +72,7 @@ class ConvNormActivation(nn.Module):
         dilation: distance between taps in pixels.
         groups: how many parts the channels fall into.
         eps: added to the variance.
-        activation: 'relu', 'relu6', 'leaky_relu' (slope 0.1), or None for none.
+        activation: makes the activation; ``nn.Identity`` for none.
 
     Returns:
         (from a call) (n, out_channels, h', w') for an input (n, in_channels, h, w).
@@ -103,7 +98,7 @@ class ConvNormActivation(nn.Module):
         groups: int = 1,
         *,
         eps: float = 1e-5,
-        activation: str | None = "relu",
+        activation: Callable[[], nn.Module] = RELU,
     ) -> None:
         super().__init__()
         kh, kw = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
@@ -112,7 +107,7 @@ class ConvNormActivation(nn.Module):
         geometry = (kh, kw), stride, padding, dilation, groups
         self.conv = Conv2d(in_channels, out_channels, *geometry, bias=False)  # type: ignore[arg-type]
         self.bn = nn.BatchNorm2d(out_channels, eps)
-        self.act = ACTIVATIONS[activation]()
+        self.act = activation()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.act(self.bn(self.conv(x)))

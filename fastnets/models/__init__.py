@@ -1,9 +1,20 @@
 """The networks of the classic papers, on the kernels of :mod:`fastnets.ops`."""
 
+from fastnets.models import alexnet as alexnet
+from fastnets.models import darknet as darknet
 from fastnets.models import densenet as densenet
+from fastnets.models import drn as drn
 from fastnets.models import efficientnet_lite as efficientnet_lite
+from fastnets.models import googlenet as googlenet
+from fastnets.models import highway as highway
+from fastnets.models import inception_resnet as inception_resnet
+from fastnets.models import inception_v2 as inception_v2
+from fastnets.models import inception_v3 as inception_v3
+from fastnets.models import inception_v4 as inception_v4
 from fastnets.models import mobilenetv1 as mobilenetv1
 from fastnets.models import mobilenetv2 as mobilenetv2
+from fastnets.models import nasnet as nasnet
+from fastnets.models import nin as nin
 from fastnets.models import res2net as res2net
 from fastnets.models import resnet as resnet
 from fastnets.models import resnext as resnext
@@ -11,6 +22,9 @@ from fastnets.models import scnet as scnet
 from fastnets.models import senet as senet
 from fastnets.models import shufflenetv1 as shufflenetv1
 from fastnets.models import shufflenetv2 as shufflenetv2
+from fastnets.models import squeezenet as squeezenet
+from fastnets.models import vgg as vgg
+from fastnets.models import zfnet as zfnet
 from fastnets.models._registry import ModelInfo as ModelInfo
 from fastnets.models._registry import create_model as create_model
 from fastnets.models._registry import list_models as list_models
