@@ -7,18 +7,17 @@ from collections import OrderedDict
 import torch
 from torch import fx, nn
 
-from fastnets.accelerate._layout import ToChannelsLast
-from fastnets.accelerate._rewrite import CONVOLUTIONS, AddInPlace, has_hooks, rebuild, rewrite
+from fastnets.accelerate._rewrite import CONVOLUTIONS, has_hooks, rebuild, rewrite
 from fastnets.accelerate._table import Table
-from fastnets.layers import Conv2d
 
 
 class Tracer(fx.Tracer):
     """Does not look into the layers of fastnets, nor into modules whose hooks look at what goes in or comes out."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        known = isinstance(m, Conv2d | AddInPlace | ToChannelsLast)
-        return known or has_hooks(m) or super().is_leaf_module(m, module_qualified_name)
+        # Layers of fastnets ask for shapes and types, which fx's stand-ins for tensors do not have.
+        ours = m.__module__.startswith("fastnets.") and next(m.children(), None) is None
+        return ours or has_hooks(m) or super().is_leaf_module(m, module_qualified_name)
 
 
 _HOOKS = (

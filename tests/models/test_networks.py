@@ -29,9 +29,19 @@ NAMES = list_models()
 
 # Tracing all networks takes longer than everything else here. One stands for each kind of block of each family.
 TRACED = [
+    "densenet121",  # densenet
     "efficientnet_lite0",  # efficientnet_lite
     "mobilenet_v2",  # mobilenetv2
     "mobilenetv1_100",  # mobilenetv1
+    "res2net50_26w_4s",  # res2net
+    "resnet18",  # resnet: basic blocks
+    "resnet50",  # resnet: bottlenecks
+    "resnext50_32x4d",  # resnext
+    "scnet50",  # scnet
+    "legacy_seresnet50",  # senet: the paper's
+    "seresnet50",  # senet: timm's
+    "shufflenet_v1_g3",  # shufflenetv1
+    "shufflenet_v2_x0_5",  # shufflenetv2
 ]
 
 
