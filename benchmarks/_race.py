@@ -46,7 +46,7 @@ class Pace:
 
 # Blocks shorter than a turn of the system's scheduler, a few milliseconds, and many of them: beside a busy process most
 # are then either disturbed or not.
-FULL = Pace(block=1e-3, least=11, most=1000, error=0.004, seconds=2.5, patience=10)
+FULL = Pace(block=1e-3, least=11, most=1000, error=0.004, seconds=1.8, patience=10)
 QUICK = Pace(block=0, least=1, most=1, error=0, seconds=0, patience=0)
 
 
