@@ -8,6 +8,8 @@ from typing import Any
 from benchmarks._race import NOISY
 from fastnets.cli.bench.run_file import OURS, Case, geometric_mean, groups, missing
 
+LIMIT = 35 * 60  # seconds that a full run may take on a busy machine; on a quiet one it takes less
+
 
 class Live:
     """Counts cases, estimates the time left, and sums up.
@@ -28,6 +30,10 @@ class Live:
         self.done += 1
         left = (time.monotonic() - self.start) / self.done * (self.total - self.done)
         return f"{self.done:4}/{self.total}  {minutes(left):>7} left  {what}"
+
+    def patience(self) -> float:
+        """Seconds that each of the cases to come may take, so that the run ends in time."""
+        return (LIMIT - (time.monotonic() - self.start)) / max(1, self.total - self.done)
 
     def warnings(self) -> list[str]:
         """What a reader must know before the figures: the machine was busy, or the figures scatter."""

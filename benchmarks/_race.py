@@ -19,17 +19,21 @@ from fastnets.cli.bench.run_file import OURS, Spread
 NOISY = 0.02  # the standard error of a ratio from which on it is called noisy
 
 
+class NoPeer(Exception):
+    """Every peer of our precision is missing."""
+
+
 @dataclass
 class Pace:
     """How long a race takes.
 
     Attributes:
         block: seconds that a candidate runs in a row; it makes at least one call.
-        least: rounds; a peer that is four times slower than the fastest takes part in no more.
+        least: rounds; a peer four times as slow as the fastest takes part in no more.
         most: rounds.
         error: the standard error of the ratio at which a race is decided.
         seconds: after which no round begins once there are `least`,
-        patience: or this many, as long as the ratio is noisy.
+        patience: or this many, if more, as long as the ratio is noisy.
     """
 
     block: float
@@ -42,7 +46,7 @@ class Pace:
 
 # Blocks shorter than a turn of the system's scheduler, a few milliseconds, and many of them: beside a busy process most
 # are then either disturbed or not.
-FULL = Pace(block=1e-3, least=11, most=1000, error=0.004, seconds=2.5, patience=10)
+FULL = Pace(block=1e-3, least=11, most=1000, error=0.004, seconds=1.8, patience=10)
 QUICK = Pace(block=0, least=1, most=1, error=0, seconds=0, patience=0)
 
 
@@ -62,6 +66,7 @@ def race(
         ``noisy`` whether that is uncertain, and ``rounds``, our time in each.
 
     Raises:
+        NoPeer: there is nobody to race with.
         WrongResult: a candidate returns something else, before its race or after it.
     """
     missing = {name: c.reason for name, c in candidates.items() if isinstance(c, Missing)}
@@ -70,6 +75,8 @@ def race(
         for name, c in candidates.items()
         if not isinstance(c, Missing)
     }
+    if not _peers(running):
+        raise NoPeer("no peer is there: " + ", ".join(f"{name}: {reason}" for name, reason in missing.items()))
     with torch.no_grad():
         for name, candidate in running.items():
             check(name, candidate, exact)
@@ -98,9 +105,9 @@ def _take_turns(running: dict[str, Candidate], pace: Pace) -> dict[str, list[flo
         return {name: [candidate.block(1, 0)] for name, candidate in running.items()}
     once = {name: min(candidate.block(1, 1) for _ in range(2)) for name, candidate in running.items()}
     calls = {name: min(100, max(1, round(pace.block / seconds))) for name, seconds in once.items()}
-    slow = {
-        name for name, seconds in once.items() if seconds > max(4 * min(once.values()), pace.block) and name != OURS
-    }
+    fastest = min(once[name] for name in _peers(running))
+    slow = {name for name, seconds in once.items() if seconds > max(4 * fastest, pace.block) and name != OURS}
+    limits = pace.seconds, max(pace.seconds, pace.patience)
     times: dict[str, list[float]] = {name: [] for name in running}
     order, shuffle, start = list(running), random.Random(0).shuffle, time.monotonic()
     gc.collect()
@@ -110,7 +117,7 @@ def _take_turns(running: dict[str, Candidate], pace: Pace) -> dict[str, list[flo
             if done >= pace.least:
                 order = [name for name in order if name not in slow]
                 error = Spread.of(_ratios(times, _fastest_peer(running, times))).error
-                if error < pace.error or time.monotonic() - start > (pace.seconds if error < NOISY else pace.patience):
+                if error < pace.error or time.monotonic() - start > limits[error > NOISY]:
                     break
             shuffle(order)
             for name in order:
@@ -126,6 +133,9 @@ def _ratios(times: dict[str, list[float]], peer: str) -> list[float]:
     return [theirs / ours for theirs, ours in zip(times[peer], times[OURS], strict=False)]
 
 
+def _peers(running: dict[str, Candidate]) -> list[str]:
+    return [name for name, c in running.items() if name != OURS and c.precision == running[OURS].precision]
+
+
 def _fastest_peer(running: dict[str, Candidate], times: dict[str, list[float]]) -> str:
-    peers = [n for n, c in running.items() if n != OURS and c.precision == running[OURS].precision]
-    return min(peers, key=lambda name: median(times[name]))
+    return min(_peers(running), key=lambda name: median(times[name]))

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from benchmarks._candidate import Local, Missing, WrongResult
 from benchmarks._correct import check
-from benchmarks._race import QUICK, Pace, race
+from benchmarks._race import QUICK, NoPeer, Pace, race
 
 make = torch.Generator().manual_seed(0)
 x, w = torch.randn(2, 16, 32, 32, generator=make), torch.randn(16, 1, 3, 3, generator=make)
@@ -133,3 +133,8 @@ def test_integers_are_spoilt_as_well():
 def test_quick_checks_too():
     with pytest.raises(WrongResult):
         race({"peer": right, "fastnets": one_number_wrong}, EXACT, QUICK)
+
+
+def test_nobody_to_race_with():
+    with pytest.raises(NoPeer, match="onnxruntime: not installed"):
+        race({"onnxruntime": Missing("not installed"), "fastnets": right}, EXACT, BRIEF)

@@ -20,7 +20,7 @@ def test_no_command_prints_help(capsys):
     assert main([]) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert all(command in err for command in ("classify", "models", "summary", "info"))
+    assert all(command in err for command in ("classify", "models", "summary", "info", "bench"))
 
 
 def test_version(capsys):
