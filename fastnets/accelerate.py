@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from fastnets.layers import Conv2d, DepthwiseConv2d, PointwiseConv2d
+from fastnets.layers import ChannelShuffle, Conv2d, DepthwiseConv2d, PointwiseConv2d, ShuffleSplit
 
 
 def accelerate(model: nn.Module) -> fx.GraphModule:
@@ -53,7 +53,9 @@ def accelerate(model: nn.Module) -> fx.GraphModule:
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, Conv2d | _AddInPlace | _ToChannelsLast) or super().is_leaf_module(m, module_qualified_name)
+        # Our kernels cannot run on fx's stand-ins for tensors.
+        ours = isinstance(m, Conv2d | ChannelShuffle | ShuffleSplit | _AddInPlace | _ToChannelsLast)
+        return ours or super().is_leaf_module(m, module_qualified_name)
 
 
 def _trace(model: nn.Module) -> fx.GraphModule:

@@ -36,7 +36,7 @@ def add_parser(commands: Any) -> None:
         "--model", default="efficientnet_lite0", metavar="NAME", help="see `fastnets models` (%(default)s)"
     )
     parser.add_argument(
-        "--weights", default="imagenet", metavar="FILE", help="of the model; needed by all but the default one"
+        "--weights", default="imagenet", metavar="FILE", help="of the model (the published ones, which are fetched)"
     )
     parser.add_argument("--top", type=_positive, default=5, metavar="K", help="how many classes to print (%(default)s)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (%(default)s)")

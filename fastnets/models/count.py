@@ -48,6 +48,7 @@ class Size:
     layers: tuple[Layer, ...]
 
 
+@torch.inference_mode(False)  # where nothing is kept for a backward pass
 def measure(model: nn.Module, input_size: int) -> Size:
     """Finds out what a network costs, in eval mode, on the meta device: nothing is computed.
 

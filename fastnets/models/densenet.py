@@ -6,6 +6,7 @@ https://arxiv.org/abs/1608.06993
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from collections.abc import Sequence
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from fastnets.layers import Conv2d
 from fastnets.layers.blocks import init_weights
-from fastnets.models._registry import register_model
+from fastnets.models._registry import TORCHVISION, register_model
 
 
 class DenseLayer(nn.Sequential):
@@ -102,30 +103,35 @@ class DenseNet(nn.Module):
         self.classifier = nn.Linear(channels, num_classes)
         self.apply(init_weights)
 
+    @staticmethod
+    def current_name(name: str) -> str:
+        """What a tensor of torchvision's checkpoints, which say norm.1 for norm1, is called here."""
+        return re.sub(r"(denselayer\d+\.(?:norm|conv))\.(\d)", r"\1\2", name)
+
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.features(x), inplace=True)
         return self.classifier(x.mean((2, 3)))
 
 
-@register_model(names_follow="torchvision")
+@register_model(names_follow="torchvision", weights_url=TORCHVISION + "densenet121-a639ec97.pth")
 def densenet121(num_classes: int = 1000) -> DenseNet:
     """DenseNet-121 with torchvision's ``densenet121`` state_dict."""
     return DenseNet((6, 12, 24, 16), 32, num_classes)
 
 
-@register_model(names_follow="torchvision")
+@register_model(names_follow="torchvision", weights_url=TORCHVISION + "densenet161-8d451a50.pth")
 def densenet161(num_classes: int = 1000) -> DenseNet:
     """DenseNet-161 with torchvision's ``densenet161`` state_dict."""
     return DenseNet((6, 12, 36, 24), 48, num_classes)
 
 
-@register_model(names_follow="torchvision")
+@register_model(names_follow="torchvision", weights_url=TORCHVISION + "densenet169-b2777c0a.pth")
 def densenet169(num_classes: int = 1000) -> DenseNet:
     """DenseNet-169 with torchvision's ``densenet169`` state_dict."""
     return DenseNet((6, 12, 32, 32), 32, num_classes)
 
 
-@register_model(names_follow="torchvision")
+@register_model(names_follow="torchvision", weights_url=TORCHVISION + "densenet201-c1103571.pth")
 def densenet201(num_classes: int = 1000) -> DenseNet:
     """DenseNet-201 with torchvision's ``densenet201`` state_dict."""
     return DenseNet((6, 12, 48, 32), 32, num_classes)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fastnets.layers import Conv2d
 from fastnets.layers.blocks import init_weights, make_divisible
-from fastnets.models._registry import register_model
+from fastnets.models._registry import TORCHVISION, register_model
 
 # Table 2 of the paper: expansion, channels, blocks, stride of the first block.
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
@@ -80,7 +80,7 @@ class MobileNetV2(nn.Module):
         return self.classifier(self.features(x).mean((2, 3)))
 
 
-@register_model(names_follow="torchvision")
+@register_model(names_follow="torchvision", weights_url=TORCHVISION + "mobilenet_v2-b0353104.pth")
 def mobilenet_v2(num_classes: int = 1000, width: float = 1.0) -> MobileNetV2:
     """MobileNetV2 with torchvision's ``mobilenet_v2`` state_dict."""
     return MobileNetV2(num_classes, width)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fastnets.layers import Conv2d, Residual
 from fastnets.layers.residual import projection
-from fastnets.models._registry import register_model
+from fastnets.models._registry import TIMM, register_model
 from fastnets.models.resnet import ResNet
 
 
@@ -62,45 +62,27 @@ class Res2Bottleneck(Residual):
         self.downsample = projection(in_channels, self.out_channels, stride)
 
     def residual(self, x: Tensor) -> Tensor:
-        *parts, last = self.relu(self.bn1(self.conv1(x))).chunk(len(self.convs) + 1, 1)
+        parts = self.relu(self.bn1(self.conv1(x))).chunk(len(self.convs) + 1, 1)
         results: list[Tensor] = []
-        for part, conv, bn in zip(parts, self.convs, self.bns, strict=True):
-            part = part if self.first or not results else part + results[-1]
-            results.append(self.relu(bn(conv(part))))
-        return self.bn3(self.conv3(torch.cat((*results, self.pool(last)), 1)))
+        for i, (conv, bn) in enumerate(zip(self.convs, self.bns, strict=True)):
+            y = parts[i] if self.first or i == 0 else parts[i] + results[-1]
+            results.append(self.relu(bn(conv(y))))
+        return self.bn3(self.conv3(torch.cat((*results, self.pool(parts[-1])), 1)))
 
 
-@register_model(names_follow="timm")
+@register_model(names_follow="timm", weights_url=TIMM + "v0.1-res2net/res2net50_26w_4s-06e79181.pth")
 def res2net50_26w_4s(num_classes: int = 1000, **options: Any) -> ResNet:
     """Res2Net-50 of 4 parts of 26 channels with timm's ``res2net50_26w_4s`` state_dict."""
     return ResNet(Res2Bottleneck, (3, 4, 6, 3), num_classes, **options)
 
 
-@register_model(names_follow="timm")
-def res2net50_26w_6s(num_classes: int = 1000, **options: Any) -> ResNet:
-    """Res2Net-50 of 6 parts of 26 channels with timm's ``res2net50_26w_6s`` state_dict."""
-    return ResNet(partial(Res2Bottleneck, scale=6), (3, 4, 6, 3), num_classes, **options)
-
-
-@register_model(names_follow="timm")
-def res2net50_26w_8s(num_classes: int = 1000, **options: Any) -> ResNet:
-    """Res2Net-50 of 8 parts of 26 channels with timm's ``res2net50_26w_8s`` state_dict."""
-    return ResNet(partial(Res2Bottleneck, scale=8), (3, 4, 6, 3), num_classes, **options)
-
-
-@register_model(names_follow="timm")
-def res2net50_48w_2s(num_classes: int = 1000, **options: Any) -> ResNet:
-    """Res2Net-50 of 2 parts of 48 channels with timm's ``res2net50_48w_2s`` state_dict."""
-    return ResNet(partial(Res2Bottleneck, base_width=48, scale=2), (3, 4, 6, 3), num_classes, **options)
-
-
-@register_model(names_follow="timm")
+@register_model(names_follow="timm", weights_url=TIMM + "v0.1-res2net/res2net50_14w_8s-6527dddc.pth")
 def res2net50_14w_8s(num_classes: int = 1000, **options: Any) -> ResNet:
     """Res2Net-50 of 8 parts of 14 channels with timm's ``res2net50_14w_8s`` state_dict."""
     return ResNet(partial(Res2Bottleneck, base_width=14, scale=8), (3, 4, 6, 3), num_classes, **options)
 
 
-@register_model(names_follow="timm")
+@register_model(names_follow="timm", weights_url=TIMM + "v0.1-res2net/res2net101_26w_4s-02a759a1.pth")
 def res2net101_26w_4s(num_classes: int = 1000, **options: Any) -> ResNet:
     """Res2Net-101 of 4 parts of 26 channels with timm's ``res2net101_26w_4s`` state_dict."""
     return ResNet(Res2Bottleneck, (3, 4, 23, 3), num_classes, **options)

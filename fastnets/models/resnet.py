@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fastnets.layers import BasicBlock, Bottleneck, Conv2d, Residual
 from fastnets.layers.blocks import init_weights
 from fastnets.layers.residual import residual_stages
-from fastnets.models._registry import register_model
+from fastnets.models._registry import TORCHVISION, register_model
 
 
 class ResNet(nn.Module):
@@ -64,31 +64,31 @@ class ResNet(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
-@register_model(names_follow="torchvision")
+@register_model(names_follow="torchvision", weights_url=TORCHVISION + "resnet18-f37072fd.pth")
 def resnet18(num_classes: int = 1000, **options: Any) -> ResNet:
     """ResNet-18 with torchvision's ``resnet18`` state_dict."""
     return ResNet(BasicBlock, (2, 2, 2, 2), num_classes, **options)
 
 
-@register_model(names_follow="torchvision")
+@register_model(names_follow="torchvision", weights_url=TORCHVISION + "resnet34-b627a593.pth")
 def resnet34(num_classes: int = 1000, **options: Any) -> ResNet:
     """ResNet-34 with torchvision's ``resnet34`` state_dict."""
     return ResNet(BasicBlock, (3, 4, 6, 3), num_classes, **options)
 
 
-@register_model(names_follow="torchvision")
+@register_model(names_follow="torchvision", weights_url=TORCHVISION + "resnet50-0676ba61.pth")
 def resnet50(num_classes: int = 1000, **options: Any) -> ResNet:
     """ResNet-50 with torchvision's ``resnet50`` state_dict."""
     return ResNet(Bottleneck, (3, 4, 6, 3), num_classes, **options)
 
 
-@register_model(names_follow="torchvision")
+@register_model(names_follow="torchvision", weights_url=TORCHVISION + "resnet101-63fe2227.pth")
 def resnet101(num_classes: int = 1000, **options: Any) -> ResNet:
     """ResNet-101 with torchvision's ``resnet101`` state_dict."""
     return ResNet(Bottleneck, (3, 4, 23, 3), num_classes, **options)
 
 
-@register_model(names_follow="torchvision")
+@register_model(names_follow="torchvision", weights_url=TORCHVISION + "resnet152-394f9c45.pth")
 def resnet152(num_classes: int = 1000, **options: Any) -> ResNet:
     """ResNet-152 with torchvision's ``resnet152`` state_dict."""
     return ResNet(Bottleneck, (3, 8, 36, 3), num_classes, **options)

@@ -94,13 +94,21 @@ class SCBottleneck(Residual):
 
 
 # The last stage pools by 4, so at least 4 pixels must arrive there.
-@register_model(names_follow="paper", min_size=97)
+@register_model(
+    names_follow="paper",
+    min_size=97,
+    weights_url="https://backseason.oss-cn-beijing.aliyuncs.com/scnet/scnet50-dc6a7e87.pth",
+)
 def scnet50(num_classes: int = 1000, **options: Any) -> ResNet:
     """SCNet-50 with the authors' ``scnet50`` state_dict."""
     return ResNet(SCBottleneck, (3, 4, 6, 3), num_classes, **options)
 
 
-@register_model(names_follow="paper", min_size=97)
+@register_model(
+    names_follow="paper",
+    min_size=97,
+    weights_url="https://backseason.oss-cn-beijing.aliyuncs.com/scnet/scnet101-44c5b751.pth",
+)
 def scnet101(num_classes: int = 1000, **options: Any) -> ResNet:
     """SCNet-101 with the authors' ``scnet101`` state_dict."""
     return ResNet(SCBottleneck, (3, 4, 23, 3), num_classes, **options)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fastnets.layers import Bottleneck, Conv2d, Residual, SqueezeExcitation
 from fastnets.layers.blocks import init_weights
 from fastnets.layers.residual import residual_stages
-from fastnets.models._registry import register_model
+from fastnets.models._registry import TIMM, register_model
 from fastnets.models.resnet import ResNet
 
 
@@ -86,7 +86,12 @@ LegacyResNetBottleneck = partial(LegacySEBottleneck, stride_first=True)
 LegacyResNeXtBottleneck = partial(LegacySEBottleneck, groups=32, base_width=4)
 
 
-@register_model(names_follow="timm", crop=0.95, interpolation="bicubic")
+@register_model(
+    names_follow="timm",
+    crop=0.95,
+    interpolation="bicubic",
+    weights_url=TIMM + "v0.1-rsb-weights/seresnet50_a1_0-ffa00869.pth",
+)
 def seresnet50(num_classes: int = 1000, **options: Any) -> ResNet:
     """SE-ResNet-50 with timm's ``seresnet50`` state_dict."""
     return ResNet(SEBottleneck, (3, 4, 6, 3), num_classes, **options)
@@ -104,43 +109,49 @@ def seresnet152(num_classes: int = 1000, **options: Any) -> ResNet:
     return ResNet(SEBottleneck, (3, 8, 36, 3), num_classes, **options)
 
 
-@register_model(names_follow="timm", interpolation="bicubic")
+@register_model(
+    names_follow="timm", interpolation="bicubic", weights_url=TIMM + "v0.1-weights/seresnext50_32x4d_racm-a304a460.pth"
+)
 def seresnext50_32x4d(num_classes: int = 1000, **options: Any) -> ResNet:
     """SE-ResNeXt-50 (32×4d) with timm's ``seresnext50_32x4d`` state_dict."""
     return ResNet(ResNeXtBottleneck, (3, 4, 6, 3), num_classes, **options)
 
 
-@register_model(names_follow="timm", interpolation="bicubic")
+@register_model(
+    names_follow="timm",
+    interpolation="bicubic",
+    weights_url="https://github.com/rwightman/pytorch-pretrained-gluonresnet/releases/download/v0.1/gluon_seresnext101_32x4d-cf52900d.pth",
+)
 def seresnext101_32x4d(num_classes: int = 1000, **options: Any) -> ResNet:
     """SE-ResNeXt-101 (32×4d) with timm's ``seresnext101_32x4d`` state_dict."""
     return ResNet(ResNeXtBottleneck, (3, 4, 23, 3), num_classes, **options)
 
 
-@register_model(names_follow="timm")
+@register_model(names_follow="timm", weights_url=TIMM + "v0.1-cadene/se_resnet50-ce0d4300.pth")
 def legacy_seresnet50(num_classes: int = 1000) -> LegacySENet:
     """SE-ResNet-50 of the paper with timm's ``legacy_seresnet50`` state_dict."""
     return LegacySENet(LegacyResNetBottleneck, (3, 4, 6, 3), num_classes)
 
 
-@register_model(names_follow="timm")
+@register_model(names_follow="timm", weights_url=TIMM + "v0.1-cadene/se_resnet101-7e38fcc6.pth")
 def legacy_seresnet101(num_classes: int = 1000) -> LegacySENet:
     """SE-ResNet-101 of the paper with timm's ``legacy_seresnet101`` state_dict."""
     return LegacySENet(LegacyResNetBottleneck, (3, 4, 23, 3), num_classes)
 
 
-@register_model(names_follow="timm")
+@register_model(names_follow="timm", weights_url=TIMM + "v0.1-cadene/se_resnet152-d17c99b7.pth")
 def legacy_seresnet152(num_classes: int = 1000) -> LegacySENet:
     """SE-ResNet-152 of the paper with timm's ``legacy_seresnet152`` state_dict."""
     return LegacySENet(LegacyResNetBottleneck, (3, 8, 36, 3), num_classes)
 
 
-@register_model(names_follow="timm")
+@register_model(names_follow="timm", weights_url=TIMM + "v0.1-weights/legacy_se_resnext50_32x4d-f3651bad.pth")
 def legacy_seresnext50_32x4d(num_classes: int = 1000) -> LegacySENet:
     """SE-ResNeXt-50 (32×4d) of the paper with timm's ``legacy_seresnext50_32x4d`` state_dict."""
     return LegacySENet(LegacyResNeXtBottleneck, (3, 4, 6, 3), num_classes)
 
 
-@register_model(names_follow="timm")
+@register_model(names_follow="timm", weights_url=TIMM + "v0.1-weights/legacy_se_resnext101_32x4d-37725eac.pth")
 def legacy_seresnext101_32x4d(num_classes: int = 1000) -> LegacySENet:
     """SE-ResNeXt-101 (32×4d) of the paper with timm's ``legacy_seresnext101_32x4d`` state_dict."""
     return LegacySENet(LegacyResNeXtBottleneck, (3, 4, 23, 3), num_classes)

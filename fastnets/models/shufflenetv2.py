@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fastnets.layers import ChannelShuffle, Conv2d, ShuffleSplit
 from fastnets.layers.blocks import init_weights
-from fastnets.models._registry import register_model
+from fastnets.models._registry import TORCHVISION, register_model
 
 
 def _pointwise(in_channels: int, out_channels: int) -> list[nn.Module]:
@@ -115,25 +115,25 @@ class ShuffleNetV2(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
-@register_model(names_follow="torchvision")
+@register_model(names_follow="torchvision", weights_url=TORCHVISION + "shufflenetv2_x0.5-f707e7126e.pth")
 def shufflenet_v2_x0_5(num_classes: int = 1000) -> ShuffleNetV2:
     """ShuffleNetV2 0.5× with torchvision's ``shufflenet_v2_x0_5`` state_dict."""
     return ShuffleNetV2((48, 96, 192, 1024), num_classes)
 
 
-@register_model(names_follow="torchvision")
+@register_model(names_follow="torchvision", weights_url=TORCHVISION + "shufflenetv2_x1-5666bf0f80.pth")
 def shufflenet_v2_x1_0(num_classes: int = 1000) -> ShuffleNetV2:
     """ShuffleNetV2 1× with torchvision's ``shufflenet_v2_x1_0`` state_dict."""
     return ShuffleNetV2((116, 232, 464, 1024), num_classes)
 
 
-@register_model(names_follow="torchvision")
+@register_model(names_follow="torchvision", weights_url=TORCHVISION + "shufflenetv2_x1_5-3c479a10.pth")
 def shufflenet_v2_x1_5(num_classes: int = 1000) -> ShuffleNetV2:
     """ShuffleNetV2 1.5× with torchvision's ``shufflenet_v2_x1_5`` state_dict."""
     return ShuffleNetV2((176, 352, 704, 1024), num_classes)
 
 
-@register_model(names_follow="torchvision")
+@register_model(names_follow="torchvision", weights_url=TORCHVISION + "shufflenetv2_x2_0-8be3c8ee.pth")
 def shufflenet_v2_x2_0(num_classes: int = 1000) -> ShuffleNetV2:
     """ShuffleNetV2 2× with torchvision's ``shufflenet_v2_x2_0`` state_dict."""
     return ShuffleNetV2((244, 488, 976, 2048), num_classes)

@@ -13,13 +13,14 @@ import torch
 
 import fastnets
 from fastnets.cli import _terminal, info, main
+from fastnets.models import _registry
 
 
 def test_no_command_prints_help(capsys):
     assert main([]) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert all(command in err for command in ("classify", "models", "info"))
+    assert all(command in err for command in ("classify", "models", "summary", "info"))
 
 
 def test_version(capsys):
@@ -36,23 +37,44 @@ def test_unknown_command_is_one_line(capsys):
     assert re.fullmatch(r"fastnets: error: .*'clasify'.*\n", capsys.readouterr().err)
 
 
-def test_models(capsys):
+def test_models(capsys, monkeypatch):
+    few = {name: fastnets.models.model_info(name) for name in ("mobilenet_v2", "resnet18", "shufflenet_v1_g3")}
+    monkeypatch.setattr(_registry, "_MODELS", few)
     assert main(["models"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[1:]] == fastnets.models.list_models()
-    assert "mobilenet_v2            3.50 M   0.30    224  torchvision" in [
-        re.sub(r"^(\S+) +", r"\1            ", x) for x in lines
-    ]
+    header, *lines = capsys.readouterr().out.splitlines()
+    assert header.split() == ["name", "parameters", "GMAC", "MiB", "input", "state_dict", "follows"]
+    rows = {name: facts for name, *facts in map(str.split, lines)}
+    assert list(rows) == list(few)
+    assert rows["mobilenet_v2"] == ["3.50", "M", "0.30", "75", "224", "torchvision"]
+    assert rows["shufflenet_v1_g3"][-1] == "paper"
+
+
+def names(capsys, *words: str) -> list[str]:
+    assert main(["models", *words]) == 0
+    return [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]]
 
 
 def test_models_by_pattern(capsys):
-    assert main(["models", "efficientnet*"]) == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["name", "efficientnet_lite0"]
+    assert names(capsys, "efficientnet*2") == ["efficientnet_lite2"]
 
 
-def test_models_without_a_match(capsys):
-    assert main(["models", "resnet*"]) == 2
-    assert re.fullmatch(r"fastnets models: error: [^\n]*'resnet\*'[^\n]*\n", capsys.readouterr().err)
+@pytest.mark.parametrize("words", ["NET169", "densely huang 169", "1608.06993 169"], ids=["name", "paper", "link"])
+def test_models_by_words(capsys, words):
+    assert names(capsys, "--search", words) == ["densenet169"]
+
+
+def test_models_by_pattern_and_words(capsys):
+    assert names(capsys, "*152", "--search", "squeeze") == ["legacy_seresnet152", "seresnet152"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [(["zz*"], "'zz*'"), (["--search", "zz z"], "'zz z'"), (["r*", "--search", "zz"], "'r*' and 'zz'")],
+)
+def test_models_without_a_match(capsys, words, said):
+    assert main(["models", *words]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", f"fastnets models: error: no network matches {said}; `fastnets models` lists all\n")
 
 
 def test_info(capsys, monkeypatch):

@@ -30,7 +30,7 @@ def test_a_decorated_function_is_a_model(monkeypatch):
 @pytest.mark.parametrize("call", [create_model, model_info])
 @pytest.mark.parametrize(
     ("wrong", "close"),
-    [("mobilenetv2", "mobilenet_v2"), ("EfficientNet_Lite0", "efficientnet_lite0"), ("zzz", "mobilenetv1_100")],
+    [("mobilenetv2", "mobilenet_v2"), ("EfficientNet_Lite0", "efficientnet_lite0"), ("zzz", "list_models")],
 )
 def test_a_wrong_name_raises_with_the_closest(call, wrong, close):
     with pytest.raises(ValueError, match=close) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -32,7 +33,7 @@ PRINTED = {18: 1.8, 34: 3.6, 50: 3.8, 101: 7.6, 152: 11.3}
 TRUE = PRINTED | {34: 3.7, 50: 3.9}
 
 
-def build(depth: int, **options) -> ResNet:
+def build(depth: int, **options: Any) -> ResNet:
     block, blocks = TABLE[depth]
     with torch.device("meta"):
         return ResNet(BasicBlock if block is BASIC else partial(Bottleneck, **options), blocks)
@@ -74,21 +75,27 @@ def features(model: ResNet, x: torch.Tensor) -> list[torch.Tensor]:
     return [x := stage(x) for stage in (model.layer1, model.layer2, model.layer3, model.layer4)]
 
 
-@pytest.mark.parametrize(
-    "block",
-    [BasicBlock, Bottleneck, partial(Bottleneck, stride_first=True)],
+@pytest.fixture(
+    scope="module",
+    params=[BasicBlock, Bottleneck, partial(Bottleneck, stride_first=True)],
     ids=["basic", "bottleneck", "stride_first"],
 )
+def strided(request) -> tuple[Any, ResNet]:
+    """A kind of block, and a network of it."""
+    torch.manual_seed(0)
+    return request.param, settle(ResNet(request.param, (1, 2, 2, 2), 5)).double().eval()
+
+
 @pytest.mark.parametrize("dilate", [(False, False, True), (False, True, True), (True, False, True)])
 @torch.inference_mode()
-def test_a_dilated_network_computes_the_same_at_the_pixels_that_a_stride_keeps(block, dilate):
-    torch.manual_seed(0)
-    strided = settle(ResNet(block, (1, 2, 2, 2), 5)).double().eval()
-    dilated = ResNet(block, (1, 2, 2, 2), 5, replace_stride_with_dilation=dilate).double().eval()
-    dilated.load_state_dict(strided.state_dict())
+def test_a_dilated_network_computes_the_same_at_the_pixels_that_a_stride_keeps(strided, dilate):
+    block, network = strided
+    with torch.device("meta"):
+        dilated = ResNet(block, (1, 2, 2, 2), 5, replace_stride_with_dilation=dilate).eval()
+    dilated.load_state_dict(network.state_dict(), assign=True)
     x = torch.randn(1, 3, 64, 96, dtype=torch.float64)
     step = 1
-    for wide, expected, larger in zip(features(dilated, x), features(strided, x), (False, *dilate), strict=True):
+    for wide, expected, larger in zip(features(dilated, x), features(network, x), (False, *dilate), strict=True):
         step *= 1 + larger
         assert wide.shape[2:] == tuple(step * size for size in expected.shape[2:])
         assert difference(wide[:, :, ::step, ::step], expected) < 1e-12
@@ -124,7 +131,7 @@ def test_an_erased_relu_is_the_last_of_the_block(block):
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_every_block_loses_one_relu(name):
-    def relus(**options) -> int:
+    def relus(**options: Any) -> int:
         with torch.device("meta"):
             model = create_model(name, **options)
         return sum(layer.kind == "ReLU" for layer in measure(model, 64).layers)

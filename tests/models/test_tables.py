@@ -215,7 +215,7 @@ KLMN = {
 def test_inception_reduction(name):
     network = build_meta(name)
     reduction = network.features[10] if name == "inception_v4" else network.mixed_6a
-    k, l, m, n = (c.out_channels for c in (*_convolutions(reduction.branch1), *_convolutions(reduction.branch0)))  # noqa: E741
+    k, l, m, n = (c.out_channels for c in (*_convolutions(reduction.branch1), *_convolutions(reduction.branch0)))
     assert (k, l, m, n) == KLMN[name]
 
 
@@ -272,8 +272,6 @@ def test_darknet_operations():
     assert billions("darknet53") == pytest.approx(18.57, abs=0.005)
 
 
-@pytest.mark.parametrize(
-    ("name", "layers"), [("alexnet_lrn", 8), ("zfnet", 8)]
-)
+@pytest.mark.parametrize(("name", "layers"), [("alexnet_lrn", 8), ("zfnet", 8)])
 def test_champions_have_as_many_layers_as_the_table_says(name, layers):
     assert len(weighted(size_of(name, 224).layers)) == layers

