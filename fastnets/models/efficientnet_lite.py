@@ -45,7 +45,7 @@ class EfficientNetLite(nn.Module):
         self.blocks = nn.Sequential(nn.Sequential(DepthwiseSeparable(32, channels, last_activation=False)))
         for out, blocks, kernel_size, stride in STAGES:
             stage = nn.Sequential()
-            for block in range(ceil(blocks * depth) if blocks > 1 else 1):
+            for block in range(ceil(blocks * depth) if blocks > 1 else 1):  # the last stage is one at any depth
                 previous, channels = channels, make_divisible(out * width)
                 stage.append(InvertedResidual(previous, channels, kernel_size, stride if block == 0 else 1))
             self.blocks.append(stage)

@@ -57,7 +57,7 @@ class Res2Bottleneck(Residual):
         self.bn3 = nn.BatchNorm2d(self.out_channels)
         self.relu = nn.ReLU(inplace=True)
         # The first block of a stage has no cascade: its parts have not yet the size of what would be added to them.
-        self.first = in_channels != self.out_channels
+        self.first = stride > 1 or in_channels != self.out_channels
         self.pool = nn.AvgPool2d(3, stride, 1) if self.first else nn.Identity()
         self.downsample = projection(in_channels, self.out_channels, stride)
 

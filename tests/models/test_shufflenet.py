@@ -69,6 +69,13 @@ def test_after_the_shuffle_each_group_reads_every_group(groups):
         assert all(group.any() for group in gradient.chunk(groups, 1))
 
 
+def test_the_first_version_shuffles_as_the_release_does():
+    """Its checkpoints would classify nothing with the shuffle of the paper, which is the other way round."""
+    shuffle = ShuffleUnit(48, 48, 3, 3, 1).shuffle
+    order = shuffle(torch.arange(12.0).view(1, 12, 1, 1)).flatten().tolist()
+    assert order == [0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11]
+
+
 def test_the_shuffle_of_halves_is_that_of_their_concatenation():
     a, b = torch.randn(2, 2, 6, 3, 3)
     whole = nn.functional.channel_shuffle(torch.cat((a, b), 1), 2)
