@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -18,7 +19,7 @@ INK, GRID = "#010203", "#040506"
 WIN, LOSS = "#2a9d5c", "#d1495b"
 COLOURS = ("#3b7dd8", "#e08e2b", "#8e5bd0", "#1fa2a6", "#b8578f", "#7f8c2a", "#a0643c", "#6f7c91")
 MARKERS = "o^sD"
-STYLE = {
+STYLE: dict[Any, Any] = {
     "axes.edgecolor": GRID,
     "axes.grid": True,
     "axes.labelcolor": INK,
