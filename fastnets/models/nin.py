@@ -72,7 +72,7 @@ class NetworkInNetwork(nn.Module):
         return self.features(x).mean((2, 3))
 
 
-@register_model(names_follow="paper")
+@register_model(names_follow="paper", min_size=39)
 def nin(num_classes: int = 1000) -> NetworkInNetwork:
     """Network in Network for ImageNet."""
     return NetworkInNetwork(num_classes)
