@@ -54,9 +54,26 @@ def init_weights(module: nn.Module) -> None:
         fan_out = module.weight[0, 0].numel() * module.out_channels // module.groups
         nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
     elif isinstance(module, nn.Linear):
-        nn.init.normal_(module.weight, std=0.01)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
+        init_classifier(module)
+
+
+def init_classifier(layer: nn.Conv2d | nn.Linear) -> None:
+    """Draws new weights for a layer whose output are logits: so small that no class is preferred.
+
+    Args:
+        layer: linear, or a convolution that stands for a linear layer.
+
+    Example:
+        >>> from fastnets.layers import Conv2d
+        >>> from fastnets.layers.blocks import init_classifier
+        >>> layer = Conv2d(2, 2, 1)
+        >>> init_classifier(layer)
+        >>> layer.bias.tolist()
+        [0.0, 0.0]
+    """
+    nn.init.normal_(layer.weight, std=0.01)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
 
 
 class ConvNormActivation(nn.Module):

@@ -12,7 +12,7 @@ from torch import nn
 from fastnets.layers import Conv2d, PlainNet
 from fastnets.layers.blocks import init_weights
 from fastnets.layers.plain import fully_connected, local_response_norm
-from fastnets.models._registry import register_model
+from fastnets.models._registry import TORCHVISION, register_model
 
 
 class AlexNet(PlainNet):
@@ -102,7 +102,7 @@ class SlimAlexNet(PlainNet):
         self.apply(init_weights)
 
 
-@register_model(names_follow="torchvision", min_size=63)
+@register_model(names_follow="torchvision", min_size=63, weights_url=TORCHVISION + "alexnet-owt-7be5be79.pth")
 def alexnet(num_classes: int = 1000) -> SlimAlexNet:
     """The slimmer AlexNet of 2014 with torchvision's ``alexnet`` state_dict."""
     return SlimAlexNet(num_classes)

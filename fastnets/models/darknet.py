@@ -12,8 +12,8 @@ from functools import partial
 from torch import Tensor, nn
 
 from fastnets.layers import Conv2d, ConvNormActivation
-from fastnets.layers.blocks import init_weights
-from fastnets.models._registry import register_model
+from fastnets.layers.blocks import init_classifier, init_weights
+from fastnets.models._registry import TIMM, register_model
 
 # Table 6 of the first paper: channels between the poolings; of 3×3 and 1×1 convolutions in turns.
 STAGES_19 = ((32,), (64,), (128, 64, 128), (256, 128, 256), (512, 256, 512, 256, 512), (1024, 512, 1024, 512, 1024))
@@ -51,6 +51,7 @@ class Darknet19(nn.Module):
             self.stages.append(stage)
         self.head = Conv2d(channels, num_classes, 1)
         self.apply(init_weights)
+        init_classifier(self.head)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.stages(x)).mean((2, 3))
@@ -117,7 +118,13 @@ def darknet19(num_classes: int = 1000) -> Darknet19:
     return Darknet19(num_classes)
 
 
-@register_model(names_follow="timm", input_size=256, crop=0.887, interpolation="bicubic")
+@register_model(
+    names_follow="timm",
+    input_size=256,
+    crop=0.887,
+    interpolation="bicubic",
+    weights_url=TIMM + "v0.1-tpu-weights/darknet53_256_c2ns-3aeff817.pth",
+)
 def darknet53(num_classes: int = 1000, negative_slope: float = 0.01) -> Darknet53:
     """Darknet-53 with timm's ``darknet53`` state_dict."""
     return Darknet53(num_classes, negative_slope)

@@ -12,10 +12,11 @@ from functools import partial
 from torch import Tensor, nn
 
 from fastnets.layers import BasicBlock, Bottleneck, Conv2d, Residual
-from fastnets.layers.blocks import init_weights
+from fastnets.layers.blocks import init_classifier, init_weights
 from fastnets.models._registry import register_model
 from fastnets.models.resnet import ResNet
 
+AUTHORS = "http://dl.yf.io/drn/"
 CHANNELS = (16, 32, 64, 128, 256, 512, 512, 512)
 
 
@@ -70,6 +71,7 @@ class DRN(nn.Module):
             self.add_module(f"layer{level + 1}", layer)
         self.fc = Conv2d(in_channels, num_classes, 1)
         self.apply(init_weights)
+        init_classifier(self.fc)
 
     def features(self, x: Tensor) -> Tensor:
         """The maps before the mean: (n, c, h / 8, w / 8)."""
@@ -112,19 +114,19 @@ def drn_b_26(num_classes: int = 1000) -> DRN:
     return DRN(BasicBlock, (2, 2, 2, 2), BasicBlock, num_classes)
 
 
-@register_model(names_follow="paper")
+@register_model(names_follow="paper", weights_url=AUTHORS + "drn_c_26-ddedf421.pth")
 def drn_c_26(num_classes: int = 1000) -> DRN:
     """DRN-C-26 with its authors' state_dict."""
     return DRN(BasicBlock, (2, 2, 2, 2), PlainBlock, num_classes)
 
 
-@register_model(names_follow="paper")
+@register_model(names_follow="paper", weights_url=AUTHORS + "drn_c_42-9d336e8c.pth")
 def drn_c_42(num_classes: int = 1000) -> DRN:
     """DRN-C-42 with its authors' state_dict."""
     return DRN(BasicBlock, (3, 4, 6, 3), PlainBlock, num_classes)
 
 
-@register_model(names_follow="paper")
+@register_model(names_follow="paper", weights_url=AUTHORS + "drn_c_58-0a53a92c.pth")
 def drn_c_58(num_classes: int = 1000) -> DRN:
     """DRN-C-58 with its authors' state_dict."""
     return DRN(Bottleneck, (3, 4, 6, 3), PlainBlock, num_classes)

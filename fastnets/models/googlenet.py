@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fastnets.layers import Branches, ConvNormActivation
 from fastnets.layers.blocks import init_weights
 from fastnets.layers.branches import numbered
-from fastnets.models._registry import register_model
+from fastnets.models._registry import TORCHVISION, register_model
 
 # Table 1 of the paper: 1×1; 3×3 reduced and full; 5×5 reduced and full; after the pooling.
 MODULES = {
@@ -28,7 +28,6 @@ MODULES = {
     "5a": (256, 160, 320, 32, 128, 128),
     "5b": (384, 192, 384, 48, 128, 128),
 }
-POOLED_AFTER = {"3b": nn.MaxPool2d(3, 2, ceil_mode=True), "4e": nn.MaxPool2d(2, 2, ceil_mode=True)}
 
 
 class GoogLeNetOutputs(NamedTuple):
@@ -98,6 +97,8 @@ class GoogLeNet(nn.Module):
             self.add_module(f"inception{name}", inception(channels, sizes))
             one, _, three, _, five, pooled = sizes
             channels = one + three + five + pooled
+        self.maxpool3 = nn.MaxPool2d(3, 2, ceil_mode=True)
+        self.maxpool4 = nn.MaxPool2d(2, 2, ceil_mode=True)
         self.aux1 = AuxiliaryClassifier(512, num_classes)
         self.aux2 = AuxiliaryClassifier(528, num_classes)
         self.dropout = nn.Dropout(0.2)
@@ -112,14 +113,19 @@ class GoogLeNet(nn.Module):
             x = self.get_submodule(f"inception{name}")(x)
             if self.training and name in ("4a", "4d"):
                 auxiliary.append((self.aux1 if name == "4a" else self.aux2)(x))
-            if name in POOLED_AFTER:
-                x = POOLED_AFTER[name](x)
+            if name in ("3b", "4e"):
+                x = (self.maxpool3 if name == "3b" else self.maxpool4)(x)
         logits = self.fc(self.dropout(x.mean((2, 3))))
         return GoogLeNetOutputs(logits, *reversed(auxiliary)) if self.training else logits
 
 
 # torchvision's weights come from TensorFlow, and were trained on values from -1 to 1.
-@register_model(names_follow="torchvision", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+@register_model(
+    names_follow="torchvision",
+    mean=(0.5, 0.5, 0.5),
+    std=(0.5, 0.5, 0.5),
+    weights_url=TORCHVISION + "googlenet-1378be20.pth",
+)
 def googlenet(num_classes: int = 1000) -> GoogLeNet:
     """GoogLeNet with torchvision's ``googlenet`` state_dict."""
     return GoogLeNet(num_classes)

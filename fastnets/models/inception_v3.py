@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fastnets.layers import ConvNormActivation, Mixed
 from fastnets.layers.blocks import init_weights
 from fastnets.layers.branches import Layer
-from fastnets.models._registry import register_model
+from fastnets.models._registry import TORCHVISION, register_model
 
 HALF = nn.MaxPool2d(3, 2)
 
@@ -153,6 +153,7 @@ class InceptionV3(nn.Module):
     mean=(0.5, 0.5, 0.5),
     std=(0.5, 0.5, 0.5),
     min_size=299,
+    weights_url=TORCHVISION + "inception_v3_google-0cc3c7bd.pth",
 )
 def inception_v3(num_classes: int = 1000) -> InceptionV3:
     """Inception v3 with torchvision's ``inception_v3`` state_dict."""

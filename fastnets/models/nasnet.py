@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fastnets.layers import Conv2d, ConvNormActivation, DropPath
 from fastnets.layers.blocks import init_weights
-from fastnets.models._registry import register_model
+from fastnets.models._registry import TIMM, register_model
 
 # Figure 4 of the paper: pairs of operations, whose results are added, and the states that they work on. State 0 is
 # the output of the cell before, 1 of the one before that, 2 and on are the sums. A digit is the kernel size of a
@@ -259,13 +259,23 @@ FACTS = {"interpolation": "bicubic", "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 
 
 
 # The names are those of the port from TensorFlow that people have, of https://github.com/Cadene.
-@register_model(names_follow="paper", **FACTS)
+@register_model(
+    names_follow="paper",
+    weights_url="http://data.lip6.fr/cadene/pretrainedmodels/nasnetamobile-7e03cead.pth",
+    **FACTS,
+)
 def nasnetamobile(num_classes: int = 1000, drop_path: float = 0.0) -> NASNet:
     """NASNet-A (4 @ 1056)."""
     return NASNet(4, 44, 32, num_classes, dropout=0.5, drop_path=drop_path)
 
 
-@register_model(names_follow="timm", input_size=331, crop=0.911, **FACTS)
+@register_model(
+    names_follow="timm",
+    input_size=331,
+    crop=0.911,
+    weights_url=TIMM + "v0.1-weights/nasnetalarge-dc4a7b8b.pth",
+    **FACTS,
+)
 def nasnetalarge(num_classes: int = 1000, drop_path: float = 0.0) -> NASNet:
     """NASNet-A (6 @ 4032) with timm's ``nasnetalarge`` state_dict."""
     return NASNet(6, 168, 96, num_classes, skip_reduction=True, count_padding=True, drop_path=drop_path)

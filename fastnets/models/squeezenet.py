@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from fastnets.layers import Conv2d
-from fastnets.layers.blocks import init_weights
-from fastnets.models._registry import register_model
+from fastnets.layers.blocks import init_classifier, init_weights
+from fastnets.models._registry import TORCHVISION, register_model
 
 # Table 1 of the paper: channels of squeeze and of each of the two expand layers.
 FIRES = ((16, 64), (16, 64), (32, 128), (32, 128), (48, 192), (48, 192), (64, 256), (64, 256))
@@ -67,20 +67,22 @@ class SqueezeNet(nn.Module):
                 self.features.append(nn.MaxPool2d(3, 2, ceil_mode=True))
             self.features.append(Fire(channels, squeeze, expand))
             channels = 2 * expand
-        self.classifier = nn.Sequential(nn.Dropout(0.5), Conv2d(channels, num_classes, 1), nn.ReLU(inplace=True))
+        last = Conv2d(channels, num_classes, 1)
+        self.classifier = nn.Sequential(nn.Dropout(0.5), last, nn.ReLU(inplace=True))
         self.apply(init_weights)
+        init_classifier(last)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.features(x)).mean((2, 3))
 
 
-@register_model(names_follow="torchvision")
+@register_model(names_follow="torchvision", weights_url=TORCHVISION + "squeezenet1_0-b66bff10.pth")
 def squeezenet1_0(num_classes: int = 1000) -> SqueezeNet:
     """SqueezeNet 1.0 with torchvision's ``squeezenet1_0`` state_dict."""
     return SqueezeNet(96, 7, (0, 3, 7), num_classes)
 
 
-@register_model(names_follow="torchvision")
+@register_model(names_follow="torchvision", weights_url=TORCHVISION + "squeezenet1_1-b8a52dc0.pth")
 def squeezenet1_1(num_classes: int = 1000) -> SqueezeNet:
     """SqueezeNet 1.1, with 2.4 times less computation, and torchvision's ``squeezenet1_1`` state_dict."""
     return SqueezeNet(64, 3, (0, 2, 4), num_classes)

@@ -11,7 +11,7 @@ from torch import nn
 from fastnets.layers import Conv2d, PlainNet
 from fastnets.layers.blocks import init_weights
 from fastnets.layers.plain import fully_connected, local_response_norm
-from fastnets.models._registry import register_model
+from fastnets.models._registry import TORCHVISION, register_model
 
 CHANNELS = (64, 128, 256, 512, 512)
 # Table 1 of the paper: the kernel sizes in each stage. A-LRN has those of A.
@@ -61,13 +61,13 @@ class VGG(PlainNet):
         self.apply(init_weights)
 
 
-@register_model(names_follow="torchvision")
+@register_model(names_follow="torchvision", weights_url=TORCHVISION + "vgg11-8a719046.pth")
 def vgg11(num_classes: int = 1000) -> VGG:
     """VGG A with torchvision's ``vgg11`` state_dict."""
     return VGG("A", num_classes)
 
 
-@register_model(names_follow="torchvision")
+@register_model(names_follow="torchvision", weights_url=TORCHVISION + "vgg11_bn-6002323d.pth")
 def vgg11_bn(num_classes: int = 1000) -> VGG:
     """VGG A with batch normalisation, and torchvision's ``vgg11_bn`` state_dict."""
     return VGG("A", num_classes, batch_norm=True)
@@ -79,13 +79,13 @@ def vgg_a_lrn(num_classes: int = 1000) -> VGG:
     return VGG("A", num_classes, response_norm=True)
 
 
-@register_model(names_follow="torchvision")
+@register_model(names_follow="torchvision", weights_url=TORCHVISION + "vgg13-19584684.pth")
 def vgg13(num_classes: int = 1000) -> VGG:
     """VGG B with torchvision's ``vgg13`` state_dict."""
     return VGG("B", num_classes)
 
 
-@register_model(names_follow="torchvision")
+@register_model(names_follow="torchvision", weights_url=TORCHVISION + "vgg13_bn-abd245e5.pth")
 def vgg13_bn(num_classes: int = 1000) -> VGG:
     """VGG B with batch normalisation, and torchvision's ``vgg13_bn`` state_dict."""
     return VGG("B", num_classes, batch_norm=True)
@@ -103,25 +103,25 @@ def vgg_c_bn(num_classes: int = 1000) -> VGG:
     return VGG("C", num_classes, batch_norm=True)
 
 
-@register_model(names_follow="torchvision")
+@register_model(names_follow="torchvision", weights_url=TORCHVISION + "vgg16-397923af.pth")
 def vgg16(num_classes: int = 1000) -> VGG:
     """VGG D with torchvision's ``vgg16`` state_dict."""
     return VGG("D", num_classes)
 
 
-@register_model(names_follow="torchvision")
+@register_model(names_follow="torchvision", weights_url=TORCHVISION + "vgg16_bn-6c64b313.pth")
 def vgg16_bn(num_classes: int = 1000) -> VGG:
     """VGG D with batch normalisation, and torchvision's ``vgg16_bn`` state_dict."""
     return VGG("D", num_classes, batch_norm=True)
 
 
-@register_model(names_follow="torchvision")
+@register_model(names_follow="torchvision", weights_url=TORCHVISION + "vgg19-dcbb9e9d.pth")
 def vgg19(num_classes: int = 1000) -> VGG:
     """VGG E with torchvision's ``vgg19`` state_dict."""
     return VGG("E", num_classes)
 
 
-@register_model(names_follow="torchvision")
+@register_model(names_follow="torchvision", weights_url=TORCHVISION + "vgg19_bn-c79401a0.pth")
 def vgg19_bn(num_classes: int = 1000) -> VGG:
     """VGG E with batch normalisation, and torchvision's ``vgg19_bn`` state_dict."""
     return VGG("E", num_classes, batch_norm=True)

@@ -6,6 +6,7 @@ import copy
 import importlib
 import math
 import sys
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -49,10 +50,10 @@ def build_meta(name: str, peer: bool = False) -> nn.Module:
         return build_peer(name, library) if peer and library != "paper" else create_model(name)
 
 
-def build_settled(name: str, **kwargs: Any) -> nn.Module:
-    """The network with settled values, without the time that drawing its own takes."""
+def build_settled(build: Callable[[], nn.Module]) -> nn.Module:
+    """What ``build`` makes, with settled values, without the time that drawing its own takes."""
     with torch.device("meta"):
-        model = create_model(name, **kwargs)
+        model = build()
     return settle(_allocate(model))
 
 
