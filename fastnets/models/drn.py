@@ -16,7 +16,6 @@ from fastnets.layers.blocks import init_classifier, init_weights
 from fastnets.models._registry import register_model
 from fastnets.models.resnet import ResNet
 
-AUTHORS = "http://dl.yf.io/drn/"
 CHANNELS = (16, 32, 64, 128, 256, 512, 512, 512)
 
 
@@ -114,19 +113,19 @@ def drn_b_26(num_classes: int = 1000) -> DRN:
     return DRN(BasicBlock, (2, 2, 2, 2), BasicBlock, num_classes)
 
 
-@register_model(names_follow="paper", weights_url=AUTHORS + "drn_c_26-ddedf421.pth")
+@register_model(names_follow="paper")
 def drn_c_26(num_classes: int = 1000) -> DRN:
     """DRN-C-26 with its authors' state_dict."""
     return DRN(BasicBlock, (2, 2, 2, 2), PlainBlock, num_classes)
 
 
-@register_model(names_follow="paper", weights_url=AUTHORS + "drn_c_42-9d336e8c.pth")
+@register_model(names_follow="paper")
 def drn_c_42(num_classes: int = 1000) -> DRN:
     """DRN-C-42 with its authors' state_dict."""
     return DRN(BasicBlock, (3, 4, 6, 3), PlainBlock, num_classes)
 
 
-@register_model(names_follow="paper", weights_url=AUTHORS + "drn_c_58-0a53a92c.pth")
+@register_model(names_follow="paper")
 def drn_c_58(num_classes: int = 1000) -> DRN:
     """DRN-C-58 with its authors' state_dict."""
     return DRN(Bottleneck, (3, 4, 6, 3), PlainBlock, num_classes)

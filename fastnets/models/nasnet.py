@@ -261,7 +261,6 @@ FACTS = {"interpolation": "bicubic", "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 
 # The names are those of the port from TensorFlow that people have, of https://github.com/Cadene.
 @register_model(
     names_follow="paper",
-    weights_url="http://data.lip6.fr/cadene/pretrainedmodels/nasnetamobile-7e03cead.pth",
     **FACTS,
 )
 def nasnetamobile(num_classes: int = 1000, drop_path: float = 0.0) -> NASNet:
