@@ -110,6 +110,12 @@ def settle(model: nn.Module, seed: int = 0) -> nn.Module:
             nn.init.normal_(module.weight, std=std, generator=generator)
             if module.bias is not None:
                 nn.init.uniform_(module.bias, -0.1, 0.1, generator=generator)
+    for block in model.modules():
+        # A residual is small beside what it is added to: or values double with every block, until attention's sigmoids,
+        # a hundred layers on, turn roundings into other results.
+        last = getattr(block, "bn3", getattr(block, "bn2", None))
+        if hasattr(block, "downsample") and isinstance(last, nn.BatchNorm2d):
+            last.weight.data.mul_(0.3)
     return model
 
 
