@@ -10,13 +10,26 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+# The jobs that a shell runs in the background ignore Ctrl-C, and so would this test's process.
+PYTEST = """
+import signal, sys, pytest
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.exit(pytest.main(sys.argv[1:]))
+"""
 
 
 def test_interrupted_run_is_written(tmp_path):
     file = tmp_path / "run.json"
-    command = [sys.executable, "-u", "-m", "pytest", "benchmarks/test_channel_shuffle.py", f"--benchmark-json={file}"]
+    arguments = [
+        "benchmarks/test_channel_shuffle.py",
+        f"--benchmark-json={file}",
+        "-p",
+        "no:cacheprovider",
+        "-k",
+        "split",
+    ]
     process = subprocess.Popen(
-        [*command, "-p", "no:cacheprovider", "-k", "split"],
+        [sys.executable, "-c", PYTEST, *arguments],
         cwd=ROOT, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )  # fmt: skip
     for line in process.stdout:
