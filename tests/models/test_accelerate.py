@@ -374,7 +374,7 @@ def test_bfloat16_is_as_close_as_the_model_in_bfloat16():
 def test_the_table_names_every_layer(capsys):
     accelerate(create_model("mobilenetv1_100", width=0.25).eval(), verbose=True)
     printed = capsys.readouterr().out
-    assert printed.count("fastnets depthwise_conv2d  with relu6") == 13 or "fastnets depthwise_conv2d" in printed
+    assert printed.count("fastnets depthwise_conv2d  with relu6") == 13
     assert printed.startswith("layer ") and "oneDNN, packed" in printed
 
 
