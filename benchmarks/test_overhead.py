@@ -7,30 +7,11 @@ from statistics import median
 
 import pytest
 import torch
-
-from fastnets import ops
+from examples import examples
 
 CALLS, ROUNDS = 2000, 15
-x, w, one = torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, 1), torch.ones(1)
-box = torch.tensor([[0.0, 0.0, 1.0, 1.0]])
-SMALLEST = {
-    "batch_moments": lambda: ops.batch_moments(x),
-    "batched_nms": lambda: ops.batched_nms(box, one, torch.zeros(1, dtype=torch.int64), 0.5),
-    "channel_shuffle": lambda: ops.channel_shuffle(x, 1),
-    "conv2d": lambda: ops.conv2d(x, w),
-    "corner_pool": lambda: ops.corner_pool(x, "top"),
-    "corner_pool_sum": lambda: ops.corner_pool_sum(x, x, "top_left"),
-    "depthwise_conv2d": lambda: ops.depthwise_conv2d(x, w),
-    "grouped_conv2d": lambda: ops.grouped_conv2d(x, w),
-    "nms": lambda: ops.nms(box, one, 0.5),
-    "pixel_shuffle": lambda: ops.pixel_shuffle(x, 1),
-    "pixel_shuffle_to_uint8": lambda: ops.pixel_shuffle_to_uint8(x, 1),
-    "precision_gate_conv2d": lambda: ops.precision_gate_conv2d(x, w, one),
-    "shuffle_split": lambda: ops.shuffle_split(x, x),
-    "soft_nms": lambda: ops.soft_nms(box, one),
-    "strip_pool": lambda: ops.strip_pool(x),
-    "sync_batch_norm": lambda: ops.sync_batch_norm(x, one, one),
-}
+SMALLEST = examples(1)
+x = torch.ones(1)
 
 
 def _microseconds(fn) -> float:

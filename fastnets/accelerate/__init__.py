@@ -61,7 +61,7 @@ def accelerate(
     if dtype is not None:
         fast = fast.to(dtype)
     if example is not None:
-        prove(model, fast, example if isinstance(example, tuple) else (example,), dtype)
+        prove(model, fast, example if isinstance(example, tuple) else (example,))
     if verbose:
         print(table)
     return fast

@@ -269,4 +269,6 @@ def _tell(network: fx.GraphModule, name: str, table: Table) -> None:
             runs, note = _RUNS[type(module)], "with " + ", ".join(fused) if fused else ""  # type: ignore[index]
         elif module is not None and has_hooks(module):
             note = "has hooks"
+        elif type(module).__module__.startswith("fastnets."):
+            runs = "fastnets"
         table.add(f"{name}.{layer}".lstrip("."), kind, runs, note)

@@ -13,6 +13,7 @@ from torch import nn
 
 import fastnets
 from fastnets.accelerate import accelerate
+from fastnets.accelerate._proof import prove
 from fastnets.layers import DepthwiseConv2d, PackedConv2d
 from fastnets.models import create_model, list_models
 
@@ -371,11 +372,28 @@ def test_bfloat16_is_as_close_as_the_model_in_bfloat16():
     assert {p.dtype for p in fast.parameters()} == {torch.bfloat16}
 
 
+@torch.inference_mode()
+def test_a_model_that_is_in_bfloat16_is_proved_by_its_own_rounding():
+    model = settle(create_model("mobilenet_v2", num_classes=10, width=0.25)).eval().bfloat16()
+    x = image(2, 3, 64, torch.bfloat16)
+    accelerate(model, x)
+    wrong = copy.deepcopy(model)
+    wrong.classifier[1].bias.add_(1)
+    with pytest.raises(RuntimeError, match="where rounding explains"):
+        prove(wrong, accelerate(model), (x,))
+
+
 def test_the_table_names_every_layer(capsys):
     accelerate(create_model("mobilenetv1_100", width=0.25).eval(), verbose=True)
     printed = capsys.readouterr().out
     assert printed.count("fastnets depthwise_conv2d  with relu6") == 13
     assert printed.startswith("layer ") and "oneDNN, packed" in printed
+
+
+def test_the_table_knows_the_layers_of_fastnets(capsys):
+    accelerate(nn.Sequential(fastnets.layers.ChannelShuffle(2), nn.ReLU()).eval(), verbose=True)
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert rows[1:] == [["0", "ChannelShuffle", "fastnets"], ["1", "ReLU", "PyTorch"]]
 
 
 # ---- convert, revert -------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from fastnets.models import create_model, list_models, model_info
 from fastnets.models.count import Layer, count, measure
 
 # Parameters and billions of multiply-accumulates as torchvision says; where it has no such network, parameters as timm
-# or the authors' release do, and multiply-accumulates that the tests of the families compare with the papers.
+# or the authors' release do. The rest are our own counts, which only guard against change.
 PUBLISHED = {
     "alexnet": (61_100_840, 0.714),
     "alexnet_lrn": (62_378_344, 1.135),
