@@ -103,16 +103,17 @@ def _batch_moments_parts_kernel(
 @triton.jit(do_not_specialize=SIZES)
 def _batch_moments_merge_kernel(
     x_ptr, parts_ptr, mean_ptr, m2_ptr, values, channels, space, part_values, parts,
-    LAST: tl.constexpr, VARIANCE: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr, BLOCK_C: tl.constexpr,
+    LAST: tl.constexpr, VARIANCE: tl.constexpr, INDEX: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
-    mean = tl.zeros((BLOCK_C,), ACC)
-    m2 = tl.zeros((BLOCK_C,), ACC)
-    count = tl.zeros((), ACC)
+    # Each merge rounds, and there may be a thousand.
+    mean = tl.zeros((BLOCK_C,), tl.float64)
+    m2 = tl.zeros((BLOCK_C,), tl.float64)
+    count = tl.zeros((), tl.float64)
     rest = tl.zeros((), tl.int64) + values
     parts_ptr += c
     for _ in range(parts):
-        more = tl.minimum(rest, part_values).to(ACC)
+        more = tl.minimum(rest, part_values).to(tl.float64)
         part_mean = tl.load(parts_ptr, c < channels, other=0.0)
         part_m2 = tl.load(parts_ptr + channels, c < channels, other=0.0)
         weight = more / tl.maximum(count + more, 1.0)
@@ -123,7 +124,7 @@ def _batch_moments_merge_kernel(
         rest -= tl.minimum(rest, part_values)
         parts_ptr += 2 * channels
     at = c.to(INDEX) if LAST else c.to(INDEX) * space
-    mean += tl.load(x_ptr + at, (c < channels) & (values > 0), other=0.0).to(ACC)
+    mean += tl.load(x_ptr + at, (c < channels) & (values > 0), other=0.0).to(tl.float64)
     tl.store(mean_ptr + c, mean, c < channels)
     tl.store(m2_ptr + c, m2 / tl.maximum(count, 1.0) if VARIANCE else m2, c < channels)
 
@@ -142,7 +143,7 @@ def fwd_launches(x: Tensor, mean: Tensor, m2: Tensor, *, as_variance: bool = Fal
     parts = mean.new_empty((t.parts, 2, t.channels))
     constants = t.constants(x, parts)
     block = min(128, triton.next_power_of_2(t.channels))
-    merged = {k: constants[k] for k in ("LAST", "INDEX", "ACC", "num_warps")}
+    merged = {k: constants[k] for k in ("LAST", "INDEX", "num_warps")}
     merged |= {"VARIANCE": as_variance, "BLOCK_C": block}
     args = x, parts, mean, m2, *t.sizes, t.steps * t.block_r, t.parts
     return [

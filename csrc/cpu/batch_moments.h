@@ -81,27 +81,29 @@ Sum<T> origin(const Map& m, const void* x, int64_t c) {
   return static_cast<Sum<T>>(static_cast<const T*>(x)[m.last ? c : c * m.l]);
 }
 
-// Merges the parts' moments, in their order, into mean and m2 of channels [begin, end).
+// Merges the parts' moments, in their order and in double, into mean and m2 of channels [begin, end): each merge
+// rounds, and there may be thousands.
 template <typename T>
 void merge(const Cut& cut, const void* x, const Sum<T>* parts, Range channels, Sum<T>* mean, Sum<T>* m2) {
-  using A = Sum<T>;
-  const int64_t c = cut.map.c;
+  const int64_t c = cut.map.c, size = channels.end - channels.begin;
+  std::vector<double> means(size), squares(size);
   int64_t count = 0;
-  std::fill(mean + channels.begin, mean + channels.end, A(0));
-  std::fill(m2 + channels.begin, m2 + channels.end, A(0));
   for (int64_t part = 0; part < cut.parts; ++part) {
     const int64_t more = cut.count(part);
     if (more == 0) continue;
-    const A *part_mean = parts + 2 * part * c, *part_m2 = part_mean + c;
-    const A weight = A(more) / A(count + more), square = A(count) * weight;
-    for (int64_t i = channels.begin; i < channels.end; ++i) {
-      const A delta = part_mean[i] - mean[i];
-      mean[i] += delta * weight;
-      m2[i] += part_m2[i] + delta * delta * square;
+    const Sum<T>*part_mean = parts + 2 * part * c + channels.begin, *part_m2 = part_mean + c;
+    const double weight = double(more) / double(count + more), square = double(count) * weight;
+    for (int64_t i = 0; i < size; ++i) {
+      const double delta = part_mean[i] - means[i];
+      means[i] += delta * weight;
+      squares[i] += part_m2[i] + delta * delta * square;
     }
     count += more;
   }
-  for (int64_t i = channels.begin; i < channels.end; ++i) mean[i] += origin<T>(cut.map, x, i);
+  for (int64_t i = 0; i < size; ++i) {
+    mean[channels.begin + i] = static_cast<Sum<T>>(means[i] + double(origin<T>(cut.map, x, channels.begin + i)));
+    m2[channels.begin + i] = static_cast<Sum<T>>(squares[i]);
+  }
 }
 
 // Mean and m2 of all channels, of an x that is not empty.

@@ -134,11 +134,11 @@ FASTNETS_INLINE void for_channels(int64_t channels, const F& f) {
   for (; c < channels; c += L) f.template at<L, 1>(std::min(c, channels - L), c);
 }
 
-// The rows of a part are taken in blocks that a first-level cache holds, all channels of one before the next: so memory
-// is read in its order.
+// The rows of a part are summed up in blocks of so many, all channels of one before the next, and the next is fetched
+// meanwhile: processors do not foresee this order.
 template <typename T>
 int64_t rows_in_block(int64_t channels) {
-  return std::clamp<int64_t>((32 << 10) / (channels * static_cast<int64_t>(sizeof(T))), 8, 64);
+  return std::clamp<int64_t>((8 << 10) / (channels * static_cast<int64_t>(sizeof(T))), 8, 64);
 }
 
 // Sums of a block of rows that lie `step` apart: of x - pivot and its square, added to s and q.
@@ -157,6 +157,7 @@ struct BlockDeviations {
     const T* from = x + c;
     for (int64_t r = rows, down = step; r > 0; --r, from += down)
       for (int k = 0; k < W; ++k) {
+        __builtin_prefetch(from + k * L + rows * down);
         const Vec<A, L> d = load<T, L>(from + k * L) - p[k];
         s0[k] += d, q0[k] += d * d;
       }

@@ -39,6 +39,7 @@ struct Normalize {
   FASTNETS_INLINE Vec<Sum<T>, L> at(int64_t i) const {
     return (load<T, L>(x + i) - mean) * scale + bias;
   }
+  FASTNETS_INLINE void fetch(int64_t i) const { __builtin_prefetch(x + i, 0, 2); }
 };
 
 // dx = (dy - shift - (x - mean) * slope) * scale of one channel.
@@ -52,6 +53,7 @@ struct Gradient {
   FASTNETS_INLINE Vec<Sum<T>, L> at(int64_t i) const {
     return (load<T, L>(dy + i) - shift - (load<T, L>(x + i) - mean) * slope) * scale;
   }
+  FASTNETS_INLINE void fetch(int64_t i) const { __builtin_prefetch(x + i, 0, 2), __builtin_prefetch(dy + i, 0, 2); }
 };
 
 // Writes a plane. A stream writes whole cache lines: single values up to the first of them.
@@ -61,9 +63,9 @@ FASTNETS_INLINE void write_plane(const F& f, int64_t length, bool streams) {
   int64_t i = 0;
   if (length >= L && streams) {
     for (; i < length && !can_stream<T, L>(f.out + i, L); ++i) store<T, 1>(f.out + i, f.template at<1>(i));
-    for (; i + L <= length; i += L) stream<T, L>(f.out + i, f.template at<L>(i));
+    for (; i + L <= length; i += L) f.fetch(i + length), stream<T, L>(f.out + i, f.template at<L>(i));
   } else if (length >= L) {
-    for (; i + L <= length; i += L) store<T, L>(f.out + i, f.template at<L>(i));
+    for (; i + L <= length; i += L) f.fetch(i + length), store<T, L>(f.out + i, f.template at<L>(i));
     if (i < length) store<T, L>(f.out + length - L, f.template at<L>(length - L));
     return;
   }
@@ -257,6 +259,8 @@ struct BlockProducts {
     const T *gradient = dy + c, *from = x + c;
     for (int64_t i = rows, down = step; i > 0; --i, gradient += down, from += down)
       for (int k = 0; k < W; ++k) {
+        __builtin_prefetch(gradient + k * L + rows * down);
+        __builtin_prefetch(from + k * L + rows * down);
         const Vec<A, L> g = load<T, L>(gradient + k * L);
         s0[k] += g, q0[k] += g * (load<T, L>(from + k * L) - m[k]);
       }
@@ -279,35 +283,45 @@ struct SumsOfSlots {
   }
 };
 
+// Calls f with the first of some rows and their number: the last part first, as the pass before left it in the caches.
+// In a part memory is written in its order, as processors foresee it: one row at a time, unless that is one step of
+// for_channels.
+template <typename A, typename F>
+FASTNETS_INLINE void for_rows(const Cut& cut, Range parts, const F& f) {
+  const int64_t block = cut.map.c <= 4 * kLanes<A> ? 64 : 1;
+  for (int64_t part = parts.end - 1; part >= parts.begin; --part) {
+    const Range r = share(cut.blocks, part, cut.parts);
+    for (int64_t i = r.begin; i < r.end; i += block) f(i, std::min(block, r.end - i));
+  }
+}
+
 template <typename T>
 void forward_rows(const Problem& p, int64_t begin, int64_t end) {
-  const int64_t c = p.cut.map.c, block = moments::rows_in_block<T>(c);
-  const Range all{share(p.cut.blocks, begin, p.cut.parts).begin, share(p.cut.blocks, end - 1, p.cut.parts).end};
-  for (int64_t last = all.end; last > all.begin; last -= block) {
-    const int64_t first = std::max(all.begin, last - block), at = first * c;
+  const int64_t c = p.cut.map.c;
+  for_rows<Sum<T>>(p.cut, {begin, end}, [&](int64_t first, int64_t count) {
+    const int64_t at = first * c;
     const NormalizeRows<T> rows{static_cast<const T*>(p.x) + at,
                                 static_cast<T*>(p.out) + at,
-                                last - first,
+                                count,
                                 c,
                                 vector<T>(p.mean),
                                 vector<T>(p.scale),
                                 vector<T>(p.bias),
                                 p.streams};
     moments::for_channels<Sum<T>>(c, rows);
-  }
+  });
   finish_streams();
 }
 
 template <typename T>
 void dx_rows(const Problem& p, int64_t begin, int64_t end) {
-  const int64_t c = p.cut.map.c, block = moments::rows_in_block<T>(c);
-  const Range all{share(p.cut.blocks, begin, p.cut.parts).begin, share(p.cut.blocks, end - 1, p.cut.parts).end};
-  for (int64_t last = all.end; last > all.begin; last -= block) {
-    const int64_t first = std::max(all.begin, last - block), at = first * c;
+  const int64_t c = p.cut.map.c;
+  for_rows<Sum<T>>(p.cut, {begin, end}, [&](int64_t first, int64_t count) {
+    const int64_t at = first * c;
     const GradientRows<T> rows{static_cast<const T*>(p.dy) + at,
                                static_cast<const T*>(p.x) + at,
                                static_cast<T*>(p.out) + at,
-                               last - first,
+                               count,
                                c,
                                vector<T>(p.mean),
                                vector<T>(p.scale),
@@ -315,7 +329,7 @@ void dx_rows(const Problem& p, int64_t begin, int64_t end) {
                                vector<T>(p.slope),
                                p.streams};
     moments::for_channels<Sum<T>>(c, rows);
-  }
+  });
   finish_streams();
 }
 

@@ -139,16 +139,16 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t c = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (c == 0 && count) *count = w.map.n * w.map.l;
   if (c >= w.map.c) return;
-  A count_so_far = 0, mean_so_far = 0, m2_so_far = 0;
+  double count_so_far = 0, mean_so_far = 0, m2_so_far = 0;  // each merge rounds, and there may be thousands
   for (int64_t p = 0; p < w.parts; ++p) {
-    const A more = static_cast<A>(min(w.chunk, w.items - p * w.chunk) * (w.map.last ? 1 : width));
-    const A share = more / (count_so_far + more), delta = parts[2 * p * w.map.c + c] - mean_so_far;
+    const double more = static_cast<double>(min(w.chunk, w.items - p * w.chunk) * (w.map.last ? 1 : width));
+    const double share = more / (count_so_far + more), delta = parts[2 * p * w.map.c + c] - mean_so_far;
     mean_so_far += delta * share;
     m2_so_far += parts[(2 * p + 1) * w.map.c + c] + delta * delta * (count_so_far * share);
     count_so_far += more;
   }
-  mean[c] = w.parts > 0 ? mean_so_far + origin_of(x, w.map, c) : A(0);
-  m2[c] = variance && w.parts > 0 ? m2_so_far / count_so_far : m2_so_far;
+  mean[c] = w.parts > 0 ? static_cast<A>(mean_so_far + origin_of(x, w.map, c)) : A(0);
+  m2[c] = static_cast<A>(variance && w.parts > 0 ? m2_so_far / count_so_far : m2_so_far);
 }
 
 inline Work plan(const Map& map, int width, int64_t most) {

@@ -168,6 +168,15 @@ def test_a_large_mean_costs_no_digits(backend, layout, where):
     torch.testing.assert_close(y, F.batch_norm(x.double(), None, None, training=True).float(), rtol=1e-3, atol=2e-3)
 
 
+@pytest.mark.parametrize("layout", (torch.contiguous_format, torch.channels_last))
+def test_a_mean_near_zero_of_many_parts(backend, layout):
+    """Whose first value, which the parts' means are told from, is far from it: the last place of 3 is 2**-22."""
+    x = torch.randn(4, 64, 24, 800 if backend == "cpu" else 24, generator=torch.Generator().manual_seed(0))
+    x[0, :, 0, 0] = 3
+    x = x.contiguous(memory_format=layout)
+    torch.testing.assert_close(batch_moments(x)[0].double(), x.double().mean((0, 2, 3)), rtol=0, atol=2**-22)
+
+
 @in_both_layouts
 @pytest.mark.parametrize("value", (math.nan, math.inf))
 def test_nan_and_infinity_stay_in_their_channel(backend, layout, value):
