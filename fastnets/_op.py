@@ -157,11 +157,11 @@ class Op:
             self._refuse_tangents(args)
         # A call that nothing listens to (mode, transform, tracer, autocast) skips PyTorch's
         # dispatcher, which would cost 4 µs to arrive at this same line.
-        if _dispatch_state() in _PLAIN:
+        if _nothing_listens():
             needs = _needs(args[: self.tensors])
             if needs == "nothing":
                 return self.run(*args)
-            if needs == "gradient" and self.differentiable:
+            if needs == "gradient" and self.differentiable and _excluded().raw_repr() in _PLAIN_EXCLUDED:
                 return self.differentiable(*args)
         elif self.transformable and torch._C._are_functorch_transforms_active():
             return self.transformable(*args)
@@ -230,20 +230,23 @@ class Op:
         return kernel
 
 
-def _dispatch_state() -> tuple[int, int]:
-    """This thread's included and excluded dispatch keys: modes, transforms and autocast show here."""
-    include, exclude = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
-    return include.raw_repr(), exclude.raw_repr()
+# This thread's dispatch keys, beside those of tensors. Modes, transforms and tracers show in the included ones, and below
+# autograd, where nothing is recorded, some are excluded.
+_included, _excluded = torch._C._dispatch_tls_local_include_set, torch._C._dispatch_tls_local_exclude_set
 
 
-def _plain_states() -> set[tuple[int, int]]:
+def _plain_keys() -> tuple[set[int], set[int]]:
     with torch.inference_mode(False):
-        normal = _dispatch_state()
+        included, excluded = {_included().raw_repr()}, {_excluded().raw_repr()}
     with torch.inference_mode():
-        return {normal, _dispatch_state()}
+        return included | {_included().raw_repr()}, excluded
 
 
-_PLAIN = _plain_states()
+_PLAIN_INCLUDED, _PLAIN_EXCLUDED = _plain_keys()
+
+
+def _nothing_listens() -> bool:
+    return _included().raw_repr() in _PLAIN_INCLUDED and not torch._C._is_any_autocast_enabled()
 
 
 def _needs(tensors: tuple[Tensor | None, ...]) -> str:
@@ -264,7 +267,7 @@ def _needs(tensors: tuple[Tensor | None, ...]) -> str:
 
 def is_plain(*tensors: Tensor | None) -> bool:
     """Whether a call on these tensors computes numbers and nothing else: no mode, transform, tracer or gradient."""
-    return _dispatch_state() in _PLAIN and _needs(tensors) == "nothing"
+    return _nothing_listens() and _needs(tensors) == "nothing"
 
 
 class Report(dict[str, dict[str, Any]]):

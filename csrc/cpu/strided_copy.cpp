@@ -95,11 +95,16 @@ CopyPlan::CopyPlan(StridedCopy copy) {
     plan_gather(copy);
   kernel_ = kernel_for(block_);
   loops_ = copy.axes;
-  if (block_.move == Move::kGather) {  // blocks that read the same cache lines follow each other
-    const auto near = [](const Axis& a, const Axis& b) { return std::abs(a.from) < std::abs(b.from); };
-    const auto nearest = std::min_element(loops_.begin(), loops_.end(), near);
-    if (nearest != loops_.end()) std::rotate(nearest, nearest + 1, loops_.end());
-  }
+  // Innermost is where blocks that are gathered read the same cache lines; and where short runs are moved, the longest
+  // loop: a call of the kernel takes as long as some of them.
+  constexpr int64_t kShort = 512;
+  const auto near = [](const Axis& a, const Axis& b) { return std::abs(a.from) < std::abs(b.from); };
+  const auto longer = [](const Axis& a, const Axis& b) { return a.size > b.size; };
+  const auto inner = block_.move == Move::kGather ? std::min_element(loops_.begin(), loops_.end(), near)
+                     : block_.move == Move::kRun && block_.count <= kShort
+                         ? std::min_element(loops_.begin(), loops_.end(), longer)
+                         : loops_.end();
+  if (inner != loops_.end()) std::rotate(inner, inner + 1, loops_.end());
   if (loops_.empty()) loops_.push_back({1, 0, 0});
 }
 

@@ -2,6 +2,7 @@
 #include "strip_pool.h"
 
 #include <algorithm>
+#include <memory>
 #include <tuple>
 
 #define FASTNETS_KERNELS "strip_pool_kernels.h"
@@ -11,6 +12,7 @@
 namespace fastnets {
 namespace {
 
+using strip::Pass;
 using strip::Problem;
 
 Problem problem(const Four& s, bool last) {
@@ -19,18 +21,27 @@ Problem problem(const Four& s, bool last) {
   return p;
 }
 
-// Cuts each image into chunks of a multiple of `unit` of its `count` lanes or rows, so that threads are busy. No sum
-// runs over two of them.
+// Cuts what each image (or part of one) has of lanes or rows, `count`, into chunks of a multiple of `unit`, so that
+// threads are busy. No sum runs over two of them.
 void cut(Problem& p, int64_t count, int64_t unit) {
-  const int64_t wanted = ceil_div(2 * torch::stable::get_num_threads(), std::max<int64_t>(1, p.images));
+  const int64_t wanted = ceil_div(2 * torch::stable::get_num_threads(), std::max<int64_t>(1, p.images * p.parts));
   p.chunk = ceil_div(ceil_div(count, wanted), unit) * unit;
   p.chunks = ceil_div(count, std::max<int64_t>(1, p.chunk));
 }
 
-void run(const Problem& p, ScalarType type, bool last, bool is_backward) {
+// Cuts the rows of an image: into 32 tasks at most, of 16 rows at least, as many sums take memory; and of 256 rows at
+// most, of which a column adds up 64 fours, as more lose digits.
+int64_t parts_of(const Problem& p) {
+  constexpr int64_t kTasks = 32, kLeast = 16, kMost = 256;
+  const int64_t least = std::max<int64_t>(1, ceil_div(p.height, kMost));
+  return std::clamp(kTasks / std::max<int64_t>(1, p.images), least, std::max(least, p.height / kLeast));
+}
+
+void run(const Problem& p, ScalarType type, bool last, Pass pass) {
   constexpr int64_t kTask = 1 << 15;
-  const int64_t tasks = p.images * p.chunks, work = p.images * p.height * p.width * p.lanes;
-  const strip::Kernel kernel = FASTNETS_FOR_THIS_CPU(strip_pool_kernel)(type, last, is_backward);
+  const int64_t tasks = pass == Pass::merge ? p.images * p.width : p.images * p.parts * p.chunks;
+  const int64_t work = p.images * p.height * p.width * p.lanes;
+  const strip::Kernel kernel = FASTNETS_FOR_THIS_CPU(strip_pool_kernel)(type, last, pass);
   torch::stable::parallel_for(0, tasks, std::max<int64_t>(1, kTask * tasks / std::max<int64_t>(1, work)),
                               [&](int64_t begin, int64_t end) { kernel(p, begin, end); });
 }
@@ -43,10 +54,16 @@ std::tuple<Tensor, Tensor> strip_pool(const Tensor& x) {
   const Tensor columns = empty(x, {s.n, s.c, 1, s.w}, last);
   Problem p = problem(s, last);
   constexpr int64_t kLine = 64;
-  if (last) cut(p, s.c, kLine / static_cast<int64_t>(x.element_size()));
   p.x = const_cast<void*>(from.const_data_ptr());
   p.rows = rows.mutable_data_ptr(), p.columns = columns.mutable_data_ptr();
-  run(p, x.scalar_type(), last, false);
+  if (!last) return run(p, x.scalar_type(), last, Pass::forward), std::tuple{rows, columns};
+  p.parts = parts_of(p);
+  cut(p, s.c, kLine / static_cast<int64_t>(x.element_size()));
+  const int64_t bytes = x.scalar_type() == ScalarType::Double ? sizeof(double) : sizeof(float);
+  const std::unique_ptr<char[]> sums(new char[p.images * p.parts * p.width * p.lanes * bytes]);
+  p.sums = sums.get();
+  run(p, x.scalar_type(), last, Pass::forward);
+  run(p, x.scalar_type(), last, Pass::merge);
   return {rows, columns};
 }
 
@@ -65,7 +82,7 @@ Tensor strip_pool_backward(const Tensor& drows, const Tensor& dcolumns, bool cha
   p.streams = dx.numel() * static_cast<int64_t>(dx.element_size()) > kThirdLevel;
   p.x = dx.mutable_data_ptr();
   p.rows = const_cast<void*>(from_rows.const_data_ptr()), p.columns = const_cast<void*>(from_columns.const_data_ptr());
-  run(p, drows.scalar_type(), channels_last, true);
+  run(p, drows.scalar_type(), channels_last, Pass::backward);
   return dx;
 }
 

@@ -1,14 +1,18 @@
 // Means of rows and columns. Included by isa.h: no guard.
 //
 // Contiguous: lanes are columns. A task is an image; four rows at a time are added to four sums in registers and, added
-// up, to the sums of the columns in the first-level cache. channels_last: lanes are channels. A task is a chunk of them
-// in one image; a pixel is added to the sums of its row and of its column, which lie in the caches. Either way x is
-// read once, bytes * n * c * h * w, and what is written is less by a factor of about h or w.
+// up, to the sums of the columns in the first-level cache. channels_last: lanes are channels. A task is a part of an
+// image's rows (where threads lack work, of a chunk of the channels); four pixels of four rows at a time are added up
+// in registers, and to the sums of rows and columns in the caches. Either way x is read once, bytes * n * c * h * w,
+// and what is written is less by a factor of about h, w or a part's 16 rows.
 #include <algorithm>
 #include <vector>
 
 namespace fastnets::FASTNETS_ISA::strip_pool {
 
+using fastnets::Range;
+using fastnets::share;
+using strip::Pass;
 using strip::Problem;
 
 constexpr int64_t kBlock = 64;  // numbers of a sum that are added one after another
@@ -94,43 +98,83 @@ void forward_contiguous(const Problem& p, int64_t begin, int64_t end) {
   }
 }
 
-// Adds the pixel of `count` channels to the sums of its row and of its column.
-template <typename T>
-FASTNETS_INLINE void add_pixel(const T* x, int64_t count, Sum<T>* row, Sum<T>* column) {
+constexpr int64_t kPixels = 4;  // of a row that are added up in registers
+
+// Adds W vectors of up to kPixels pixels of R rows (one or four) to the sums of these columns and to those of the rows,
+// which lie `count` apart.
+template <typename T, int L, int R, int W>
+FASTNETS_INLINE void add_pixels(const Problem& p, const T* x, int64_t pixels, Sum<T>* columns, Sum<T>* rows,
+                                int64_t count) {
   using A = Sum<T>;
-  constexpr int L = kLanes<A>;
-  int64_t k = 0;
-  for (; k + L <= count; k += L) {
-    const Vec<A, L> v = load<T, L>(x + k);
-    store<A, L>(row + k, load<A, L>(row + k) + v);
-    store<A, L>(column + k, load<A, L>(column + k) + v);
+  Vec<A, L> total[R][W] = {};
+  for (int64_t j = 0; j < pixels; ++j, x += p.lanes, columns += p.lanes) {
+    Vec<A, L> column[W] = {};
+    for (int r = 0; r < R; ++r)
+      for (int k = 0; k < W; ++k) {
+        const T* const from = x + r * p.width * p.lanes + k * L;
+        __builtin_prefetch(from + kPixels * p.lanes);
+        const Vec<A, L> v = load<T, L>(from);
+        total[r][k] += v, column[k] += v;
+      }
+    for (int k = 0; k < W; ++k) store<A, L>(columns + k * L, load<A, L>(columns + k * L) + column[k]);
   }
-  for (; k < count; ++k) row[k] += static_cast<A>(x[k]), column[k] += static_cast<A>(x[k]);
+  for (int r = 0; r < R; ++r)
+    for (int k = 0; k < W; ++k) {
+      A* const row = rows + r * count + k * L;
+      store<A, L>(row, load<A, L>(row) + total[r][k]);
+    }
+}
+
+// Adds R rows of `count` channels to the sums of columns, and writes their means.
+template <typename T, int R>
+void add_rows(const Problem& p, const T* x, int64_t count, Sum<T>* columns, std::vector<Sum<T>>& block,
+              std::vector<Sum<T>>& whole, T* means) {
+  constexpr int L = kLanes<Sum<T>>;
+  block.assign(R * count, Sum<T>(0));
+  whole.assign(R * count, Sum<T>(0));
+  Sum<T>* const rows = block.data();
+  for (int64_t j = 0; j < p.width; j += kPixels) {
+    const int64_t pixels = std::min(kPixels, p.width - j), at = j * p.lanes;
+    int64_t k = 0;
+    for (; k + 2 * L <= count; k += 2 * L)
+      add_pixels<T, L, R, 2>(p, x + at + k, pixels, columns + at + k, rows + k, count);
+    for (; k + L <= count; k += L) add_pixels<T, L, R, 1>(p, x + at + k, pixels, columns + at + k, rows + k, count);
+    for (; k < count; ++k) add_pixels<T, 1, R, 1>(p, x + at + k, pixels, columns + at + k, rows + k, count);
+    if (j / kPixels % kBlock == kBlock - 1 || j + kPixels >= p.width) fold(block, whole);
+  }
+  for (int r = 0; r < R; ++r) write_means<T>(whole.data() + r * count, count, p.width, means + r * p.lanes);
 }
 
 template <typename T>
 void forward_channels_last(const Problem& p, int64_t begin, int64_t end) {
   using A = Sum<T>;
-  std::vector<A> row_block, row, block, columns;
+  std::vector<A> block, whole;
+  const int64_t pitch = p.width * p.lanes;
   for (int64_t task = begin; task < end; ++task) {
-    const int64_t image = task / p.chunks, first = task % p.chunks * p.chunk;
+    const int64_t part = task / p.chunks, image = part / p.parts, first = task % p.chunks * p.chunk;
     const int64_t count = std::min(p.chunk, p.lanes - first);
-    row_block.assign(count, A(0));
-    block.assign(p.width * count, A(0));
-    columns.assign(p.width * count, A(0));
-    for (int64_t i = 0; i < p.height; ++i) {
-      const T* const x = at<T>(p.x, (image * p.height + i) * p.width * p.lanes + first);
-      row.assign(count, A(0));
-      for (int64_t j = 0; j < p.width; ++j) {
-        add_pixel<T>(x + j * p.lanes, count, row_block.data(), block.data() + j * count);
-        if (j % kBlock == kBlock - 1 || j == p.width - 1) fold(row_block, row);
-      }
-      if (i % kBlock == kBlock - 1 || i == p.height - 1) fold(block, columns);
-      write_means<T>(row.data(), count, p.width, at<T>(p.rows, (image * p.height + i) * p.lanes + first));
+    const Range r = share(p.height, part % p.parts, p.parts);
+    A* const columns = at<A>(p.sums, part * pitch + first);
+    for (int64_t j = 0; j < p.width; ++j) std::fill_n(columns + j * p.lanes, count, A(0));
+    for (int64_t i = r.begin, step; i < r.end; i += step) {
+      const T* const x = at<T>(p.x, (image * p.height + i) * pitch + first);
+      T* const means = at<T>(p.rows, (image * p.height + i) * p.lanes + first);
+      step = i + 4 <= r.end ? 4 : 1;
+      step == 4 ? add_rows<T, 4>(p, x, count, columns, block, whole, means)
+                : add_rows<T, 1>(p, x, count, columns, block, whole, means);
     }
-    for (int64_t j = 0; j < p.width; ++j)
-      write_means<T>(columns.data() + j * count, count, p.height,
-                     at<T>(p.columns, (image * p.width + j) * p.lanes + first));
+  }
+}
+
+// Means of columns, out of the sums of parts. A task is a column of an image.
+template <typename T>
+void merge(const Problem& p, int64_t begin, int64_t end) {
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t image = task / p.width, pitch = p.width * p.lanes;
+    Sum<T>* const sums = at<Sum<T>>(p.sums, (image * p.parts * p.width + task % p.width) * p.lanes);
+    for (int64_t part = 1; part < p.parts; ++part)
+      for (int64_t k = 0; k < p.lanes; ++k) sums[k] += sums[part * pitch + k];
+    write_means<T>(sums, p.lanes, p.height, at<T>(p.columns, task * p.lanes));
   }
 }
 
@@ -177,12 +221,9 @@ void backward(const Problem& p, int64_t begin, int64_t end) {
 }
 
 template <typename T>
-strip::Kernel forward_kernel(bool channels_last) {
-  return channels_last ? &forward_channels_last<T> : &forward_contiguous<T>;
-}
-
-template <typename T>
-strip::Kernel backward_kernel(bool channels_last) {
+strip::Kernel kernel(bool channels_last, Pass pass) {
+  if (pass == Pass::merge) return &merge<T>;
+  if (pass == Pass::forward) return channels_last ? &forward_channels_last<T> : &forward_contiguous<T>;
   return channels_last ? &backward<T, false> : &backward<T, true>;
 }
 
@@ -190,21 +231,16 @@ strip::Kernel backward_kernel(bool channels_last) {
 
 namespace fastnets::FASTNETS_ISA {
 
-template <typename T>
-strip::Kernel strip_pool_kernel_of(bool channels_last, bool is_backward) {
-  return is_backward ? strip_pool::backward_kernel<T>(channels_last) : strip_pool::forward_kernel<T>(channels_last);
-}
-
-inline strip::Kernel strip_pool_kernel(ScalarType type, bool channels_last, bool is_backward) {
+inline strip::Kernel strip_pool_kernel(ScalarType type, bool channels_last, strip::Pass pass) {
   switch (type) {
     case ScalarType::Float:
-      return strip_pool_kernel_of<float>(channels_last, is_backward);
+      return strip_pool::kernel<float>(channels_last, pass);
     case ScalarType::Double:
-      return strip_pool_kernel_of<double>(channels_last, is_backward);
+      return strip_pool::kernel<double>(channels_last, pass);
     case ScalarType::BFloat16:
-      return strip_pool_kernel_of<BFloat16>(channels_last, is_backward);
+      return strip_pool::kernel<BFloat16>(channels_last, pass);
     case ScalarType::Half:
-      return strip_pool_kernel_of<Half>(channels_last, is_backward);
+      return strip_pool::kernel<Half>(channels_last, pass);
     default:
       STD_TORCH_CHECK(false, "strip_pool takes float32, float64, bfloat16 and float16");
   }

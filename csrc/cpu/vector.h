@@ -169,11 +169,18 @@ FASTNETS_INLINE void store_strided(T* p, Vec<Sum<T>, L> v, int64_t step) {
   for (int i = 0; i < L; ++i) p[i * step] = static_cast<T>(v[i]);
 }
 
+// Halves are added until one number is left.
 template <typename A, int L>
 FASTNETS_INLINE A sum(Vec<A, L> v) {
-  A total = v[0];
-  for (int i = 1; i < L; ++i) total += v[i];
-  return total;
+  if constexpr (L == 1) {
+    return v[0];
+  } else {
+    struct Halves {
+      Vec<A, L / 2> low, high;
+    };
+    const auto halves = bits<Halves>(v);
+    return sum<A, L / 2>(halves.low + halves.high);
+  }
 }
 
 // exp in float to 1.5 units in the last place: 2^k * e^r with k = round(x / ln 2), |r| <= ln 2 / 2, e^r by its series

@@ -148,7 +148,9 @@ def strip_pool(input: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         (rows, columns): (n, c, h, 1) and (n, c, 1, w), or without n, in the type and layout of input. Sums are taken in
         float32 (float64 for float64), in an order that depends on shape and layout alone. The mean of no pixels is
-        NaN. Allocates nothing else that grows with n or h; the backward pass keeps nothing and allocates its result.
+        NaN. Allocates nothing else that grows with n or h, except on a CPU in channels_last: sums of columns, no more than
+        a sixteenth of what the input takes in float32, or one set for each image. The backward pass keeps nothing and
+        allocates its result.
 
     Raises:
         RuntimeError: input has another number of dimensions or another type.
