@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from fastnets.accelerate._layout import enter_channels_last
+from fastnets.accelerate._shuffle import fuse_shuffles
 from fastnets.accelerate._table import Table
 from fastnets.layers import Conv2d, DepthwiseConv2d, GroupedConv2d, PackedConv2d
 
@@ -21,6 +22,7 @@ def rewrite(network: fx.GraphModule, name: str, table: Table, dtype: torch.dtype
     _replace_convolutions(network)
     _fuse_additions(network)
     _add_in_place(network)
+    fuse_shuffles(network)
     enter_channels_last(network, dtype)
     _tell(network, name, table)
     network.graph.lint()
