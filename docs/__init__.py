@@ -1,0 +1,1 @@
+"""The pages on the families of networks: ``python -m docs.pages`` writes what is drawn and counted there."""
