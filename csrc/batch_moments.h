@@ -39,10 +39,6 @@ inline Tensor empty_dense(const Tensor& x) {
   return empty_strided(x, sizes, strides, dtype_of(x));
 }
 
-inline int32_t sum_dtype(const Tensor& x) {
-  return x.scalar_type() == ScalarType::Double ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32();
-}
-
 // A vector for each channel, in the type of sums.
 inline Tensor empty_sums(const Tensor& x, int64_t vectors = 1) {
   if (vectors == 1) return empty_strided(x, {x.size(1)}, {1}, sum_dtype(x));

@@ -105,6 +105,11 @@ inline int32_t dtype_of(const Tensor& t) {
   return dtype;
 }
 
+// The type that sums over x are taken in.
+inline int32_t sum_dtype(const Tensor& x) {
+  return x.scalar_type() == ScalarType::Double ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32();
+}
+
 // Four dimensions in one of the two layouts.
 inline Tensor empty(const Tensor& like, const Four& size, bool channels_last, int32_t dtype) {
   const auto at_least_1 = [](int64_t v) { return v > 1 ? v : 1; };

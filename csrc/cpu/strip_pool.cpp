@@ -2,7 +2,6 @@
 #include "strip_pool.h"
 
 #include <algorithm>
-#include <memory>
 #include <tuple>
 
 #define FASTNETS_KERNELS "strip_pool_kernels.h"
@@ -59,9 +58,8 @@ std::tuple<Tensor, Tensor> strip_pool(const Tensor& x) {
   if (!last) return run(p, x.scalar_type(), last, Pass::forward), std::tuple{rows, columns};
   p.parts = parts_of(p);
   cut(p, s.c, kLine / static_cast<int64_t>(x.element_size()));
-  const int64_t bytes = x.scalar_type() == ScalarType::Double ? sizeof(double) : sizeof(float);
-  const std::unique_ptr<char[]> sums(new char[p.images * p.parts * p.width * p.lanes * bytes]);
-  p.sums = sums.get();
+  const Tensor sums = empty_strided(x, {p.images * p.parts * p.width * p.lanes}, {1}, sum_dtype(x));
+  p.sums = sums.mutable_data_ptr();
   run(p, x.scalar_type(), last, Pass::forward);
   run(p, x.scalar_type(), last, Pass::merge);
   return {rows, columns};
