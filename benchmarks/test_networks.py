@@ -17,10 +17,14 @@ from benchmarks._inputs import seeded
 from fastnets.layers import Conv2d
 from fastnets.models import model_info
 from fastnets.models.count import count
-from tests.models.peers import build_peer, settle
+from tests.models.peers import build_peer, build_settled, settle
 
 NETWORKS = ("mobilenetv1_100", "mobilenet_v2", "efficientnet_lite0")
 BATCHES = (1, 4, 16)
+OTHERS = (
+    "mobilenet_v2", "shufflenet_v2_x1_0", "resnet50", "densenet121", "squeezenet1_1", "googlenet", "inception_v3",
+    "resnext50_32x4d", "mobilenetv1_100", "res2net50_26w_4s", "nasnetalarge", "inception_v4",
+)  # fmt: skip
 LAST = torch.channels_last
 
 
@@ -77,3 +81,20 @@ def test_networks(race, name, n):
         "fastnets": lambda: (fast(x),),
     }
     race(name, f"batch {n}", candidates, (exact,), **cost(model, x))
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_accelerate(race, name):
+    """What one call gives on torchvision's and timm's own modules, one photo at a time."""
+    info = model_info(name)
+    model = build_settled(lambda: build_peer(name, info.names_follow)).eval()
+    fast, last = fastnets.accelerate(model), copy.deepcopy(model).to(memory_format=LAST)
+    x = torch.randn(1, 3, info.input_size, info.input_size, generator=seeded())
+    xl = x.contiguous(memory_format=LAST)
+    candidates = {
+        "contiguous": lambda: (model(x),),
+        "channels_last": lambda: (last(xl),),
+        "fastnets": lambda: (fast(x),),
+    }
+    exact = copy.deepcopy(model).double()(x.double()).detach()
+    race(f"accelerate, {info.names_follow}", name, candidates, (exact,), **cost(model, x))
