@@ -12,7 +12,7 @@ from fastnets.ops import strip_pool
 
 MAPS = [*_shapes.SPNET_POOLED.values()]
 LAST = torch.channels_last
-LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": LAST}
+LAYOUTS = ("contiguous", "channels_last")
 
 
 def cost(n, c, h, w):
@@ -57,7 +57,7 @@ def test_forward(race, n, layout, shape):
     for peer in PEERS:
         candidates[peer.__name__] = lambda peer=peer: peer(x)
         candidates[f"{peer.__name__} channels_last"] = lambda peer=peer: peer(xl)
-    ours = x.contiguous(memory_format=LAYOUTS[layout])
+    ours = {"contiguous": x, "channels_last": xl}[layout]  # the tensor that peers read, as far as caches keep it
     candidates["fastnets"] = lambda: strip_pool(ours)
     nodes = [("ReduceMean", "x three", "rows", {}), ("ReduceMean", "x two", "columns", {})]
     axes = {"three": torch.tensor([3]), "two": torch.tensor([2])}
@@ -79,7 +79,7 @@ def test_backward(race, layout, shape):
     def spread(rows, columns):
         return rows / w + columns / h
 
-    pair = [t.contiguous(memory_format=LAYOUTS[layout]) for t in (rows, columns)]
+    pair = {"contiguous": (rows, columns), "channels_last": (rows_last, columns_last)}[layout]
     race(
         f"backward, batch {n}, {layout}",
         "x".join(map(str, shape)),

@@ -17,7 +17,7 @@ from benchmarks._race import QUICK, NoPeer, Pace, race
 make = torch.Generator().manual_seed(0)
 x, w = torch.randn(2, 16, 32, 32, generator=make), torch.randn(16, 1, 3, 3, generator=make)
 EXACT = (F.conv2d(x.double(), w.double(), padding=1, groups=16),)
-BRIEF = Pace(block=1e-4, least=5, most=5, error=0, seconds=0, patience=0)
+BRIEF = Pace(block=1e-4, slow=5, least=5, most=5, error=0, seconds=0, patience=0)
 
 
 def right():
