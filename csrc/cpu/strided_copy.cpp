@@ -96,14 +96,14 @@ CopyPlan::CopyPlan(StridedCopy copy) {
   kernel_ = kernel_for(block_);
   loops_ = copy.axes;
   // Innermost is where blocks that are gathered read the same cache lines; and where short runs are moved, the longest
-  // loop: a call of the kernel takes as long as some of them.
+  // loop, where another is left to cut between threads: a call of the kernel takes as long as some of them.
   constexpr int64_t kShort = 512;
+  const bool runs = block_.move == Move::kRun && block_.count <= kShort && loops_.size() > 2;
   const auto near = [](const Axis& a, const Axis& b) { return std::abs(a.from) < std::abs(b.from); };
   const auto longer = [](const Axis& a, const Axis& b) { return a.size > b.size; };
   const auto inner = block_.move == Move::kGather ? std::min_element(loops_.begin(), loops_.end(), near)
-                     : block_.move == Move::kRun && block_.count <= kShort
-                         ? std::min_element(loops_.begin(), loops_.end(), longer)
-                         : loops_.end();
+                     : runs                       ? std::min_element(loops_.begin(), loops_.end(), longer)
+                                                  : loops_.end();
   if (inner != loops_.end()) std::rotate(inner, inner + 1, loops_.end());
   if (loops_.empty()) loops_.push_back({1, 0, 0});
 }
