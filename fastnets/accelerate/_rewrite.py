@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from fastnets.accelerate._inverted_residual import fuse_inverted_residuals
 from fastnets.accelerate._layout import enter_channels_last
 from fastnets.accelerate._shuffle import fuse_shuffles
 from fastnets.accelerate._table import Table
-from fastnets.layers import Conv2d, DepthwiseConv2d, GroupedConv2d, PackedConv2d
+from fastnets.layers import Conv2d, DepthwiseConv2d, GroupedConv2d, PackedConv2d, PackedInvertedResidual
 
 
 def rewrite(network: fx.GraphModule, name: str, table: Table, dtype: torch.dtype | None) -> None:
@@ -23,6 +24,7 @@ def rewrite(network: fx.GraphModule, name: str, table: Table, dtype: torch.dtype
     _fuse_additions(network)
     _add_in_place(network)
     fuse_shuffles(network)
+    fuse_inverted_residuals(network, _module, _writes_over)
     enter_channels_last(network, dtype)
     _tell(network, name, table)
     network.graph.lint()
@@ -265,12 +267,22 @@ def _tell(network: fx.GraphModule, name: str, table: Table) -> None:
             layer, kind = str(node.target), type(module).__name__
         if kind in ("AddInPlace", "ToChannelsLast"):
             continue
+        if isinstance(module, PackedInvertedResidual):
+            convs = [conv for conv in (module.expand, module.depthwise, module.project) if conv is not None]
+            for (layer, kind), conv in zip(node.meta["were"], convs, strict=True):
+                note = _fused(conv, conv is module.project and len(node.args) > 1)
+                table.add(f"{name}.{layer}".lstrip("."), kind, "fastnets inverted_residual", note)
+            continue
         runs, note = "PyTorch", ""
         if type(module) in _RUNS and isinstance(module, Conv2d):
-            fused = ["residual"] * (len(node.args) > 1) + [str(module.activation)] * bool(module.activation)
-            runs, note = _RUNS[type(module)], "with " + ", ".join(fused) if fused else ""  # type: ignore[index]
+            runs, note = _RUNS[type(module)], _fused(module, len(node.args) > 1)
         elif module is not None and has_hooks(module):
             note = "has hooks"
         elif type(module).__module__.startswith("fastnets."):
             runs = "fastnets"
         table.add(f"{name}.{layer}".lstrip("."), kind, runs, note)
+
+
+def _fused(conv: Any, with_residual: bool) -> str:
+    fused = ["residual"] * with_residual + [str(conv.activation)] * bool(conv.activation)
+    return "with " + ", ".join(fused) if fused else ""

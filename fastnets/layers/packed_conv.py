@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastnets._op import is_plain
+from fastnets._backends import BACKENDS, requested
+from fastnets._op import is_plain, native_libraries
 from fastnets.layers.conv import Conv2d, GroupedConv2d
+from fastnets.layers.packing import Packs, pack_panels
 from fastnets.ops._activation import ACTIVATIONS
 
 # What oneDNN's kernels apply in the store: name, scalars, algorithm.
@@ -23,12 +25,19 @@ _POST_OPS: dict[str | None, tuple[str, list[float], str]] = {
 }
 
 
-class PackedConv2d(GroupedConv2d):
-    """Convolves, adds a residual and applies an activation in one pass, on weights in the order that oneDNN reads.
+# Pointwise convolutions are products of matrices, for which there is a kernel here.
+native_libraries["cpu"].define(
+    "pointwise_conv2d(Tensor x, Tensor panels, SymInt out, Tensor? bias, Tensor? residual, str? activation) -> Tensor"
+)
 
-    The packed weights are made by the first call and again after the weights have changed; they are not part of the
-    state_dict, nor of copies. Where oneDNN has no such kernel (other layouts than channels_last, other types and devices, gradients, tracing), the same is
-    computed in three steps.
+
+class PackedConv2d(Packs, GroupedConv2d):
+    """Convolves, adds a residual and applies an activation in one pass, on weights in the order that kernels read.
+
+    The kernels are oneDNN's and, for pointwise convolutions in float32, our own. The packed weights are made by the first
+    call and again after the weights have changed; they are not part of the state_dict, nor of copies. Where there is no
+    such kernel (other layouts than channels_last, other types and devices, gradients, tracing), the same is computed in
+    three steps.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode,
@@ -50,8 +59,6 @@ class PackedConv2d(GroupedConv2d):
         >>> layer(torch.ones(1, 4, 5, 5), torch.zeros(1, 8, 5, 5)).shape
         torch.Size([1, 8, 5, 5])
     """
-
-    _packed: tuple[Any, Tensor] | None = None
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         if self._has_kernel(input, residual):
@@ -77,9 +84,14 @@ class PackedConv2d(GroupedConv2d):
         return (size + 2 * pad - self.dilation[axis] * (self.kernel_size[axis] - 1) - 1) // self.stride[axis] + 1
 
     def _in_one_pass(self, input: Tensor, residual: Tensor | None) -> Tensor:
+        if self.is_pointwise() and input.dtype == torch.float32 and compiled_kernels():
+            panels = self._pack("panels", lambda: pack_panels(self.weight), self.weight)
+            return torch.ops.fastnets_cpu.pointwise_conv2d.default(
+                input, panels, self.out_channels, self.bias, residual, self.activation
+            )
         geometry = [self._reversed_padding_repeated_twice[i] for i in (2, 0)], self.stride, self.dilation, self.groups
         name, scalars, algorithm = _POST_OPS[self.activation]
-        weight = self._pack(input.shape, geometry)
+        weight = self._pack("onednn", lambda: _reordered(self.weight, geometry, input.shape), self.weight)
         if residual is None:
             return torch.ops.mkldnn._convolution_pointwise.default(
                 input, weight, self.bias, *geometry, name, scalars, algorithm
@@ -89,18 +101,20 @@ class PackedConv2d(GroupedConv2d):
             residual, input, weight, self.bias, *geometry, "add", 1.0, after, scalars, algorithm
         )
 
-    def _pack(self, size: torch.Size, geometry: tuple[Any, ...]) -> Tensor:
-        weight = self.weight
-        version = 0 if weight.is_inference() else weight._version
-        packed = self._packed
-        if packed is None or packed[0] != (weight.data_ptr(), version):
-            plain = weight.detach().contiguous().to_mkldnn()
-            reordered = torch._C._nn.mkldnn_reorder_conv2d_weight(plain, *geometry, size)  # type: ignore[call-arg]
-            packed = self._packed = (weight.data_ptr(), version), reordered
-        return packed[1]
+    def is_pointwise(self) -> bool:
+        """Whether each result is of one pixel: a product of matrices."""
+        one = self.kernel_size == self.stride == (1, 1) and self.groups == 1
+        return one and not any(self._reversed_padding_repeated_twice)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_packed": None}
+
+def compiled_kernels() -> bool:
+    """Whether calls may go to the compiled kernels for a CPU."""
+    return requested.get() in (None, "cpu") and BACKENDS["cpu"].missing() is None
+
+
+def _reordered(weight: Tensor, geometry: tuple[Any, ...], size: torch.Size) -> Tensor:
+    plain = weight.detach().contiguous().to_mkldnn()
+    return torch._C._nn.mkldnn_reorder_conv2d_weight(plain, *geometry, size)  # type: ignore[call-arg]
 
 
 def _is_channels_last(x: Tensor) -> bool:

@@ -1,0 +1,122 @@
+// The inverted residual on a CPU: arguments, the cut into tasks, registration. The kernels are in the header.
+#include "inverted_residual.h"
+
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "depthwise_conv2d.h"
+
+#define FASTNETS_KERNELS "inverted_residual_kernels.h"
+#include "isa.h"
+
+namespace fastnets {
+namespace {
+
+using inverted::kPanel;
+using inverted::Problem;
+
+// The depthwise convolution of `hidden` channels over images of the sizes s.
+Convolution geometry_of(const Four& s, int64_t hidden, const std::vector<int64_t>& kernel,
+                               const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+                               const std::vector<int64_t>& dilation) {
+  STD_TORCH_CHECK(kernel.size() == 2 && stride.size() == 2 && padding.size() == 2 && dilation.size() == 2,
+                  "expected pairs");
+  Convolution g{s.n, hidden,    s.h,       s.w,        hidden,     1,           kernel[0],   kernel[1], 0,
+                0,   stride[0], stride[1], padding[0], padding[1], dilation[0], dilation[1], hidden,    1};
+  STD_TORCH_CHECK(std::min({g.kh, g.kw, g.sh, g.sw, g.dh, g.dw}) > 0 && g.ph >= 0 && g.pw >= 0,
+                  "expected a kernel, a stride and a dilation of at least 1 and no negative padding");
+  const int64_t rows = g.h + 2 * g.ph - g.dh * (g.kh - 1) - 1, columns = g.w + 2 * g.pw - g.dw * (g.kw - 1) - 1;
+  STD_TORCH_CHECK(rows >= 0 && columns >= 0, "expected images that are no smaller than the kernel");
+  g.oh = rows / g.sh + 1, g.ow = columns / g.sw + 1;
+  return g;
+}
+
+// Into so many strips that the scratch of each fits the second-level cache; returns whether each is a task, for which
+// every thread reads all weights and some rows are expanded twice. Each result is one sum, whatever the cut.
+bool cut(Problem& p) {
+  constexpr int64_t kScratch = 640 << 10, kWeights = 256 << 10;
+  const Convolution& g = p.g;
+  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t bytes = 4 * (g.h * g.w * (p.expand.in + kPanel) + g.oh * g.ow * g.c);
+  const int64_t weights = 4 * g.c * (p.expand.in + p.project.out);
+  const int64_t strips = std::clamp<int64_t>(ceil_div(bytes, kScratch), 1, g.oh);
+  const bool alone = g.n * strips >= 2 * threads || threads == 1 || weights <= kWeights;
+  if (!alone)
+    p.strips = std::clamp<int64_t>(2 * threads / (g.n * p.hidden_panels()), 1, g.oh);
+  else
+    p.strips = g.n >= threads ? strips : std::min(g.oh, ceil_div(strips, threads) * threads);
+  return alone;
+}
+
+void run(int64_t tasks, int64_t work, auto&& kernel) {
+  constexpr int64_t kTask = 1 << 16;  // multiply-adds that are worth a thread
+  torch::stable::parallel_for(0, tasks, std::max<int64_t>(1, kTask * tasks / std::max<int64_t>(1, work)), kernel);
+}
+
+void run(Problem& p, const Tensor& x) {
+  const Convolution& g = p.g;
+  const int64_t pixels = g.n * g.oh * g.ow;
+  const int64_t first = g.n * g.h * g.w * (p.expand.w ? p.expand.in * g.c : 0) + pixels * g.kh * g.kw * g.c;
+  const int64_t second = pixels * g.c * p.project.out;
+  if (cut(p))
+    return run(p.units(), first + second,
+               [&, kernel = FASTNETS_FOR_THIS_CPU(inverted::units)](int64_t begin, int64_t end) {
+                 kernel(p, begin, end);
+               });
+  const Tensor hidden = empty(x, pixels * p.hidden_panels() * kPanel);
+  float* const to = mutable_data<float>(hidden);
+  p.project.x = {to, kPanel, pixels * kPanel};
+  run(p.units() * p.hidden_panels(), first,
+      [&, kernel = FASTNETS_FOR_THIS_CPU(inverted::hidden_panels)](int64_t begin, int64_t end) {
+        kernel(p, to, begin, end);
+      });
+  const auto tasks = tasks_of(p.project, pixels);
+  run(tasks.count(), second,
+      [&, kernel = FASTNETS_FOR_THIS_CPU(inverted::project)](int64_t begin, int64_t end) {
+        kernel(p, tasks, begin, end);
+      });
+}
+
+// Of x in channels_last: project(depthwise(expand(x))) + residual, each with bias and activation. Weights are in panels
+// as inverted_residual.h says; hidden channels, of which `hidden` is a multiple of 16, may end in zeros.
+Tensor inverted_residual(const Tensor& x, const std::optional<Tensor>& expand,
+                         const std::optional<Tensor>& expand_bias, const std::optional<std::string>& expand_activation,
+                         const Tensor& depthwise, int64_t hidden, const std::vector<int64_t>& kernel,
+                         const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+                         const std::vector<int64_t>& dilation, const std::optional<std::string>& activation,
+                         const Tensor& project, const std::optional<Tensor>& project_bias, int64_t out,
+                         const std::optional<Tensor>& residual, const std::optional<std::string>& project_activation) {
+  using namespace pointwise;
+  check_images(x);
+  const Four s = sizes_of(x);
+  STD_TORCH_CHECK(hidden > 0 && hidden % 16 == 0 && (expand || hidden == s.c),
+                  "expected a number of hidden channels that 16 divides, that of x where nothing expands it");
+  Problem p;
+  p.g = geometry_of(s, hidden, kernel, stride, padding, dilation);
+  STD_TORCH_CHECK(depthwise.is_contiguous() && depthwise.scalar_type() == ScalarType::Float &&
+                      depthwise.numel() == (p.g.kh * p.g.kw + 1) * hidden,
+                  "expected the float32 weights and biases of ", hidden, " depthwise kernels");
+  check_panels(project, hidden, out);
+  const Tensor y = empty(x, {s.n, out, p.g.oh, p.g.ow}, true);
+  p.expand.x = {data<float>(x), s.c}, p.expand.in = s.c, p.expand.out = hidden;
+  if (expand) {
+    check_panels(*expand, s.c, hidden);
+    p.expand.w = data<float>(*expand), p.expand.bias = check_bias(expand_bias, hidden);
+    p.expand.activation = parse_activation(expand_activation);
+  }
+  p.depthwise = data<float>(depthwise), p.activation = parse_activation(activation);
+  p.project.w = data<float>(project), p.project.bias = check_bias(project_bias, out);
+  p.project.in = hidden, p.project.out = out, p.project.activation = parse_activation(project_activation);
+  p.project.y = {mutable_data<float>(y), out}, p.project.residual = check_residual(residual, y);
+  if (y.numel() > 0) run(p, x);
+  return y;
+}
+
+}  // namespace
+}  // namespace fastnets
+
+STABLE_TORCH_LIBRARY_IMPL(fastnets_cpu, CPU, m) { m.impl("inverted_residual", TORCH_BOX(&fastnets::inverted_residual)); }

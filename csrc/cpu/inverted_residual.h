@@ -1,0 +1,29 @@
+// What the kernels of inverted_residual are given, for all instruction sets.
+#pragma once
+
+#include "pointwise_conv2d.h"
+
+namespace fastnets::inverted {
+
+using pointwise::kPanel;
+
+struct Problem {
+  Convolution g;                           // of the depthwise convolution, of all hidden channels
+  pointwise::Problem expand;               // its w is null where the depthwise convolution reads x itself
+  const float* depthwise = nullptr;        // [panel][tap or bias][channel of the panel]
+  Activation activation = Activation::kNone;
+  pointwise::Problem project;              // its x: what the depthwise convolution gives
+  int64_t strips = 1;                      // pieces that the rows of an image's result are cut into
+
+  int64_t hidden_panels() const { return ceil_div(g.c, kPanel); }
+  int64_t units() const { return g.n * strips; }
+  // Of a unit, a strip of an image: its rows of the result.
+  Range rows(int64_t unit) const { return share(g.oh, unit % strips, strips); }
+  // The rows of x that those need.
+  Range source_rows(Range rows) const {
+    const int64_t first = rows.begin * g.sh - g.ph, last = (rows.end - 1) * g.sh - g.ph + (g.kh - 1) * g.dh + 1;
+    return {std::clamp<int64_t>(first, 0, g.h), std::clamp<int64_t>(last, 0, g.h)};
+  }
+};
+
+}  // namespace fastnets::inverted

@@ -1,0 +1,102 @@
+// Pointwise, depthwise, pointwise: the inverted residual of MobileNetV2. Included by isa.h: no guard.
+//
+// The hidden channels come in panels of 32. A panel of a strip of rows is expanded into scratch of 128 bytes a pixel,
+// which the depthwise convolution reads while it is in a cache; its results, of all panels, are scratch too, which the
+// second product reads. A task is a strip with all three steps, where its scratch fits the second-level cache and there
+// are strips enough; else a panel of a strip, and, when all of those are done, a panel of results: then no row is
+// expanded twice and threads share the weights between them. Memory sees x read once, twice where it is the residual,
+// and y written once; the weights come from the second or the third-level cache.
+#include "pointwise_conv2d_tile.h"
+// Above: what the one below is written with.
+#include "depthwise_conv2d_channels_last.h"
+
+namespace fastnets::FASTNETS_ISA::inverted {
+
+using fastnets::inverted::Problem;
+using fastnets::pointwise::kPanel;
+using fastnets::pointwise::Pixels;
+
+// Lends scratch for one panel of the strips' source rows.
+inline std::unique_ptr<float[]> expanded(const Problem& p) {
+  if (!p.expand.w) return nullptr;
+  int64_t rows = 0;
+  for (int64_t strip = 0; strip < p.strips; ++strip) {
+    const Range source = p.source_rows(p.rows(strip));
+    rows = std::max(rows, source.end - source.begin);
+  }
+  return std::unique_ptr<float[]>(new float[rows * p.g.w * kPanel]);
+}
+
+// A panel of hidden channels of a unit, in `scratch` if they have to be expanded, convolved into y from its first pixel.
+inline void hidden_panel(const Problem& p, int64_t unit, int64_t panel, float* scratch, Pixels<float> y) {
+  const Convolution& g = p.g;
+  const int64_t image = unit / p.strips, taps = g.kh * g.kw;
+  const Range rows = p.rows(unit), source = p.source_rows(rows);
+  channels_last::Row<float> row;
+  row.source_pixel = p.expand.x.pixel, row.out_pixel = y.pixel, row.width = g.w;
+  row.channels = std::min(kPanel, g.c - panel * kPanel);
+  row.activate = Activate<float>(p.activation);
+  const int64_t first = (image * g.h + source.begin) * g.w;
+  const float* from = p.expand.x.data + first * p.expand.x.pixel + panel * kPanel;
+  if (p.expand.w) {
+    fastnets::pointwise::Problem expand = p.expand;
+    expand.x.data += first * expand.x.pixel;
+    expand.y = {scratch, kPanel, 0};
+    pointwise::multiply(expand, {0, (source.end - source.begin) * g.w}, panel);
+    from = scratch, row.source_pixel = kPanel;
+  }
+  const float* const weights = p.depthwise + panel * kPanel * (taps + 1);
+  row.bias = weights + taps * row.channels;
+  const channels_last::Columns set = channels_last::forward_columns(g);
+  for (int64_t r = rows.begin; r < rows.end; ++r) {
+    row.source.clear(), row.weight.clear();
+    for (int64_t i = 0; i < g.kh; ++i) {
+      const int64_t h = r * g.sh - g.ph + i * g.dh;
+      if (h < 0 || h >= g.h) continue;
+      row.source.push_back(from + (h - source.begin) * g.w * row.source_pixel);
+      row.weight.push_back(weights + i * g.kw * row.channels);
+    }
+    row.out = y.data + panel * y.panel + (r - rows.begin) * g.ow * y.pixel;
+    channels_last::columns<float, pointwise::L>(row, set);
+  }
+}
+
+// Units with all their steps.
+inline void units(const Problem& p, int64_t begin, int64_t end) {
+  const auto scratch = expanded(p);
+  const int64_t most = ceil_div(p.g.oh, p.strips) * p.g.ow;
+  const std::unique_ptr<float[]> hidden(new float[most * p.hidden_panels() * kPanel]);
+  for (int64_t unit = begin; unit < end; ++unit) {
+    const Range rows = p.rows(unit);
+    const int64_t pixels = (rows.end - rows.begin) * p.g.ow;
+    const int64_t first = (unit / p.strips * p.g.oh + rows.begin) * p.g.ow;
+    for (int64_t panel = 0; panel < p.hidden_panels(); ++panel)
+      hidden_panel(p, unit, panel, scratch.get(), {hidden.get(), kPanel, pixels * kPanel});
+    fastnets::pointwise::Problem project = p.project;
+    project.x = {hidden.get(), kPanel, pixels * kPanel};
+    project.y.data += first * project.y.pixel;
+    if (project.residual.data) project.residual.data += first * project.residual.pixel;
+    const auto tasks = tasks_of(project, pixels);
+    for (int64_t task = 0; task < tasks.count(); ++task)
+      pointwise::multiply(project, tasks.range(task), tasks.panel(task));
+  }
+}
+
+// Panels of hidden channels of units, unit by unit, into `hidden`, which is as project.x says.
+inline void hidden_panels(const Problem& p, float* hidden, int64_t begin, int64_t end) {
+  const auto scratch = expanded(p);
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t unit = task / p.hidden_panels();
+    const int64_t first = (unit / p.strips * p.g.oh + p.rows(unit).begin) * p.g.ow;
+    hidden_panel(p, unit, task % p.hidden_panels(), scratch.get(),
+                 {hidden + first * kPanel, kPanel, p.project.x.panel});
+  }
+}
+
+// The second product, of all pixels.
+inline void project(const Problem& p, const fastnets::pointwise::Tasks& tasks, int64_t begin, int64_t end) {
+  for (int64_t task = begin; task < end; ++task)
+    pointwise::multiply(p.project, tasks.range(task), tasks.panel(task));
+}
+
+}  // namespace fastnets::FASTNETS_ISA::inverted

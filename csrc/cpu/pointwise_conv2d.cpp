@@ -1,0 +1,42 @@
+// Pointwise convolution on a CPU: arguments, the cut into tasks, registration. The kernels are in the headers.
+#include "pointwise_conv2d.h"
+
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <optional>
+#include <string>
+
+#define FASTNETS_KERNELS "pointwise_conv2d_kernels.h"
+#include "isa.h"
+
+namespace fastnets {
+namespace {
+
+// Of x in channels_last and weights in panels (see Problem), of which there are `out` results.
+Tensor pointwise_conv2d(const Tensor& x, const Tensor& panels, int64_t out, const std::optional<Tensor>& bias,
+                        const std::optional<Tensor>& residual, const std::optional<std::string>& activation) {
+  using namespace pointwise;
+  check_images(x);
+  const Four s = sizes_of(x);
+  const Tensor y = empty(x, {s.n, out, s.h, s.w}, true);
+  check_panels(panels, s.c, out);
+  Problem p;
+  p.x = {data<float>(x), s.c}, p.y = {mutable_data<float>(y), out}, p.residual = check_residual(residual, y);
+  p.w = data<float>(panels), p.bias = check_bias(bias, out);
+  p.in = s.c, p.out = out, p.activation = parse_activation(activation);
+  if (y.numel() == 0) return y;
+  const Tasks tasks = tasks_of(p, s.n * s.h * s.w);
+  constexpr int64_t kTask = 1 << 16;  // multiply-adds that are worth a thread
+  torch::stable::parallel_for(
+      0, tasks.count(), std::max<int64_t>(1, kTask / (tasks.block * p.in * kPanel)),
+      [&, kernel = FASTNETS_FOR_THIS_CPU(pointwise::forward)](int64_t begin, int64_t end) {
+        kernel(p, tasks, begin, end);
+      });
+  return y;
+}
+
+}  // namespace
+}  // namespace fastnets
+
+STABLE_TORCH_LIBRARY_IMPL(fastnets_cpu, CPU, m) { m.impl("pointwise_conv2d", TORCH_BOX(&fastnets::pointwise_conv2d)); }

@@ -1,0 +1,89 @@
+// A pointwise convolution as its kernels are given it, for all instruction sets.
+#pragma once
+
+#include <algorithm>
+
+#include "../convolution.h"
+#include "capability.h"
+#include "work.h"
+
+namespace fastnets::pointwise {
+
+constexpr int64_t kPanel = 32;  // channels that lie together in packed weights and in scratch
+
+// Pixels: channel c of pixel i is at data[i * pixel + c / kPanel * panel + c % kPanel]. In an image in channels_last
+// pixels are all its channels apart and panels kPanel; scratch holds one panel after the other, its pixels kPanel apart.
+template <typename T>
+struct Pixels {
+  T* data = nullptr;
+  int64_t pixel = 0, panel = kPanel;
+};
+
+// Of each pixel of x, `in` channels give `out` of y.
+struct Problem {
+  Pixels<const float> x;
+  const float* w = nullptr;     // [panel][in][kPanel], zeros after the last of `out`
+  const float* bias = nullptr;  // [out], or null
+  Pixels<const float> residual;
+  Pixels<float> y;
+  int64_t in = 0, out = 0;
+  Activation activation = Activation::kNone;
+
+  int64_t panels() const { return ceil_div(out, kPanel); }
+};
+
+// Blocks of pixels, each for every panel: `block` pixels to a task where tasks go panels first, else pixels first.
+struct Tasks {
+  int64_t pixels = 0, panels = 0, block = 1;
+  bool panels_first = false;
+
+  int64_t blocks() const { return ceil_div(pixels, block); }
+  int64_t count() const { return blocks() * panels; }
+  int64_t panel(int64_t task) const { return panels_first ? task % panels : task / blocks(); }
+  Range range(int64_t task) const {
+    const int64_t first = (panels_first ? task / panels : task % blocks()) * block;
+    return {first, std::min(first + block, pixels)};
+  }
+};
+
+// What is read again and again stays in a cache: the weights of one panel while few pixels go by, or else a block of
+// pixels, and the rows of results which that writes, while the panels go by.
+inline Tasks tasks_of(const Problem& p, int64_t pixels) {
+  constexpr int64_t kFirstLevel = 24 << 10, kSecondLevel = 512 << 10, kTile = 42;  // a multiple of 14 and of 6 pixels
+  if (4 * pixels * p.in <= kSecondLevel)
+    return {pixels, p.panels(), capability() == Capability::kAvx512 ? 14 : 12, false};
+  const int64_t fitting = kFirstLevel / (4 * std::max<int64_t>(1, p.in + p.out));
+  return {pixels, p.panels(), std::max<int64_t>(1, fitting / kTile) * kTile, true};
+}
+
+// Weights of `in` channels for `out` results.
+inline void check_panels(const Tensor& w, int64_t in, int64_t out) {
+  const int64_t panels = ceil_div(out, kPanel);
+  STD_TORCH_CHECK(
+      w.is_contiguous() && w.numel() == panels * in * kPanel && w.scalar_type() == ScalarType::Float && in > 0,
+      "expected ", panels, " panels of float32 weights of ", in, " channels");
+}
+
+// The bias' numbers, or null.
+inline const float* check_bias(const std::optional<Tensor>& bias, int64_t out) {
+  if (!bias) return nullptr;
+  STD_TORCH_CHECK(bias->is_contiguous() && bias->numel() == out && bias->scalar_type() == ScalarType::Float,
+                  "expected a bias of ", out, " float32 numbers");
+  return data<float>(*bias);
+}
+
+inline void check_images(const Tensor& x) {
+  STD_TORCH_CHECK(x.dim() == 4 && is_dense(x, true) && x.scalar_type() == ScalarType::Float,
+                  "expected float32 images in channels_last");
+}
+
+// The residual's pixels, or none.
+inline Pixels<const float> check_residual(const std::optional<Tensor>& residual, const Tensor& y) {
+  if (!residual) return {};
+  STD_TORCH_CHECK(residual->sizes() == y.sizes() && is_dense(*residual, true) &&
+                      residual->scalar_type() == ScalarType::Float,
+                  "expected a float32 residual of the result's shape in channels_last");
+  return {data<float>(*residual), y.size(1), kPanel};
+}
+
+}  // namespace fastnets::pointwise

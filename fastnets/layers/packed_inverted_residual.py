@@ -1,0 +1,142 @@
+"""The inverted residual for inference: three convolutions in one pass, the wide tensor between them in the caches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastnets._op import is_plain, native_libraries
+from fastnets.layers.conv import DepthwiseConv2d
+from fastnets.layers.packed_conv import PackedConv2d, compiled_kernels
+from fastnets.layers.packing import Packs, pack_depthwise, pack_panels
+
+native_libraries["cpu"].define(
+    "inverted_residual(Tensor x, Tensor? expand, Tensor? expand_bias, str? expand_activation, "
+    "Tensor depthwise, int hidden, int[2] kernel, int[2] stride, int[2] padding, int[2] dilation, str? activation, "
+    "Tensor project, Tensor? project_bias, int out, Tensor? residual, str? project_activation) -> Tensor"
+)
+_LANES = 16  # that the number of hidden channels is brought to a multiple of
+
+
+class PackedInvertedResidual(Packs, nn.Module):
+    """Applies a pointwise, a depthwise and a pointwise convolution, and adds a residual, in one pass.
+
+    Each has its bias and its activation; the first may be missing. Where the compiled kernels do not take the input
+    (another layout than channels_last, another type than float32, gradients, tracing), the three layers run in turn.
+
+    Args:
+        expand: the first pointwise convolution, or None.
+        depthwise: the depthwise convolution of its results, with one kernel for each.
+        project: the second pointwise convolution.
+
+    Returns:
+        (from a call with input (n, c, h, w) and, if any, residual (n, o, h', w'), whose memory may become the result's)
+        project(depthwise(expand(input))) + residual, with the activation of ``project`` last, (n, o, h', w').
+
+    Raises:
+        ValueError: the layers are not of these kinds, or do not follow one another.
+        RuntimeError: (from a call) as ``torch.nn.Conv2d``.
+
+    Paper: M. Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks", 2018,
+    https://arxiv.org/abs/1801.04381
+
+    Example:
+        >>> import torch
+        >>> from fastnets.layers import DepthwiseConv2d, PackedConv2d, PackedInvertedResidual
+        >>> expand, project = PackedConv2d(4, 16, 1, activation="relu6"), PackedConv2d(16, 8, 1)
+        >>> layer = PackedInvertedResidual(expand, DepthwiseConv2d(16, 3, padding=1), project).eval()
+        >>> layer(torch.ones(1, 4, 5, 5)).shape
+        torch.Size([1, 8, 5, 5])
+    """
+
+    def __init__(self, expand: PackedConv2d | None, depthwise: DepthwiseConv2d, project: PackedConv2d) -> None:
+        super().__init__()
+        if not is_block(expand, depthwise, project):
+            raise ValueError(
+                "expected a pointwise, a depthwise and a pointwise convolution, the depthwise one with padding of zeros "
+                f"by number and one kernel a channel, but got {expand}, {depthwise}, {project}"
+            )
+        self.expand = expand
+        self.depthwise = depthwise
+        self.project = project
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        if self._has_kernel(input, residual):
+            return self._in_one_pass(input, residual)
+        hidden = input if self.expand is None else self.expand(input)
+        return self.project(self.depthwise(hidden), residual)
+
+    def _has_kernel(self, input: Tensor, residual: Tensor | None) -> bool:
+        if torch.compiler.is_compiling() or not is_plain(input, self.project.weight, residual):
+            return False
+        first = self.depthwise if self.expand is None else self.expand
+        fits = input.is_cpu and input.dim() == 4 and input.shape[1] == first.in_channels and input.numel() > 0
+        fits = fits and input.dtype == self.project.weight.dtype == torch.float32 and compiled_kernels()
+        fits = fits and input.is_contiguous(memory_format=torch.channels_last)
+        fits = fits and (self.expand is not None or first.in_channels % _LANES == 0)
+        return fits and (residual is None or self._is_of_the_result(residual, input))
+
+    def _is_of_the_result(self, residual: Tensor, input: Tensor) -> bool:
+        conv: Any = self.depthwise
+        sizes = (
+            (size + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
+            for size, kernel, stride, pad, dilation in zip(
+                input.shape[2:], conv.kernel_size, conv.stride, conv.padding, conv.dilation, strict=True
+            )
+        )
+        fits = residual.shape == (input.shape[0], self.project.out_channels, *sizes) and residual.dtype == input.dtype
+        return fits and residual.is_contiguous(memory_format=torch.channels_last)
+
+    def _in_one_pass(self, input: Tensor, residual: Tensor | None) -> Tensor:
+        expand, conv, project = self.expand, self.depthwise, self.project
+        changing = (conv.weight, conv.bias, project.weight)
+        if expand is not None:
+            changing = (*changing, expand.weight, expand.bias)
+        panels, bias, kernels, results = self._pack("panels", self._panels, *changing)
+        return torch.ops.fastnets_cpu.inverted_residual.default(
+            input,
+            panels,
+            bias,
+            expand and expand.activation,
+            kernels,
+            results.shape[1],
+            conv.kernel_size,
+            conv.stride,
+            conv.padding,
+            conv.dilation,
+            conv.activation,
+            results,
+            project.bias,
+            project.out_channels,
+            residual,
+            project.activation,
+        )
+
+    def _panels(self) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor]:
+        """Weights and bias of the first convolution, of the second, weights of the third; hidden channels padded."""
+        expand, conv, project = self.expand, self.depthwise, self.project
+        more = -conv.in_channels % _LANES
+
+        def pad(t: Tensor | None) -> Tensor | None:
+            return None if t is None else F.pad(t.detach(), (0, 0) * (t.dim() - 1) + (0, more))
+
+        kernels = pack_depthwise(pad(conv.weight), pad(conv.bias))
+        results = pack_panels(F.pad(project.weight.detach(), (0, 0, 0, 0, 0, more)))
+        if expand is None:
+            return None, None, kernels, results
+        return pack_panels(pad(expand.weight)), pad(expand.bias), kernels, results
+
+
+def is_block(expand: Any, depthwise: Any, project: Any) -> bool:
+    """Whether the layers are a pointwise, a depthwise and a pointwise convolution that follow one another."""
+    if type(depthwise) is not DepthwiseConv2d or type(project) is not PackedConv2d or not project.is_pointwise():
+        return False
+    simple = depthwise.padding_mode == "zeros" and not isinstance(depthwise.padding, str)
+    simple = simple and depthwise.in_channels == depthwise.out_channels == project.in_channels
+    if expand is None:
+        return simple
+    follows = type(expand) is PackedConv2d and expand.out_channels == depthwise.in_channels
+    return simple and follows and expand.is_pointwise()

@@ -1,0 +1,108 @@
+"""PackedInvertedResidual where its kernel does not run, and what it keeps; tests/ops has the kernel."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+
+from fastnets.layers import DepthwiseConv2d, PackedConv2d, PackedInvertedResidual
+
+
+def parts(**geometry):
+    torch.manual_seed(0)
+    middle = DepthwiseConv2d(20, 3, **{"padding": 1, **geometry}, activation="relu")
+    return PackedConv2d(4, 20, 1, activation="relu6"), middle, PackedConv2d(20, 4, 1)
+
+
+def layer():
+    return PackedInvertedResidual(*parts()).eval().requires_grad_(False)
+
+
+def image(*size):
+    return torch.randn(size, generator=torch.Generator().manual_seed(1)).contiguous(memory_format=torch.channels_last)
+
+
+def in_turn(block, x, residual=None):
+    return block.project(block.depthwise(block.expand(x)), residual)
+
+
+def test_the_kernel_and_the_three_layers_agree():
+    block, x = layer(), image(2, 4, 6, 7)
+    torch.testing.assert_close(block(x, x), in_turn(block, x, x.clone(memory_format=torch.preserve_format)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_other_types_run_the_three_layers(dtype):
+    block, x = layer().to(dtype), image(2, 4, 6, 7).to(dtype)
+    assert not block._has_kernel(x, None)
+    assert torch.equal(block(x), in_turn(block, x))
+
+
+def test_another_layout_is_kept():
+    block, x = layer(), image(2, 4, 6, 7).contiguous()
+    assert block(x).is_contiguous()
+    torch.testing.assert_close(block(x), in_turn(block, x))
+
+
+def test_gradients_run_the_three_layers():
+    block, x = layer(), image(2, 4, 6, 7).requires_grad_()
+    block(x).sum().backward()
+    assert x.grad.abs().sum() > 0
+
+
+def test_it_compiles_and_exports():
+    block, x = layer(), image(2, 4, 6, 7)
+    torch.testing.assert_close(torch.compile(block, fullgraph=True, backend="aot_eager")(x), block(x))
+    torch.testing.assert_close(torch.export.export(block, (x,)).module()(x), block(x))
+
+
+def test_no_images_give_none():
+    assert layer()(image(0, 4, 6, 7)).shape == (0, 4, 6, 7)
+
+
+def test_wrong_channels_raise_as_a_convolution_does():
+    with pytest.raises(RuntimeError, match="channels"):
+        layer()(image(1, 5, 6, 7))
+
+
+def test_an_image_smaller_than_the_kernel_raises():
+    block = PackedInvertedResidual(*parts(padding=0)).eval().requires_grad_(False)
+    with pytest.raises(RuntimeError, match="kernel"):
+        block(image(1, 4, 2, 2))
+
+
+def test_what_is_packed_follows_the_weights():
+    block, x = layer(), image(1, 4, 6, 7)
+    block(x)
+    packed = block._packed
+    block(x)
+    assert block._packed is packed
+    for p in block.parameters():
+        p.mul_(0.5)
+        torch.testing.assert_close(block(x), in_turn(block, x))
+
+
+def test_packed_weights_are_in_no_state_and_no_copy():
+    block, x = layer(), image(1, 4, 6, 7)
+    y = block(x)
+    assert len(block.state_dict()) == 6
+    for other in (copy.deepcopy(block), pickle.loads(pickle.dumps(block))):
+        assert other._packed is None
+        assert torch.equal(other(x), y)
+
+
+def test_layers_that_do_not_follow_one_another_are_refused():
+    expand, depthwise, project = parts()
+    strange = [
+        (project, depthwise, expand),
+        (expand, parts(padding="same")[1], project),
+        (expand, parts(padding_mode="reflect")[1], project),
+        (None, depthwise, PackedConv2d(20, 4, 3)),
+        (None, DepthwiseConv2d(10, 3, multiplier=2), project),
+    ]
+    for layers in strange:
+        with pytest.raises(ValueError, match="expected a pointwise, a depthwise and a pointwise"):
+            PackedInvertedResidual(*layers)

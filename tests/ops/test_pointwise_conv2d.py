@@ -1,0 +1,93 @@
+"""The kernel of pointwise convolutions, which PackedConv2d calls: a product of matrices and what its store does."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from edges import check_thread_counts
+
+from fastnets.layers.packing import pack_panels
+from fastnets.ops._activation import ACTIVATIONS
+
+LAST = torch.channels_last
+
+
+def arguments(n, c, o, h, w, seed=0):
+    make = torch.Generator().manual_seed(seed)
+    x, residual = (torch.randn(n, k, h, w, generator=make).contiguous(memory_format=LAST) for k in (c, o))
+    return x, torch.randn(o, c, 1, 1, generator=make), torch.randn(o, generator=make), residual
+
+
+def kernel(x, weight, bias=None, residual=None, activation=None):
+    op = torch.ops.fastnets_cpu.pointwise_conv2d.default
+    return op(x, pack_panels(weight), len(weight), bias, residual, activation)
+
+
+def check(x, weight, bias, residual, activation):
+    """Against float64: the sums of c + 2 terms may each be off by roundings of the size of all terms together."""
+    got = kernel(x, weight, bias, residual, activation)
+    exact = F.conv2d(x.double(), weight.double(), None if bias is None else bias.double())
+    size = F.conv2d(x.abs().double(), weight.abs().double(), None if bias is None else bias.abs().double())
+    if residual is not None:
+        exact, size = exact + residual.double(), size + residual.abs().double()
+    error = (got.double() - ACTIVATIONS[activation](exact)).abs()
+    assert got.is_contiguous(memory_format=LAST) and got.shape == exact.shape
+    assert (error <= torch.finfo(torch.float32).eps * ((x.shape[1] + 2) ** 0.5 + 4) * size).all()
+
+
+# Pixels around the 14 or 6 of a tile, results around the 32 of a panel and the lanes of two vectors.
+@pytest.mark.parametrize("pixels", (1, 5, 6, 13, 14, 15, 29, 100))
+@pytest.mark.parametrize("o", (1, 6, 15, 16, 17, 31, 32, 33, 70))
+@pytest.mark.parametrize("c", (1, 7, 40))
+def test_cpu_edges(cpu_kernels, c, o, pixels):
+    x, weight, bias, residual = arguments(1, c, o, 1, pixels)
+    check(x, weight, None, None, None)
+    check(x, weight, bias, residual, "relu")
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_cpu_activations(cpu_kernels, activation):
+    x, weight, bias, residual = arguments(2, 19, 37, 5, 7)
+    for b in (None, bias):
+        for r in (None, residual):
+            check(x, weight, b, r, activation)
+
+
+def test_cpu_inputs_are_left_alone(cpu_kernels):
+    tensors = arguments(2, 8, 40, 3, 9)
+    copies = [t.clone() for t in tensors]
+    kernel(*tensors, "relu6")
+    assert all(torch.equal(t, copy) for t, copy in zip(tensors, copies, strict=True))
+
+
+def test_cpu_nan_and_infinity_stay_in_their_pixel(cpu_kernels):
+    x, weight, bias, _ = arguments(1, 20, 40, 1, 30)
+    x[0, 3, 0, 7], x[0, 5, 0, 20] = float("nan"), float("inf")
+    y = kernel(x, weight, bias, None, "relu")[0, :, 0]
+    assert y[:, 7].isnan().all() and not y[:, :7].isnan().any() and not y[:, 8:].isnan().any()
+    assert y.isinf().any(0).nonzero().flatten().tolist() == [20]
+
+
+def test_threads_do_not_change_a_bit(cpu_kernels):
+    tensors = arguments(1, 70, 100, 30, 31)
+    check_thread_counts(lambda: [kernel(*tensors, "silu")])
+
+
+def test_cpu_no_pixels(cpu_kernels):
+    assert kernel(*arguments(0, 4, 6, 3, 3), None).shape == (0, 6, 3, 3)
+
+
+@pytest.mark.parametrize("wrong", ("layout", "type", "panels", "bias", "residual"))
+def test_cpu_wrong_arguments_raise(cpu_kernels, wrong):
+    x, weight, bias, residual = arguments(1, 4, 6, 3, 5)
+    panels = pack_panels(weight)
+    bad = {
+        "layout": (x.contiguous(), panels, 6, bias, residual),
+        "type": (x.double(), panels, 6, bias, residual),
+        "panels": (x, panels, 40, bias, residual),
+        "bias": (x, panels, 6, bias[:5], residual),
+        "residual": (x, panels, 6, bias, residual[..., :4]),
+    }
+    with pytest.raises(RuntimeError, match="expected"):
+        torch.ops.fastnets_cpu.pointwise_conv2d.default(*bad[wrong], None)
