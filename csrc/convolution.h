@@ -28,12 +28,10 @@ struct Convolution {
   int64_t groups, depth;
 };
 
-inline Convolution geometry(const Tensor& x, const Tensor& w, const std::vector<int64_t>& stride,
+// Of an input of the sizes s with kernels of the sizes k.
+inline Convolution geometry(const Four& s, const Four& k, const std::vector<int64_t>& stride,
                             const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation, int64_t groups) {
-  STD_TORCH_CHECK(x.dim() == 4 && w.dim() == 4, "expected x (n, c, h, w) and w (o, c / groups, kh, kw)");
-  STD_TORCH_CHECK(x.scalar_type() == w.scalar_type(), "expected x and w of one type");
   STD_TORCH_CHECK(stride.size() == 2 && padding.size() == 2 && dilation.size() == 2, "expected pairs");
-  const Four s = sizes_of(x), k = sizes_of(w);
   STD_TORCH_CHECK(groups > 0 && k.n > 0 && k.n % groups == 0, "expected a multiple of ", groups, " kernels, got ", k.n);
   STD_TORCH_CHECK(k.c > 0 && s.c == groups * k.c, "expected ", groups, " groups of ", k.c, " channels, got ", s.c);
   Convolution g{s.n, s.c,       s.h,       s.w,        k.n,        k.n / groups, k.h,         k.w,    0,
@@ -45,6 +43,13 @@ inline Convolution geometry(const Tensor& x, const Tensor& w, const std::vector<
   g.oh = rows / g.sh + 1;
   g.ow = columns / g.sw + 1;
   return g;
+}
+
+inline Convolution geometry(const Tensor& x, const Tensor& w, const std::vector<int64_t>& stride,
+                            const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation, int64_t groups) {
+  STD_TORCH_CHECK(x.dim() == 4 && w.dim() == 4, "expected x (n, c, h, w) and w (o, c / groups, kh, kw)");
+  STD_TORCH_CHECK(x.scalar_type() == w.scalar_type(), "expected x and w of one type");
+  return geometry(sizes_of(x), sizes_of(w), stride, padding, dilation, groups);
 }
 
 inline Convolution depthwise_geometry(const Tensor& x, const Tensor& w, const std::vector<int64_t>& stride,

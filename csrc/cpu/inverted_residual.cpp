@@ -19,32 +19,16 @@ namespace {
 using inverted::kPanel;
 using inverted::Problem;
 
-// The depthwise convolution of `hidden` channels over images of the sizes s.
-Convolution geometry_of(const Four& s, int64_t hidden, const std::vector<int64_t>& kernel,
-                               const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
-                               const std::vector<int64_t>& dilation) {
-  STD_TORCH_CHECK(kernel.size() == 2 && stride.size() == 2 && padding.size() == 2 && dilation.size() == 2,
-                  "expected pairs");
-  Convolution g{s.n, hidden,    s.h,       s.w,        hidden,     1,           kernel[0],   kernel[1], 0,
-                0,   stride[0], stride[1], padding[0], padding[1], dilation[0], dilation[1], hidden,    1};
-  STD_TORCH_CHECK(std::min({g.kh, g.kw, g.sh, g.sw, g.dh, g.dw}) > 0 && g.ph >= 0 && g.pw >= 0,
-                  "expected a kernel, a stride and a dilation of at least 1 and no negative padding");
-  const int64_t rows = g.h + 2 * g.ph - g.dh * (g.kh - 1) - 1, columns = g.w + 2 * g.pw - g.dw * (g.kw - 1) - 1;
-  STD_TORCH_CHECK(rows >= 0 && columns >= 0, "expected images that are no smaller than the kernel");
-  g.oh = rows / g.sh + 1, g.ow = columns / g.sw + 1;
-  return g;
-}
-
-// Into so many strips that the scratch of each fits the second-level cache; returns whether each is a task, for which
-// every thread reads all weights and some rows are expanded twice. Each result is one sum, whatever the cut.
+// Into so many strips that the scratch of each fits the second-level cache; returns whether each is a task, which reads
+// all weights and expands some rows that another does too. Each result is one sum, whatever the cut.
 bool cut(Problem& p) {
-  constexpr int64_t kScratch = 640 << 10, kWeights = 256 << 10;
+  constexpr int64_t kScratch = 640 << 10, kFew = 256 << 10, kMany = 1 << 20;  // weights
   const Convolution& g = p.g;
   const int64_t threads = torch::stable::get_num_threads();
   const int64_t bytes = 4 * (g.h * g.w * (p.expand.in + kPanel) + g.oh * g.ow * g.c);
   const int64_t weights = 4 * g.c * (p.expand.in + p.project.out);
   const int64_t strips = std::clamp<int64_t>(ceil_div(bytes, kScratch), 1, g.oh);
-  const bool alone = g.n * strips >= 2 * threads || threads == 1 || weights <= kWeights;
+  const bool alone = weights <= kFew || (weights <= kMany && (g.n * strips >= 2 * threads || threads == 1));
   if (!alone)
     p.strips = std::clamp<int64_t>(2 * threads / (g.n * p.hidden_panels()), 1, g.oh);
   else
@@ -96,7 +80,8 @@ Tensor inverted_residual(const Tensor& x, const std::optional<Tensor>& expand,
   STD_TORCH_CHECK(hidden > 0 && hidden % 16 == 0 && (expand || hidden == s.c),
                   "expected a number of hidden channels that 16 divides, that of x where nothing expands it");
   Problem p;
-  p.g = geometry_of(s, hidden, kernel, stride, padding, dilation);
+  STD_TORCH_CHECK(kernel.size() == 2, "expected pairs");
+  p.g = geometry({s.n, hidden, s.h, s.w}, {hidden, 1, kernel[0], kernel[1]}, stride, padding, dilation, hidden);
   STD_TORCH_CHECK(depthwise.is_contiguous() && depthwise.scalar_type() == ScalarType::Float &&
                       depthwise.numel() == (p.g.kh * p.g.kw + 1) * hidden,
                   "expected the float32 weights and biases of ", hidden, " depthwise kernels");
@@ -112,6 +97,7 @@ Tensor inverted_residual(const Tensor& x, const std::optional<Tensor>& expand,
   p.project.w = data<float>(project), p.project.bias = check_bias(project_bias, out);
   p.project.in = hidden, p.project.out = out, p.project.activation = parse_activation(project_activation);
   p.project.y = {mutable_data<float>(y), out}, p.project.residual = check_residual(residual, y);
+  p.project.streams = streams(y);
   if (y.numel() > 0) run(p, x);
   return y;
 }

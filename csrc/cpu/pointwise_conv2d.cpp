@@ -25,6 +25,7 @@ Tensor pointwise_conv2d(const Tensor& x, const Tensor& panels, int64_t out, cons
   p.x = {data<float>(x), s.c}, p.y = {mutable_data<float>(y), out}, p.residual = check_residual(residual, y);
   p.w = data<float>(panels), p.bias = check_bias(bias, out);
   p.in = s.c, p.out = out, p.activation = parse_activation(activation);
+  p.streams = streams(y);
   if (y.numel() == 0) return y;
   const Tasks tasks = tasks_of(p, s.n * s.h * s.w);
   constexpr int64_t kTask = 1 << 16;  // multiply-adds that are worth a thread

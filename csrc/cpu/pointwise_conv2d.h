@@ -11,12 +11,12 @@ namespace fastnets::pointwise {
 
 constexpr int64_t kPanel = 32;  // channels that lie together in packed weights and in scratch
 
-// Pixels: channel c of pixel i is at data[i * pixel + c / kPanel * panel + c % kPanel]. In an image in channels_last
+// Pixels: channel c of pixel i is at data[i * pixel + c / length * panel + c % length]. In an image in channels_last
 // pixels are all its channels apart and panels kPanel; scratch holds one panel after the other, its pixels kPanel apart.
 template <typename T>
 struct Pixels {
   T* data = nullptr;
-  int64_t pixel = 0, panel = kPanel;
+  int64_t pixel = 0, panel = kPanel, length = kPanel;
 };
 
 // Of each pixel of x, `in` channels give `out` of y.
@@ -28,9 +28,12 @@ struct Problem {
   Pixels<float> y;
   int64_t in = 0, out = 0;
   Activation activation = Activation::kNone;
+  bool streams = false;  // whether y is more than a third-level cache keeps for its reader
 
   int64_t panels() const { return ceil_div(out, kPanel); }
 };
+
+inline bool streams(const Tensor& y) { return y.numel() * sizeof(float) > 16 << 20; }
 
 // Blocks of pixels, each for every panel: `block` pixels to a task where tasks go panels first, else pixels first.
 struct Tasks {
@@ -46,14 +49,13 @@ struct Tasks {
   }
 };
 
-// What is read again and again stays in a cache: the weights of one panel while few pixels go by, or else a block of
-// pixels, and the rows of results which that writes, while the panels go by.
+// What is read again and again stays in a cache: the weights of one panel while the pixels, which are few, go by; or
+// else a block of pixels, and the rows of results which that writes, while the panels go by.
 inline Tasks tasks_of(const Problem& p, int64_t pixels) {
   constexpr int64_t kFirstLevel = 24 << 10, kSecondLevel = 512 << 10, kTile = 42;  // a multiple of 14 and of 6 pixels
   if (4 * pixels * p.in <= kSecondLevel)
     return {pixels, p.panels(), capability() == Capability::kAvx512 ? 14 : 12, false};
-  const int64_t fitting = kFirstLevel / (4 * std::max<int64_t>(1, p.in + p.out));
-  return {pixels, p.panels(), std::max<int64_t>(1, fitting / kTile) * kTile, true};
+  return {pixels, p.panels(), std::max<int64_t>(1, kFirstLevel / (4 * (p.in + p.out)) / kTile) * kTile, true};
 }
 
 // Weights of `in` channels for `out` results.

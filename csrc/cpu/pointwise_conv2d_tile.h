@@ -21,7 +21,9 @@ FASTNETS_INLINE void begin(const Vec<float, L> (&bias)[W], Vec<float, L> (&z)[R]
   if constexpr (r + 1 < R) begin<R, W, r + 1>(bias, z);
 }
 
-// kWhole: of the last vector all lanes are results, else `left` of them.
+// kPart: of the last vector only `left` lanes are results. kPast: stored past the caches.
+enum class Lanes { kPart, kWhole, kPast };
+
 template <int R, int W, bool kWhole, int r = 0>
 FASTNETS_INLINE void add(const float* residual, int64_t step, int64_t left, Vec<float, L> (&z)[R][W]) {
   constexpr int last = (W - 1) * L;
@@ -37,23 +39,28 @@ FASTNETS_INLINE void clamp_all(float low, float high, Vec<float, L> (&z)[R][W]) 
   if constexpr (r + 1 < R) clamp_all<R, W, r + 1>(low, high, z);
 }
 
-template <int R, int W, bool kWhole, int r = 0>
+template <int R, int W, Lanes lanes, int r = 0>
 FASTNETS_INLINE void store_all(float* y, int64_t step, int64_t left, const Vec<float, L> (&z)[R][W]) {
   constexpr int last = (W - 1) * L;
-  if constexpr (W > 1) store<float, L>(y, z[r][0]);
-  if constexpr (kWhole)
-    store<float, L>(y + last, z[r][W - 1]);
-  else
-    store_first<float, L>(y + last, z[r][W - 1], left);
-  if constexpr (r + 1 < R) store_all<R, W, kWhole, r + 1>(y + step, step, left, z);
+  if constexpr (lanes == Lanes::kPast) {
+    if constexpr (W > 1) stream<float, L>(y, z[r][0]);
+    stream<float, L>(y + last, z[r][W - 1]);
+  } else {
+    if constexpr (W > 1) store<float, L>(y, z[r][0]);
+    if constexpr (lanes == Lanes::kWhole)
+      store<float, L>(y + last, z[r][W - 1]);
+    else
+      store_first<float, L>(y + last, z[r][W - 1], left);
+  }
+  if constexpr (r + 1 < R) store_all<R, W, lanes, r + 1>(y + step, step, left, z);
 }
 
-template <int R, int W, bool kWhole>
+template <int R, int W, Lanes lanes>
 FASTNETS_INLINE void finish(const float* residual, int64_t residual_step, const Activate<float>& activate, float* y,
                             int64_t y_step, int64_t left, Vec<float, L> (&z)[R][W]) {
-  if (residual) add<R, W, kWhole>(residual, residual_step, left, z);
+  if (residual) add<R, W, lanes != Lanes::kPart>(residual, residual_step, left, z);
   if (activate.kind != Activation::kNone) clamp_all(activate.low, activate.high, z);
-  store_all<R, W, kWhole>(y, y_step, left, z);
+  store_all<R, W, lanes>(y, y_step, left, z);
 }
 
 // The same where an activation takes more than a clamp.
@@ -82,10 +89,10 @@ void tile(const Problem& p, const Activate<float>& activate, int64_t pixel, int6
   if (p.bias)
     for (int i = 0; i < W; ++i) bias[i] = load_first<float, L>(p.bias + o + i * L, i + 1 < W ? L : left);
   begin(bias, z);
-  for (int64_t first = 0; first < in; first += kPanel, x += p.x.panel) {
+  for (int64_t first = 0; first < in; first += p.x.length, x += p.x.panel) {
     const float* base[kBases];
     for (int i = 0; i < kBases; ++i) base[i] = x + i * kStep * step;
-    const int64_t count = std::min(kPanel, in - first);
+    const int64_t count = std::min(p.x.length, in - first);
     for (int64_t k = 0; k < count; ++k, w += kPanel) {
       Vec<float, L> weight[W];
       for (int i = 0; i < W; ++i) weight[i] = load<float, L>(w + i * L);
@@ -99,11 +106,14 @@ void tile(const Problem& p, const Activate<float>& activate, int64_t pixel, int6
   const float* const residual = p.residual.data ? p.residual.data + pixel * p.residual.pixel + o : nullptr;
   float* const y = p.y.data + pixel * p.y.pixel + o / kPanel * p.y.panel + o % kPanel;
   if (activate.kind <= Activation::kRelu6) {
-    if (left >= L) return finish<R, W, true>(residual, p.residual.pixel, activate, y, p.y.pixel, left, z);
-    return finish<R, W, false>(residual, p.residual.pixel, activate, y, p.y.pixel, left, z);
+    const int64_t step = p.residual.pixel;
+    if (left < L) return finish<R, W, Lanes::kPart>(residual, step, activate, y, p.y.pixel, left, z);
+    if (p.streams && can_stream<float, L>(y, p.y.pixel))
+      return finish<R, W, Lanes::kPast>(residual, step, activate, y, p.y.pixel, left, z);
+    return finish<R, W, Lanes::kWhole>(residual, step, activate, y, p.y.pixel, left, z);
   }
   float sums[R * W * L];
-  store_all<R, W, true>(sums, W * L, L, z);
+  store_all<R, W, Lanes::kWhole>(sums, W * L, L, z);
   finish_any<W>(residual, p.residual.pixel, activate, y, p.y.pixel, left, sums, R);
 }
 
@@ -134,6 +144,7 @@ inline void multiply(const Problem& p, Range pixels, int64_t panel) {
     else
       tiles<1>(p, activate, pixels, o, w);
   }
+  if (p.streams) finish_streams();
 }
 
 }  // namespace fastnets::FASTNETS_ISA::pointwise

@@ -12,9 +12,17 @@ from torch import Tensor, fx, nn
 
 from fastnets.accelerate._inverted_residual import fuse_inverted_residuals
 from fastnets.accelerate._layout import enter_channels_last
+from fastnets.accelerate._pooled_linear import fuse_pooled_linears
 from fastnets.accelerate._shuffle import fuse_shuffles
 from fastnets.accelerate._table import Table
-from fastnets.layers import Conv2d, DepthwiseConv2d, GroupedConv2d, PackedConv2d, PackedInvertedResidual
+from fastnets.layers import (
+    Conv2d,
+    DepthwiseConv2d,
+    GroupedConv2d,
+    PackedConv2d,
+    PackedInvertedResidual,
+    PooledLinear,
+)
 
 
 def rewrite(network: fx.GraphModule, name: str, table: Table, dtype: torch.dtype | None) -> None:
@@ -25,6 +33,7 @@ def rewrite(network: fx.GraphModule, name: str, table: Table, dtype: torch.dtype
     _add_in_place(network)
     fuse_shuffles(network)
     fuse_inverted_residuals(network, _module, _writes_over)
+    fuse_pooled_linears(network, _module)
     enter_channels_last(network, dtype)
     _tell(network, name, table)
     network.graph.lint()
@@ -279,7 +288,7 @@ def _tell(network: fx.GraphModule, name: str, table: Table) -> None:
         elif module is not None and has_hooks(module):
             note = "has hooks"
         elif type(module).__module__.startswith("fastnets."):
-            runs = "fastnets"
+            runs = "fastnets pooled_linear" if isinstance(module, PooledLinear) else "fastnets"
         table.add(f"{name}.{layer}".lstrip("."), kind, runs, note)
 
 

@@ -17,6 +17,7 @@ from fastnets.layers.highway import HighwayConv2d as HighwayConv2d
 from fastnets.layers.packed_conv import PackedConv2d as PackedConv2d
 from fastnets.layers.packed_inverted_residual import PackedInvertedResidual as PackedInvertedResidual
 from fastnets.layers.plain import PlainNet as PlainNet
+from fastnets.layers.pooled_linear import PooledLinear as PooledLinear
 from fastnets.layers.precision_gate import PrecisionGateConv2d as PrecisionGateConv2d
 from fastnets.layers.residual import BasicBlock as BasicBlock
 from fastnets.layers.residual import Bottleneck as Bottleneck

@@ -1,0 +1,54 @@
+// A network's first convolution on a CPU: arguments, the cut into tasks, registration. The kernel is in the header.
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "pointwise_conv2d.h"
+
+namespace fastnets::stem {
+
+struct Problem {
+  Convolution g;
+  const float* x = nullptr;    // in channels_last
+  pointwise::Problem product;  // its x is made row by row
+};
+
+}  // namespace fastnets::stem
+
+#define FASTNETS_KERNELS "stem_conv2d_kernels.h"
+#include "isa.h"
+
+namespace fastnets {
+namespace {
+
+// Of x in channels_last and weights in panels, of the numbers below a kernel in the order of its rows and columns.
+Tensor stem_conv2d(const Tensor& x, const Tensor& panels, int64_t out, const std::vector<int64_t>& kernel,
+                   const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+                   const std::optional<Tensor>& bias, const std::optional<std::string>& activation) {
+  pointwise::check_images(x);
+  stem::Problem p;
+  STD_TORCH_CHECK(kernel.size() == 2, "expected pairs");
+  p.g = geometry(sizes_of(x), {out, x.size(1), kernel[0], kernel[1]}, stride, padding, {1, 1}, 1);
+  const Convolution& g = p.g;
+  pointwise::check_panels(panels, g.kh * g.kw * g.c, out);
+  const Tensor y = empty(x, {g.n, out, g.oh, g.ow}, true);
+  p.x = data<float>(x);
+  p.product.w = data<float>(panels), p.product.bias = pointwise::check_bias(bias, out);
+  p.product.y = {mutable_data<float>(y), out};
+  p.product.in = g.kh * g.kw * g.c, p.product.out = out, p.product.activation = parse_activation(activation);
+  p.product.streams = pointwise::streams(y);
+  if (y.numel() == 0) return y;
+  constexpr int64_t kTask = 1 << 16;  // multiply-adds that are worth a thread
+  torch::stable::parallel_for(
+      0, g.n * g.oh, std::max<int64_t>(1, kTask / (g.ow * p.product.in * out)),
+      [&, kernel = FASTNETS_FOR_THIS_CPU(stem::forward)](int64_t begin, int64_t end) { kernel(p, begin, end); });
+  return y;
+}
+
+}  // namespace
+}  // namespace fastnets
+
+STABLE_TORCH_LIBRARY_IMPL(fastnets_cpu, CPU, m) { m.impl("stem_conv2d", TORCH_BOX(&fastnets::stem_conv2d)); }

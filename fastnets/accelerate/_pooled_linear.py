@@ -1,0 +1,66 @@
+"""Global average pooling, a flattening of what has one pixel, and a linear layer, as one layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from fastnets.layers import PooledLinear
+
+
+def fuse_pooled_linears(network: fx.GraphModule, module: Callable[[fx.GraphModule, Any], nn.Module | None]) -> None:
+    """Replaces linear(flatten(pool(x))) and linear(x.mean((2, 3)))."""
+    for node in list(network.graph.nodes):
+        linear = module(network, node)
+        if type(linear) is not nn.Linear or len(node.args) != 1 or node.kwargs:
+            continue
+        steps = _steps(network, node, module)
+        if steps is None:
+            continue
+        layer = PooledLinear(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
+        layer.weight, layer.bias = linear.weight, linear.bias
+        name = f"pooled_linears.{node.name}"
+        network.add_submodule(name, layer.eval())
+        node.meta = {"was": (str(node.target), type(linear).__name__)}
+        node.target, node.args = name, (steps[-1].args[0],)
+        for step in steps:
+            network.graph.erase_node(step)
+
+
+def _steps(network: fx.GraphModule, linear: fx.Node, module: Callable[..., nn.Module | None]) -> list[fx.Node] | None:
+    """The nodes between the image and the linear layer, last first, if they pool it over all pixels for nothing else."""
+    last: Any = linear.args[0]
+    if list(last.users) != [linear]:
+        return None
+    if _is_mean(last, keeps=False):
+        return [last]
+    if not _flattens(last, module(network, last)):
+        return None
+    pool: Any = last.args[0]
+    pools = isinstance(pool, fx.Node) and list(pool.users) == [last]
+    return [last, pool] if pools and (_pools(pool, module(network, pool)) or _is_mean(pool, keeps=True)) else None
+
+
+def _is_mean(node: fx.Node, *, keeps: bool) -> bool:
+    if node.target not in ("mean", torch.mean) or not node.args:
+        return False
+    names = dict(zip(("dim", "keepdim"), node.args[1:], strict=False)) | node.kwargs
+    dims: Any = names.pop("dim", ())
+    kept = names.pop("keepdim", False)
+    return not names and kept is keeps and dims in ([2, 3], (2, 3), [-2, -1], (-2, -1))
+
+
+def _pools(node: fx.Node, module: nn.Module | None) -> bool:
+    if type(module) is nn.AdaptiveAvgPool2d:
+        return module.output_size in (1, (1, 1))
+    return node.target is F.adaptive_avg_pool2d and node.args[1:] in ((1,), ((1, 1),)) and not node.kwargs
+
+
+def _flattens(node: fx.Node, module: nn.Module | None) -> bool:
+    if type(module) is nn.Flatten:
+        return (module.start_dim, module.end_dim) == (1, -1)
+    return node.target in ("flatten", torch.flatten) and node.args[1:] == (1,) and not node.kwargs

@@ -1,0 +1,49 @@
+"""Global average pooling and the linear layer after it, for inference: the end of most classifiers."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastnets._op import is_plain, native_libraries
+from fastnets.layers.packed_conv import compiled_kernels
+from fastnets.layers.packing import Packs, pack_panels
+
+native_libraries["cpu"].define("pooled_linear(Tensor x, Tensor panels, SymInt out, Tensor? bias) -> Tensor")
+
+
+class PooledLinear(Packs, nn.Linear):
+    """Applies a linear layer to the mean over all pixels, on weights in the order that the kernel reads.
+
+    Where the compiled kernels do not take the input (another layout than channels_last, another type than float32,
+    gradients, tracing), it is two steps.
+
+    Args:
+        in_features, out_features, bias, device, dtype: as in ``torch.nn.Linear``.
+
+    Returns:
+        (from a call with input (n, in_features, h, w)) (n, out_features) in the type of the input.
+
+    Raises:
+        RuntimeError: (from a call) the input has other dimensions, or other channels than in_features.
+
+    Example:
+        >>> import torch
+        >>> from fastnets.layers import PooledLinear
+        >>> PooledLinear(8, 5)(torch.ones(2, 8, 7, 7)).shape
+        torch.Size([2, 5])
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self._has_kernel(input):
+            panels = self._pack("panels", lambda: pack_panels(self.weight), self.weight)
+            return torch.ops.fastnets_cpu.pooled_linear.default(input, panels, self.out_features, self.bias)
+        return F.linear(input.mean((2, 3)), self.weight, self.bias)
+
+    def _has_kernel(self, input: Tensor) -> bool:
+        if torch.compiler.is_compiling() or not is_plain(input, self.weight):
+            return False
+        fits = input.is_cpu and input.dim() == 4 and input.shape[1] == self.in_features and input.numel() > 0
+        fits = fits and input.dtype == self.weight.dtype == torch.float32 and compiled_kernels()
+        return fits and input.is_contiguous(memory_format=torch.channels_last)
