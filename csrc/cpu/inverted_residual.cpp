@@ -47,10 +47,9 @@ void run(Problem& p, const Tensor& x) {
   const int64_t first = g.n * g.h * g.w * (p.expand.w ? p.expand.in * g.c : 0) + pixels * g.kh * g.kw * g.c;
   const int64_t second = pixels * g.c * p.project.out;
   if (cut(p))
-    return run(p.units(), first + second,
-               [&, kernel = FASTNETS_FOR_THIS_CPU(inverted::units)](int64_t begin, int64_t end) {
-                 kernel(p, begin, end);
-               });
+    return run(
+        p.units(), first + second,
+        [&, kernel = FASTNETS_FOR_THIS_CPU(inverted::units)](int64_t begin, int64_t end) { kernel(p, begin, end); });
   const Tensor hidden = empty(x, pixels * p.hidden_panels() * kPanel);
   float* const to = mutable_data<float>(hidden);
   p.project.x = {to, kPanel, pixels * kPanel};
@@ -59,21 +58,20 @@ void run(Problem& p, const Tensor& x) {
         kernel(p, to, begin, end);
       });
   const auto tasks = tasks_of(p.project, pixels);
-  run(tasks.count(), second,
-      [&, kernel = FASTNETS_FOR_THIS_CPU(inverted::project)](int64_t begin, int64_t end) {
-        kernel(p, tasks, begin, end);
-      });
+  run(tasks.count(), second, [&, kernel = FASTNETS_FOR_THIS_CPU(inverted::project)](int64_t begin, int64_t end) {
+    kernel(p, tasks, begin, end);
+  });
 }
 
 // Of x in channels_last: project(depthwise(expand(x))) + residual, each with bias and activation. Weights are in panels
 // as inverted_residual.h says; hidden channels, of which `hidden` is a multiple of 16, may end in zeros.
-Tensor inverted_residual(const Tensor& x, const std::optional<Tensor>& expand,
-                         const std::optional<Tensor>& expand_bias, const std::optional<std::string>& expand_activation,
-                         const Tensor& depthwise, int64_t hidden, const std::vector<int64_t>& kernel,
-                         const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
-                         const std::vector<int64_t>& dilation, const std::optional<std::string>& activation,
-                         const Tensor& project, const std::optional<Tensor>& project_bias, int64_t out,
-                         const std::optional<Tensor>& residual, const std::optional<std::string>& project_activation) {
+Tensor inverted_residual(const Tensor& x, const std::optional<Tensor>& expand, const std::optional<Tensor>& expand_bias,
+                         const std::optional<std::string>& expand_activation, const Tensor& depthwise, int64_t hidden,
+                         const std::vector<int64_t>& kernel, const std::vector<int64_t>& stride,
+                         const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation,
+                         const std::optional<std::string>& activation, const Tensor& project,
+                         const std::optional<Tensor>& project_bias, int64_t out, const std::optional<Tensor>& residual,
+                         const std::optional<std::string>& project_activation) {
   using namespace pointwise;
   check_images(x);
   const Four s = sizes_of(x);
@@ -105,4 +103,6 @@ Tensor inverted_residual(const Tensor& x, const std::optional<Tensor>& expand,
 }  // namespace
 }  // namespace fastnets
 
-STABLE_TORCH_LIBRARY_IMPL(fastnets_cpu, CPU, m) { m.impl("inverted_residual", TORCH_BOX(&fastnets::inverted_residual)); }
+STABLE_TORCH_LIBRARY_IMPL(fastnets_cpu, CPU, m) {
+  m.impl("inverted_residual", TORCH_BOX(&fastnets::inverted_residual));
+}

@@ -8,12 +8,12 @@ namespace fastnets::inverted {
 using pointwise::kPanel;
 
 struct Problem {
-  Convolution g;                           // of the depthwise convolution, of all hidden channels
-  pointwise::Problem expand;               // its w is null where the depthwise convolution reads x itself
-  const float* depthwise = nullptr;        // [panel][tap or bias][channel of the panel]
+  Convolution g;                     // of the depthwise convolution, of all hidden channels
+  pointwise::Problem expand;         // its w is null where the depthwise convolution reads x itself
+  const float* depthwise = nullptr;  // [panel][tap or bias][channel of the panel]
   Activation activation = Activation::kNone;
-  pointwise::Problem project;              // its x: what the depthwise convolution gives
-  int64_t strips = 1;                      // pieces that the rows of an image's result are cut into
+  pointwise::Problem project;  // its x: what the depthwise convolution gives
+  int64_t strips = 1;          // pieces that the rows of an image's result are cut into
 
   int64_t hidden_panels() const { return ceil_div(g.c, kPanel); }
   int64_t units() const { return g.n * strips; }

@@ -27,7 +27,8 @@ inline std::unique_ptr<float[]> expanded(const Problem& p) {
   return std::unique_ptr<float[]>(new float[rows * p.g.w * kPanel]);
 }
 
-// A panel of hidden channels of a unit, in `scratch` if they have to be expanded, convolved into y from its first pixel.
+// A panel of hidden channels of a unit, in `scratch` if they have to be expanded, convolved into y from its first
+// pixel.
 inline void hidden_panel(const Problem& p, int64_t unit, int64_t panel, float* scratch, Pixels<float> y) {
   const Convolution& g = p.g;
   const int64_t image = unit / p.strips, taps = g.kh * g.kw;
@@ -95,8 +96,7 @@ inline void hidden_panels(const Problem& p, float* hidden, int64_t begin, int64_
 
 // The second product, of all pixels.
 inline void project(const Problem& p, const fastnets::pointwise::Tasks& tasks, int64_t begin, int64_t end) {
-  for (int64_t task = begin; task < end; ++task)
-    pointwise::multiply(p.project, tasks.range(task), tasks.panel(task));
+  for (int64_t task = begin; task < end; ++task) pointwise::multiply(p.project, tasks.range(task), tasks.panel(task));
 }
 
 }  // namespace fastnets::FASTNETS_ISA::inverted

@@ -29,11 +29,10 @@ Tensor pointwise_conv2d(const Tensor& x, const Tensor& panels, int64_t out, cons
   if (y.numel() == 0) return y;
   const Tasks tasks = tasks_of(p, s.n * s.h * s.w);
   constexpr int64_t kTask = 1 << 16;  // multiply-adds that are worth a thread
-  torch::stable::parallel_for(
-      0, tasks.count(), std::max<int64_t>(1, kTask / (tasks.block * p.in * kPanel)),
-      [&, kernel = FASTNETS_FOR_THIS_CPU(pointwise::forward)](int64_t begin, int64_t end) {
-        kernel(p, tasks, begin, end);
-      });
+  torch::stable::parallel_for(0, tasks.count(), std::max<int64_t>(1, kTask / (tasks.block * p.in * kPanel)),
+                              [&, kernel = FASTNETS_FOR_THIS_CPU(pointwise::forward)](int64_t begin, int64_t end) {
+                                kernel(p, tasks, begin, end);
+                              });
   return y;
 }
 

@@ -12,7 +12,8 @@ namespace fastnets::pointwise {
 constexpr int64_t kPanel = 32;  // channels that lie together in packed weights and in scratch
 
 // Pixels: channel c of pixel i is at data[i * pixel + c / length * panel + c % length]. In an image in channels_last
-// pixels are all its channels apart and panels kPanel; scratch holds one panel after the other, its pixels kPanel apart.
+// pixels are all its channels apart and panels kPanel; scratch holds one panel after the other, its pixels kPanel
+// apart.
 template <typename T>
 struct Pixels {
   T* data = nullptr;
@@ -82,9 +83,9 @@ inline void check_images(const Tensor& x) {
 // The residual's pixels, or none.
 inline Pixels<const float> check_residual(const std::optional<Tensor>& residual, const Tensor& y) {
   if (!residual) return {};
-  STD_TORCH_CHECK(residual->sizes() == y.sizes() && is_dense(*residual, true) &&
-                      residual->scalar_type() == ScalarType::Float,
-                  "expected a float32 residual of the result's shape in channels_last");
+  STD_TORCH_CHECK(
+      residual->sizes() == y.sizes() && is_dense(*residual, true) && residual->scalar_type() == ScalarType::Float,
+      "expected a float32 residual of the result's shape in channels_last");
   return {data<float>(*residual), y.size(1), kPanel};
 }
 

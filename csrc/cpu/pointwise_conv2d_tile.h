@@ -1,8 +1,9 @@
 // The product of matrices that a pointwise convolution is. Included by isa.h: no guard.
 //
-// Lanes are results. A tile is kRows pixels times one panel's results, in registers: for each input channel two loads of
-// weights and kRows broadcasts serve 2 * kRows multiply-adds, so that those alone bind (14 rows on AVX-512: 16 loads,
-// 28 multiply-adds). Moves 4 bytes * (pixels * (in + out) + in * out), twice pixels * out where there is a residual.
+// Lanes are results. A tile is kRows pixels times one panel's results, in registers: for each input channel two loads
+// of weights and kRows broadcasts serve 2 * kRows multiply-adds, so that those alone bind (14 rows on AVX-512: 16
+// loads, 28 multiply-adds). Moves 4 bytes * (pixels * (in + out) + in * out), twice pixels * out where there is a
+// residual.
 #include "activate.h"
 
 namespace fastnets::FASTNETS_ISA::pointwise {
@@ -13,8 +14,8 @@ using fastnets::pointwise::Problem;
 constexpr int L = kLanes<float>;
 constexpr int kRows = FASTNETS_VECTOR_BYTES == 64 ? 14 : 6;  // with two vectors each, as many as there are registers
 
-// What is done to the sums of R pixels, W vectors each, is spelt out row by row: the compiler would unroll loops only after
-// it has given z a place in memory, and then copy the registers there.
+// What is done to the sums of R pixels, W vectors each, is spelt out row by row: the compiler would unroll loops only
+// after it has given z a place in memory, and then copy the registers there.
 template <int R, int W, int r = 0>
 FASTNETS_INLINE void begin(const Vec<float, L> (&bias)[W], Vec<float, L> (&z)[R][W]) {
   z[r][0] = bias[0], z[r][W - 1] = bias[W - 1];

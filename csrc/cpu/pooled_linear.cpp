@@ -25,17 +25,17 @@ Tensor pooled_linear(const Tensor& x, const Tensor& panels, int64_t out, const s
   p.w = data<float>(panels), p.bias = check_bias(bias, out), p.in = s.c, p.out = out;
   if (y.numel() == 0) return y;
   constexpr int64_t kTask = 1 << 15;  // numbers, or multiply-adds, that are worth a thread
-  torch::stable::parallel_for(
-      0, FASTNETS_FOR_THIS_CPU(pooled::tasks)(s.n, s.c), std::max<int64_t>(1, kTask / (s.h * s.w * kPanel)),
-      [&, kernel = FASTNETS_FOR_THIS_CPU(pooled::means)](int64_t begin, int64_t end) {
-        kernel(data<float>(x), s.h * s.w, s.c, mutable_data<float>(means), begin, end);
-      });
+  torch::stable::parallel_for(0, FASTNETS_FOR_THIS_CPU(pooled::tasks)(s.n, s.c),
+                              std::max<int64_t>(1, kTask / (s.h * s.w * kPanel)),
+                              [&, kernel = FASTNETS_FOR_THIS_CPU(pooled::means)](int64_t begin, int64_t end) {
+                                kernel(data<float>(x), s.h * s.w, s.c, mutable_data<float>(means), begin, end);
+                              });
   const Tasks tasks = tasks_of(p, s.n);
-  torch::stable::parallel_for(
-      0, tasks.count(), std::max<int64_t>(1, kTask / (std::min(tasks.block, s.n) * p.in * kPanel)),
-      [&, kernel = FASTNETS_FOR_THIS_CPU(pooled::product)](int64_t begin, int64_t end) {
-        kernel(p, tasks, begin, end);
-      });
+  torch::stable::parallel_for(0, tasks.count(),
+                              std::max<int64_t>(1, kTask / (std::min(tasks.block, s.n) * p.in * kPanel)),
+                              [&, kernel = FASTNETS_FOR_THIS_CPU(pooled::product)](int64_t begin, int64_t end) {
+                                kernel(p, tasks, begin, end);
+                              });
   return y;
 }
 

@@ -25,33 +25,32 @@ def fuse_inverted_residuals(
         if depthwise is None or type(conv) is not DepthwiseConv2d or not is_block(None, conv, module(network, project)):
             continue
         expand = _made_only_for(depthwise)
-        if expand is not None and not is_block(module(network, expand), conv, module(network, project)):
-            expand = None
-        first = depthwise if expand is None else expand
-        source: Any = first.args[0]
-        if _is_written_over(source, first, project, writes_over):
+        if expand is not None:
+            follows = is_block(module(network, expand), conv, module(network, project))
+            expand = expand if follows and not _is_written_over(expand, project, writes_over) else None
+        if expand is None and _is_written_over(depthwise, project, writes_over):
             continue
         parts = [n for n in (expand, depthwise, project) if n is not None]
         layers: Any = [None] * (3 - len(parts)) + [module(network, n) for n in parts]
         name = f"inverted_residuals.{project.name}"
         network.add_submodule(name, PackedInvertedResidual(*layers).eval())
-        project.meta = {"were": [n.meta["was"] for n in parts]}
-        project.target, project.args = name, (source, *project.args[1:])
+        project.meta = {"were": [n.meta.get("was", (str(n.target), type(module(network, n)).__name__)) for n in parts]}
+        project.target, project.args = name, (parts[0].args[0], *project.args[1:])
         for node in reversed(parts[:-1]):
             network.graph.erase_node(node)
 
 
 def _made_only_for(node: fx.Node) -> fx.Node | None:
     """What the node's first argument comes from, if it is a layer with one input, and nothing else uses it."""
-    made = node.args[0]
-    alone = isinstance(made, fx.Node) and list(made.users) == [node] and made.op == "call_module"
-    return made if alone and len(made.args) == 1 and made not in node.args[1:] else None  # type: ignore[union-attr]
+    made = node.args[0] if node.args and not node.kwargs else None
+    if not isinstance(made, fx.Node) or list(made.users) != [node] or made in node.args[1:]:
+        return None
+    return made if made.op == "call_module" and len(made.args) == 1 and not made.kwargs else None
 
 
-def _is_written_over(
-    source: fx.Node, first: fx.Node, last: fx.Node, writes_over: Callable[[fx.Node, fx.Node], bool]
-) -> bool:
-    """Whether something writes over the source after it was read, before the last of the layers reads it now."""
+def _is_written_over(first: fx.Node, last: fx.Node, writes_over: Callable[[fx.Node, fx.Node], bool]) -> bool:
+    """Whether something writes over what the first layer reads, after it but before the last, which reads it now."""
+    source: Any = first.args[0]
     place = {node: i for i, node in enumerate(first.graph.nodes)}
     users = [user for user in source.users if place[first] < place[user] < place[last]]
     return any(writes_over(user, source) for user in users)

@@ -266,6 +266,14 @@ _RUNS = {
 }
 
 
+def _kernels(conv: Any) -> str:
+    if type(conv) is PackedConv2d and conv.is_stem():
+        return "fastnets stem_conv2d"
+    if type(conv) is PackedConv2d and conv.is_pointwise():
+        return "fastnets pointwise_conv2d, or oneDNN where it is large"
+    return _RUNS[type(conv)]
+
+
 def _tell(network: fx.GraphModule, name: str, table: Table) -> None:
     for node in network.graph.nodes:
         if node.op not in ("call_module", "call_function", "call_method"):
@@ -284,7 +292,7 @@ def _tell(network: fx.GraphModule, name: str, table: Table) -> None:
             continue
         runs, note = "PyTorch", ""
         if type(module) in _RUNS and isinstance(module, Conv2d):
-            runs, note = _RUNS[type(module)], _fused(module, len(node.args) > 1)
+            runs, note = _kernels(module), _fused(module, len(node.args) > 1)
         elif module is not None and has_hooks(module):
             note = "has hooks"
         elif type(module).__module__.startswith("fastnets."):

@@ -7,11 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastnets._backends import BACKENDS, requested
-from fastnets._op import is_plain, native_libraries
+from fastnets._op import is_plain
 from fastnets.layers.conv import Conv2d, GroupedConv2d
-from fastnets.layers.packing import Packs, pack_panels
 from fastnets.ops._activation import ACTIVATIONS
+from fastnets.ops._packed import Packs, compiled_kernels, pack_panels, pointwise_conv2d, stem_conv2d
 
 # What oneDNN's kernels apply in the store: name, scalars, algorithm.
 _POST_OPS: dict[str | None, tuple[str, list[float], str]] = {
@@ -25,15 +24,7 @@ _POST_OPS: dict[str | None, tuple[str, list[float], str]] = {
 }
 
 
-# Where a convolution is a product of matrices, or has few input channels, there are kernels here.
-native_libraries["cpu"].define(
-    "pointwise_conv2d(Tensor x, Tensor panels, SymInt out, Tensor? bias, Tensor? residual, str? activation) -> Tensor"
-)
-native_libraries["cpu"].define(
-    "stem_conv2d(Tensor x, Tensor panels, SymInt out, int[2] kernel, int[2] stride, int[2] padding, Tensor? bias, "
-    "str? activation) -> Tensor"
-)
-_STEM = 4  # channels at most
+_STEM = 4  # input channels at most of a network's first convolution
 
 
 class PackedConv2d(Packs, GroupedConv2d):
@@ -89,25 +80,12 @@ class PackedConv2d(Packs, GroupedConv2d):
         return (size + 2 * pad - self.dilation[axis] * (self.kernel_size[axis] - 1) - 1) // self.stride[axis] + 1
 
     def _in_one_pass(self, input: Tensor, residual: Tensor | None) -> Tensor:
-        if input.dtype == torch.float32 and compiled_kernels():
+        if compiled_kernels(input, self.weight):
             if self.is_pointwise() and self._gains(input):
                 panels = self._pack("panels", lambda: pack_panels(self.weight), self.weight)
-                return torch.ops.fastnets_cpu.pointwise_conv2d.default(
-                    input, panels, self.out_channels, self.bias, residual, self.activation
-                )
-            if self._is_stem() and residual is None:
-                panels = self._pack("rows", lambda: pack_panels(self.weight.permute(0, 2, 3, 1).flatten(1)), self.weight)
-                padding = [self._reversed_padding_repeated_twice[i] for i in (2, 0)]
-                return torch.ops.fastnets_cpu.stem_conv2d.default(
-                    input,
-                    panels,
-                    self.out_channels,
-                    self.kernel_size,
-                    self.stride,
-                    padding,
-                    self.bias,
-                    self.activation,
-                )
+                return pointwise_conv2d.run(input, panels, self.out_channels, self.bias, residual, self.activation)
+            if self.is_stem() and residual is None:
+                return self._stem(input)
         geometry = [self._reversed_padding_repeated_twice[i] for i in (2, 0)], self.stride, self.dilation, self.groups
         name, scalars, algorithm = _POST_OPS[self.activation]
         weight = self._pack("onednn", lambda: _reordered(self.weight, geometry, input.shape), self.weight)
@@ -133,13 +111,15 @@ class PackedConv2d(Packs, GroupedConv2d):
         large = input.numel() * self.out_channels > 1 << 26
         return self.in_channels >= 32 and self.in_channels % 512 != 0 and not large
 
-    def _is_stem(self) -> bool:
+    def is_stem(self) -> bool:
+        """Whether it is a network's first convolution, of few channels, for which there is a kernel of its own."""
         return self.in_channels <= _STEM and self.groups == 1 and self.dilation == (1, 1)
 
-
-def compiled_kernels() -> bool:
-    """Whether calls may go to the compiled kernels for a CPU."""
-    return requested.get() in (None, "cpu") and BACKENDS["cpu"].missing() is None
+    def _stem(self, input: Tensor) -> Tensor:
+        panels = self._pack("rows", lambda: pack_panels(self.weight.permute(0, 2, 3, 1).flatten(1)), self.weight)
+        padding = [self._reversed_padding_repeated_twice[i] for i in (2, 0)]
+        geometry = self.kernel_size, self.stride, padding
+        return stem_conv2d.run(input, panels, self.out_channels, *geometry, self.bias, self.activation)
 
 
 def _reordered(weight: Tensor, geometry: tuple[Any, ...], size: torch.Size) -> Tensor:

@@ -8,17 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastnets._op import is_plain, native_libraries
+from fastnets._op import is_plain
 from fastnets.layers.conv import DepthwiseConv2d
-from fastnets.layers.packed_conv import PackedConv2d, compiled_kernels
-from fastnets.layers.packing import Packs, pack_depthwise, pack_panels
-
-native_libraries["cpu"].define(
-    "inverted_residual(Tensor x, Tensor? expand, Tensor? expand_bias, str? expand_activation, "
-    "Tensor depthwise, int hidden, int[2] kernel, int[2] stride, int[2] padding, int[2] dilation, str? activation, "
-    "Tensor project, Tensor? project_bias, int out, Tensor? residual, str? project_activation) -> Tensor"
-)
-_LANES = 16  # that the number of hidden channels is brought to a multiple of
+from fastnets.layers.packed_conv import PackedConv2d
+from fastnets.ops._packed import LANES, Packs, compiled_kernels, inverted_residual, pack_depthwise, pack_panels
 
 
 class PackedInvertedResidual(Packs, nn.Module):
@@ -73,10 +66,8 @@ class PackedInvertedResidual(Packs, nn.Module):
         if torch.compiler.is_compiling() or not is_plain(input, self.project.weight, residual):
             return False
         first = self.depthwise if self.expand is None else self.expand
-        fits = input.is_cpu and input.dim() == 4 and input.shape[1] == first.in_channels and input.numel() > 0
-        fits = fits and input.dtype == self.project.weight.dtype == torch.float32 and compiled_kernels()
-        fits = fits and input.is_contiguous(memory_format=torch.channels_last)
-        fits = fits and (self.expand is not None or first.in_channels % _LANES == 0)
+        fits = compiled_kernels(input, self.project.weight) and input.shape[1] == first.in_channels
+        fits = fits and (self.expand is not None or first.in_channels % LANES == 0)
         return fits and (residual is None or self._is_of_the_result(residual, input))
 
     def _is_of_the_result(self, residual: Tensor, input: Tensor) -> bool:
@@ -92,11 +83,10 @@ class PackedInvertedResidual(Packs, nn.Module):
 
     def _in_one_pass(self, input: Tensor, residual: Tensor | None) -> Tensor:
         expand, conv, project = self.expand, self.depthwise, self.project
-        changing = (conv.weight, conv.bias, project.weight)
-        if expand is not None:
-            changing = (*changing, expand.weight, expand.bias)
-        panels, bias, kernels, results = self._pack("panels", self._panels, *changing)
-        return torch.ops.fastnets_cpu.inverted_residual.default(
+        first = () if expand is None else (expand.weight, expand.bias)
+        weights = (conv.weight, conv.bias, project.weight, *first)
+        panels, bias, kernels, results = self._pack("panels", self._panels, *weights)
+        return inverted_residual.run(
             input,
             panels,
             bias,
@@ -118,16 +108,17 @@ class PackedInvertedResidual(Packs, nn.Module):
     def _panels(self) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor]:
         """Weights and bias of the first convolution, of the second, weights of the third; hidden channels padded."""
         expand, conv, project = self.expand, self.depthwise, self.project
-        more = -conv.in_channels % _LANES
+        more = -conv.in_channels % LANES
 
-        def pad(t: Tensor | None) -> Tensor | None:
-            return None if t is None else F.pad(t.detach(), (0, 0) * (t.dim() - 1) + (0, more))
+        def pad(t: Tensor) -> Tensor:
+            return F.pad(t.detach(), (0, 0) * (t.dim() - 1) + (0, more))
 
-        kernels = pack_depthwise(pad(conv.weight), pad(conv.bias))
+        kernels = pack_depthwise(pad(conv.weight), None if conv.bias is None else pad(conv.bias))
         results = pack_panels(F.pad(project.weight.detach(), (0, 0, 0, 0, 0, more)))
         if expand is None:
             return None, None, kernels, results
-        return pack_panels(pad(expand.weight)), pad(expand.bias), kernels, results
+        bias = None if expand.bias is None else pad(expand.bias)
+        return pack_panels(pad(expand.weight)), bias, kernels, results
 
 
 def is_block(expand: Any, depthwise: Any, project: Any) -> bool:

@@ -6,11 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastnets._op import is_plain, native_libraries
-from fastnets.layers.packed_conv import compiled_kernels
-from fastnets.layers.packing import Packs, pack_panels
-
-native_libraries["cpu"].define("pooled_linear(Tensor x, Tensor panels, SymInt out, Tensor? bias) -> Tensor")
+from fastnets._op import is_plain
+from fastnets.ops._packed import Packs, compiled_kernels, pack_panels, pooled_linear
 
 
 class PooledLinear(Packs, nn.Linear):
@@ -38,12 +35,10 @@ class PooledLinear(Packs, nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         if self._has_kernel(input):
             panels = self._pack("panels", lambda: pack_panels(self.weight), self.weight)
-            return torch.ops.fastnets_cpu.pooled_linear.default(input, panels, self.out_features, self.bias)
+            return pooled_linear.run(input, panels, self.out_features, self.bias)
         return F.linear(input.mean((2, 3)), self.weight, self.bias)
 
     def _has_kernel(self, input: Tensor) -> bool:
         if torch.compiler.is_compiling() or not is_plain(input, self.weight):
             return False
-        fits = input.is_cpu and input.dim() == 4 and input.shape[1] == self.in_features and input.numel() > 0
-        fits = fits and input.dtype == self.weight.dtype == torch.float32 and compiled_kernels()
-        return fits and input.is_contiguous(memory_format=torch.channels_last)
+        return compiled_kernels(input, self.weight) and input.shape[1] == self.in_features

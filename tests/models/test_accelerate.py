@@ -14,7 +14,7 @@ from torch import nn
 import fastnets
 from fastnets.accelerate import accelerate
 from fastnets.accelerate._proof import prove
-from fastnets.layers import DepthwiseConv2d, PackedConv2d
+from fastnets.layers import DepthwiseConv2d, PackedConv2d, PackedInvertedResidual, PooledLinear
 from fastnets.models import create_model, list_models
 
 
@@ -67,7 +67,7 @@ class Branch(nn.Module):
 @pytest.mark.parametrize("name", ["efficientnet_lite0", "mobilenet_v2", "mobilenetv1_100"])
 def test_networks_of_depthwise_convolutions_become_folded_and_fused_layers(name):
     fast = accelerate(create_model(name, width=0.25).eval())  # test_networks.py has the logits, of all networks
-    assert set(kinds(fast)) == {DepthwiseConv2d, PackedConv2d, nn.Linear}
+    assert set(kinds(fast)) == {DepthwiseConv2d, PackedConv2d, PooledLinear}
     assert all(m.activation == "relu6" for m in fast.modules() if isinstance(m, DepthwiseConv2d))
 
 
@@ -83,7 +83,7 @@ def test_networks_of_other_libraries_are_accelerated_too(library, name):
     fast = accelerate(model)
     assert difference(fast(x), model(x)) < 1e-4
     if name == "mobilenet_v2":
-        assert set(kinds(fast)) == {DepthwiseConv2d, PackedConv2d, nn.Linear}
+        assert set(kinds(fast)) == {DepthwiseConv2d, PackedConv2d, PooledLinear}
 
 
 def test_the_model_is_left_alone():
@@ -267,7 +267,7 @@ def test_the_whole_network_runs_in_channels_last():
             lost.append(module)
 
     for module in fast.modules():
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, nn.Conv2d | PackedInvertedResidual | PooledLinear):
             module.register_forward_pre_hook(look)
     fast(image(1, 3, 96, torch.float32))
     fast(image(2, 3, 96, torch.float32))
@@ -386,8 +386,8 @@ def test_a_model_that_is_in_bfloat16_is_proved_by_its_own_rounding():
 def test_the_table_names_every_layer(capsys):
     accelerate(create_model("mobilenetv1_100", width=0.25).eval(), verbose=True)
     printed = capsys.readouterr().out
-    assert printed.count("fastnets depthwise_conv2d  with relu6") == 13
-    assert printed.startswith("layer ") and "oneDNN, packed" in printed
+    assert printed.count("fastnets inverted_residual  with relu6") == 26
+    assert printed.startswith("layer ") and "fastnets stem_conv2d" in printed and "fastnets pooled_linear" in printed
 
 
 def test_the_table_knows_the_layers_of_fastnets(capsys):

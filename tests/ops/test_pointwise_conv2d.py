@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from edges import check_thread_counts
 
-from fastnets.layers.packing import pack_panels
 from fastnets.ops._activation import ACTIVATIONS
+from fastnets.ops._packed import pack_panels
 
 LAST = torch.channels_last
 

@@ -1,0 +1,153 @@
+"""What layers for inference run on: weights packed once, in the order in which kernels read them, and ops on those.
+
+They take float32 in channels_last, which their callers see to, and have no gradient. A panel is 32 results or hidden
+channels whose weights lie together; the last one ends in zeros.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastnets._backends import BACKENDS, requested
+from fastnets._op import Op
+from fastnets.ops._activation import ACTIVATIONS
+
+PANEL = 32  # kPanel in csrc/cpu/pointwise_conv2d.h
+LANES = 16  # that the number of hidden channels is brought to a multiple of
+
+
+class Packs:
+    """A module that keeps what it made of tensors until they change; not in its state_dict, nor in copies of it."""
+
+    _packed: tuple[Any, Any] | None = None  # and of what they were made
+
+    def _pack(self, how: str, make: Callable[[], Any], *tensors: Tensor | None) -> Any:
+        made_of = (
+            how,
+            *(None if t is None else (t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors),
+        )
+        packed = self._packed
+        if packed is None or packed[0] != made_of:
+            packed = self._packed = made_of, make()
+        return packed[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_packed": None}
+
+
+def compiled_kernels(x: Tensor, weight: Tensor) -> bool:
+    """Whether these ops run on the compiled kernels for an input and weights."""
+    fits = x.is_cpu and x.dim() == 4 and x.numel() > 0 and x.dtype == weight.dtype == torch.float32
+    fits = fits and x.is_contiguous(memory_format=torch.channels_last)
+    return fits and requested.get() in (None, "cpu") and BACKENDS["cpu"].missing() is None
+
+
+# ---- packing ---------------------------------------------------------------------------------
+
+
+def pack_panels(weight: Tensor) -> Tensor:
+    """Weights (o, c, 1, 1) or (o, c) as (⌈o / 32⌉, c, 32)."""
+    o, c = weight.shape[:2]
+    rows = F.pad(weight.detach().reshape(o, c), (0, 0, 0, -o % PANEL))
+    return rows.view(-1, PANEL, c).transpose(1, 2).contiguous()
+
+
+def unpack_panels(panels: Tensor, out: int) -> Tensor:
+    """Panels (p, c, 32) as (o, c, 1, 1)."""
+    return panels.transpose(1, 2).flatten(0, 1)[:out, :, None, None]
+
+
+def pack_depthwise(weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Weights (c, 1, kh, kw) and biases (c): one panel after the other, each as (kh kw + 1, its channels)."""
+    taps = weight.detach().flatten(1)
+    last = taps.new_zeros(len(taps)) if bias is None else bias.detach()
+    return torch.cat([panel.t().flatten() for panel in torch.cat((taps, last[:, None]), 1).split(PANEL)])
+
+
+def unpack_depthwise(packed: Tensor, channels: int) -> Tensor:
+    """The same as (c, kh kw + 1)."""
+    panels = packed.split(PANEL * (packed.numel() // channels))
+    return torch.cat([panel.view(packed.numel() // channels, -1).t() for panel in panels])
+
+
+# ---- ops -------------------------------------------------------------------------------------
+
+
+def _op(schema: str) -> Op:
+    op = Op(schema, lambda *_: None)  # arguments are checked where they are used
+    op.native("cpu")
+    return op
+
+
+pointwise_conv2d = _op(
+    "pointwise_conv2d(Tensor x, Tensor panels, int out, Tensor? bias, Tensor? residual, str? activation) -> Tensor"
+)
+inverted_residual = _op(
+    "inverted_residual(Tensor x, Tensor? expand, Tensor? expand_bias, str? expand_activation, "
+    "Tensor depthwise, int hidden, int[2] kernel, int[2] stride, int[2] padding, int[2] dilation, str? activation, "
+    "Tensor project, Tensor? project_bias, int out, Tensor? residual, str? project_activation) -> Tensor"
+)
+stem_conv2d = _op(
+    "stem_conv2d(Tensor x, Tensor panels, int out, int[2] kernel, int[2] stride, int[2] padding, Tensor? bias, "
+    "str? activation) -> Tensor"
+)
+pooled_linear = _op("pooled_linear(Tensor x, Tensor panels, int out, Tensor? bias) -> Tensor")
+
+
+@pointwise_conv2d.backend("reference")
+def _pointwise_conv2d(
+    x: Tensor, panels: Tensor, out: int, bias: Tensor | None, residual: Tensor | None, activation: str | None
+) -> Tensor:
+    y = F.conv2d(x, unpack_panels(panels, out), bias)
+    return ACTIVATIONS[activation](y if residual is None else y + residual)
+
+
+@inverted_residual.backend("reference")
+def _inverted_residual(
+    x: Tensor,
+    expand: Tensor | None,
+    expand_bias: Tensor | None,
+    expand_activation: str | None,
+    depthwise: Tensor,
+    hidden: int,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    activation: str | None,
+    project: Tensor,
+    project_bias: Tensor | None,
+    out: int,
+    residual: Tensor | None,
+    project_activation: str | None,
+) -> Tensor:
+    y = x if expand is None else _pointwise_conv2d(x, expand, hidden, expand_bias, None, expand_activation)
+    taps = unpack_depthwise(depthwise, hidden)
+    weight = taps[:, :-1].view(hidden, 1, *kernel)
+    y = ACTIVATIONS[activation](F.conv2d(y, weight, taps[:, -1], stride, padding, dilation, hidden))
+    return _pointwise_conv2d(y, project, out, project_bias, residual, project_activation)
+
+
+@stem_conv2d.backend("reference")
+def _stem_conv2d(
+    x: Tensor,
+    panels: Tensor,
+    out: int,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    bias: Tensor | None,
+    activation: str | None,
+) -> Tensor:
+    weight = unpack_panels(panels, out).view(out, *kernel, x.shape[1]).permute(0, 3, 1, 2)
+    return ACTIVATIONS[activation](F.conv2d(x, weight, bias, stride, padding))
+
+
+@pooled_linear.backend("reference")
+def _pooled_linear(x: Tensor, panels: Tensor, out: int, bias: Tensor | None) -> Tensor:
+    return F.linear(x.mean((2, 3)), unpack_panels(panels, out).flatten(1), bias)

@@ -1,0 +1,144 @@
+"""Blocks and ends of networks that run as one op, and where they must not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from peers import difference, settle
+from torch import nn
+
+from fastnets.accelerate import accelerate
+from fastnets.layers import PackedInvertedResidual, PooledLinear
+
+
+class Does(nn.Module):
+    def __init__(self, forward, **modules):
+        super().__init__()
+        for name, module in modules.items():
+            setattr(self, name, module)
+        self.does = forward
+
+    def forward(self, x):
+        return self.does(self, x)
+
+
+def block(**more):
+    """The layers of an inverted residual."""
+    return {
+        "expand": nn.Sequential(nn.Conv2d(8, 24, 1, bias=False), nn.BatchNorm2d(24), nn.ReLU6()),
+        "deep": nn.Sequential(nn.Conv2d(24, 24, 3, padding=1, groups=24), nn.BatchNorm2d(24), nn.ReLU6()),
+        "project": nn.Conv2d(24, 8, 1),
+        **more,
+    }
+
+
+@torch.inference_mode()
+def check(model, of, expected):
+    model = settle(model).eval()
+    fast = accelerate(model)
+    assert sum(isinstance(m, of) for m in fast.modules()) == expected
+    for n in (1, 2):
+        x = torch.randn(n, 8, 9, 9, generator=torch.Generator().manual_seed(n))
+        for layout in (torch.contiguous_format, torch.channels_last):
+            given = x.clone(memory_format=layout)
+            assert difference(fast(given), model(x.clone())) < 1e-5
+            assert torch.equal(given, x), "the input was changed"
+    return fast
+
+
+@pytest.mark.parametrize(
+    ("blocks", "does"),
+    [
+        (1, lambda m, x: m.project(m.deep(m.expand(x)))),
+        (1, lambda m, x: x + m.project(m.deep(m.expand(x)))),
+        (1, lambda m, x: F.relu(m.project(m.deep(m.expand(x))))),
+        (1, lambda m, x: F.relu(m.project(m.deep(m.expand(y := F.relu(x)))) + y)),
+        (2, lambda m, x: m.project(m.deep(m.expand(y := m.project(m.deep(m.expand(x)))))) + y),
+    ],
+)
+def test_blocks_become_one_layer(blocks, does):
+    check(Does(does, **block()), PackedInvertedResidual, blocks)
+
+
+def test_a_block_that_expands_nothing():
+    layers = block(deep=nn.Conv2d(8, 8, 3, padding=1, groups=8), project=nn.Conv2d(8, 16, 1))
+    check(Does(lambda m, x: m.project(m.deep(x)), **layers), PackedInvertedResidual, 1)
+
+
+@pytest.mark.parametrize(
+    "does",
+    [
+        lambda m, x: m.project(y := m.deep(m.expand(x))) + y.mean(),
+        lambda m, x: m.project(F.max_pool2d(m.deep(m.expand(x)), 1)),
+        lambda m, x: m.project(m.deep(m.expand(x)) + 1),
+    ],
+    ids=["used twice", "pooled", "added to"],
+)
+def test_blocks_with_something_between_stay(does):
+    check(Does(does, **block()), PackedInvertedResidual, 0)
+
+
+def test_what_the_first_layer_gives_may_be_used_elsewhere():
+    def does(m, x):
+        y = m.expand(x)
+        return m.project(m.deep(y)) + y.mean((1, 2, 3), keepdim=True)
+
+    fast = check(Does(does, **block()), PackedInvertedResidual, 1)
+    assert next(m for m in fast.modules() if isinstance(m, PackedInvertedResidual)).expand is None
+
+
+@pytest.mark.parametrize(
+    "deep",
+    [
+        nn.Conv2d(24, 24, 3, groups=24, padding="same"),
+        nn.Conv2d(24, 24, 3, groups=24, padding=1, padding_mode="reflect"),
+        nn.Conv2d(24, 24, 3, groups=12, padding=1),
+        nn.Conv2d(24, 24, 3, padding=1),
+    ],
+    ids=["same", "reflect", "grouped", "dense"],
+)
+def test_other_convolutions_between_stay(deep):
+    check(Does(lambda m, x: m.project(m.deep(m.expand(x))), **block(deep=deep)), PackedInvertedResidual, 0)
+
+
+def test_the_source_of_a_block_is_not_written_over_before_it_is_read():
+    """The second sum could take the memory of y, which the block, now where its last layer was, still reads."""
+
+    def does(m, x):
+        y = m.one(x)
+        wide = m.expand(y)
+        z = m.two(x) + y
+        return m.project(m.deep(wide)) + z
+
+    check(Does(does, **block(one=nn.Conv2d(8, 8, 1), two=nn.Conv2d(8, 8, 1))), PackedInvertedResidual, 1)
+
+
+ENDS = {
+    "mean": lambda m, x: m.end(x.mean((2, 3))),
+    "mean of a list": lambda m, x: m.end(torch.mean(x, dim=[-2, -1])),
+    "kept mean": lambda m, x: m.end(x.mean((2, 3), keepdim=True).flatten(1)),
+    "module": lambda m, x: m.end(torch.flatten(m.pool(x), 1)),
+    "function": lambda m, x: m.end(m.flat(F.adaptive_avg_pool2d(x, 1))),
+}
+
+
+@pytest.mark.parametrize("does", ENDS.values(), ids=ENDS)
+def test_pooled_ends_become_one_layer(does):
+    layers = {"pool": nn.AdaptiveAvgPool2d((1, 1)), "flat": nn.Flatten(), "end": nn.Linear(8, 5)}
+    check(Does(does, **layers), PooledLinear, 1)
+
+
+OTHER_ENDS = {
+    "another size": lambda m, x: m.end(torch.flatten(F.adaptive_avg_pool2d(x, (1, 2)), 1)[:, :8]),
+    "maxima": lambda m, x: m.end(torch.flatten(F.adaptive_max_pool2d(x, 1), 1)),
+    "channels": lambda m, x: m.end(x.mean((1, 2))[:, :8]),
+    "rows": lambda m, x: m.end(x.mean(2).mean(2)),
+    "used twice": lambda m, x: m.end(y := x.mean((2, 3))) + y.mean(),
+    "not flat": lambda m, x: m.end(x[..., :8]),
+}
+
+
+@pytest.mark.parametrize("does", OTHER_ENDS.values(), ids=OTHER_ENDS)
+def test_other_ends_stay(does):
+    check(Does(does, end=nn.Linear(8, 5)), PooledLinear, 0)

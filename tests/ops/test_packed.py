@@ -1,0 +1,81 @@
+"""The ops on packed weights: packing and its way back, the reference beside the kernels, the record of what ran."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import fastnets
+from fastnets.ops import _packed
+
+
+def image(*size):
+    return torch.randn(size, generator=torch.Generator().manual_seed(0)).contiguous(memory_format=torch.channels_last)
+
+
+def calls():
+    make = torch.Generator().manual_seed(1)
+    expand, kernels, project = (torch.randn(s, generator=make) for s in ((48, 20), (48, 1, 3, 3), (40, 48)))
+    bias = torch.randn(48, generator=make)
+    pairs = [3, 3], [2, 1], [1, 1], [1, 1]
+    return {
+        "pointwise_conv2d": (
+            image(2, 20, 5, 6),
+            _packed.pack_panels(expand),
+            48,
+            bias,
+            image(2, 48, 5, 6),
+            "silu",
+        ),
+        "inverted_residual": (
+            image(2, 20, 8, 7),
+            _packed.pack_panels(expand),
+            bias,
+            "relu6",
+            _packed.pack_depthwise(kernels, bias),
+            48,
+            *pairs,
+            "hardswish",
+            _packed.pack_panels(project),
+            None,
+            40,
+            image(2, 40, 4, 7),
+            "relu",
+        ),
+        "stem_conv2d": (
+            image(2, 3, 9, 8),
+            _packed.pack_panels(torch.randn(40, 3 * 3 * 3, generator=make)),
+            40,
+            [3, 3],
+            [2, 1],
+            [1, 1],
+            None,
+            "relu",
+        ),
+        "pooled_linear": (image(3, 48, 5, 5), _packed.pack_panels(project), 40, None),
+    }
+
+
+@pytest.mark.parametrize("name", calls())
+def test_kernel_and_reference_agree_and_are_counted(name):
+    op, results = getattr(_packed, name), []
+    fastnets.backend_report(reset=True)
+    for backend in ("cpu", "reference"):
+        if backend == "cpu" and fastnets._backends.BACKENDS["cpu"].missing():
+            pytest.skip("no compiled kernels")
+        with fastnets.use_backend(backend):
+            results.append(op.run(*calls()[name]))
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-4)
+    assert fastnets.backend_report(reset=True)[name]["calls"] == {"cpu": 1, "reference": 1}
+
+
+@pytest.mark.parametrize("channels", (1, 16, 32, 33, 80))
+def test_unpacking_undoes_packing(channels):
+    weight, kernels, bias = torch.randn(channels, 5, 1, 1), torch.randn(channels, 1, 3, 5), torch.randn(channels)
+    panels = _packed.pack_panels(weight)
+    assert panels.shape == (-(-channels // 32), 5, 32)
+    assert torch.equal(_packed.unpack_panels(panels, channels), weight)
+    for b in (bias, None):
+        table = _packed.unpack_depthwise(_packed.pack_depthwise(kernels, b), channels)
+        assert torch.equal(table[:, :-1], kernels.flatten(1))
+        assert torch.equal(table[:, -1], torch.zeros(channels) if b is None else b)

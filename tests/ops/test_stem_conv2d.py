@@ -1,0 +1,84 @@
+"""The kernel of a network's first convolution, which PackedConv2d calls, against F.conv2d in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from edges import check_thread_counts
+
+from fastnets.layers import PackedConv2d
+from fastnets.ops._activation import ACTIVATIONS
+
+LAST = torch.channels_last
+
+
+def whole(*size):
+    """Small whole numbers, of which float32 takes sums of products exactly."""
+    return torch.randint(-2, 3, size).float()
+
+
+def check(x, o, activation=None, bias=True, **geometry):
+    torch.manual_seed(0)
+    conv = PackedConv2d(x.shape[1], o, bias=bias, activation=activation, **geometry).eval().requires_grad_(False)
+    for p in conv.parameters():
+        p.copy_(whole(*p.shape))
+    x = x.contiguous(memory_format=LAST)
+    assert conv._has_kernel(x, None) and conv.is_stem()
+    exact = F.conv2d(x.double(), conv.weight.double(), conv.bias.double() if bias else None, conv.stride, conv.padding)
+    got = conv(x)
+    assert got.is_contiguous(memory_format=LAST) and torch.equal(got.double(), ACTIVATIONS[activation](exact))
+
+
+# Columns of results around the rows of a tile, results around the lanes and panels.
+@pytest.mark.parametrize("o", (1, 15, 24, 32, 33))
+@pytest.mark.parametrize("width", (1, 5, 14, 30))
+@pytest.mark.parametrize("c", (1, 3, 4))
+def test_cpu_edges(cpu_kernels, c, width, o):
+    check(whole(2, c, 7, 2 * width - 1), o, "relu6", kernel_size=3, stride=2, padding=1)
+
+
+@pytest.mark.parametrize("bias", (True, False))
+@pytest.mark.parametrize(
+    "geometry",
+    (
+        {"kernel_size": 7, "stride": 2, "padding": 3},
+        {"kernel_size": 11, "stride": 4, "padding": 2},
+        {"kernel_size": 3},
+        {"kernel_size": (1, 4), "stride": (3, 1), "padding": (2, 5)},
+        {"kernel_size": 12, "padding": 1},
+        {"kernel_size": 2, "padding": 3},
+    ),
+    ids=str,
+)
+def test_cpu_geometries(cpu_kernels, geometry, bias):
+    check(whole(2, 3, 20, 23), 20, "relu", bias, **geometry)
+
+
+def test_cpu_results_past_the_caches(cpu_kernels):
+    check(whole(1, 3, 400, 351), 32, kernel_size=3, padding=1)
+
+
+def test_threads_do_not_change_a_bit(cpu_kernels):
+    conv = PackedConv2d(3, 24, 3, padding=1, activation="silu").eval().requires_grad_(False)
+    x = torch.randn(1, 3, 50, 40).contiguous(memory_format=LAST)
+    check_thread_counts(lambda: [conv(x)])
+
+
+@pytest.mark.parametrize("wrong", ("layout", "type", "panels", "bias", "kernel", "stride"))
+def test_cpu_wrong_arguments_raise(cpu_kernels, wrong):
+    x, panels = whole(1, 3, 9, 9).contiguous(memory_format=LAST), whole(1, 27, 32)
+    good = [x, panels, 32, [3, 3], [1, 1], [1, 1], whole(32), None]
+    torch.ops.fastnets_cpu.stem_conv2d.default(*good)
+    bad = {
+        "layout": (0, x.contiguous()),
+        "type": (0, x.double()),
+        "panels": (1, panels[:, :26].contiguous()),
+        "bias": (6, whole(31)),
+        "kernel": (3, [12, 12]),
+        "stride": (4, [0, 1]),
+    }
+    place, value = bad[wrong]
+    good[place] = value
+    with pytest.raises(RuntimeError, match="expected|positive|larger"):
+        torch.ops.fastnets_cpu.stem_conv2d.default(*good)
