@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 OPSET, IR = 18, 9
 Node = tuple[str, str, str, dict[str, Any]]  # operator, inputs and outputs separated by spaces, attributes
@@ -40,3 +43,12 @@ def model(
     )
     made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR)
     return onnx.shape_inference.infer_shapes(made).SerializeToString()
+
+
+def exported(module: nn.Module, x: Tensor) -> bytes:
+    """A module with one input, as PyTorch exports it."""
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # the new exporter takes ten times as long
+        torch.onnx.export(module, (x,), file, dynamo=False, input_names=["x"], output_names=["y"])
+    return file.getvalue()

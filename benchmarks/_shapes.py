@@ -3,19 +3,23 @@ ShuffleNetV2) and timm (EfficientNet-Lite0); photos are 224 x 224 unless a table
 
 from __future__ import annotations
 
-# M. Sandler et al. 2018, arXiv:1801.04381, table 2. channels, height and width, kernel, stride
-MOBILENET_V2_DEPTHWISE = {
-    "features.1": (32, 112, 3, 1),
-    "features.2": (96, 112, 3, 2),
-    "features.3": (144, 56, 3, 1),
-    "features.4": (144, 56, 3, 2),
-    "features.5-6": (192, 28, 3, 1),
-    "features.7": (192, 28, 3, 2),
-    "features.8-11": (384, 14, 3, 1),
-    "features.12-13": (576, 14, 3, 1),
-    "features.14": (576, 14, 3, 2),
-    "features.15-17": (960, 7, 3, 1),
+# The same: channels, hidden channels, results, height and width, stride
+MOBILENET_V2_BLOCKS = {
+    "features.2": (16, 96, 24, 112, 2),
+    "features.3": (24, 144, 24, 56, 1),
+    "features.5-6": (32, 192, 32, 28, 1),
+    "features.12-13": (96, 576, 96, 14, 1),
+    "features.15-16": (160, 960, 160, 7, 1),
 }
+# Pointwise convolutions with no depthwise one before them: channels, results, height and width. MobileNetV2 as above;
+# F. Iandola et al. 2016, arXiv:1602.07360, table 1; K. He et al. 2015, arXiv:1512.03385, table 1
+POINTWISE = {
+    "MobileNetV2 features.18": (320, 1280, 7),
+    "SqueezeNet 1.1 features.9.expand1x1": (48, 192, 13),
+    "ResNet-50 layer1.0.conv3": (64, 256, 56),
+}
+# First convolutions of photos: results, kernel, stride, padding. The same two papers
+STEMS = {"MobileNetV2": (32, 3, 2, 1), "ResNet": (64, 7, 2, 3)}
 # M. Tan, Q. Le 2019, arXiv:1905.11946, without squeeze-and-excitation; those that MobileNetV2 does not have.
 EFFICIENTNET_LITE0_DEPTHWISE = {
     "blocks.2.0": (144, 56, 5, 2),

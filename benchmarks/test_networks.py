@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import copy
-import io
-import warnings
 
 import pytest
 import torch
 from torch import nn
 
 import fastnets
-from benchmarks import _peers
+from benchmarks import _onnx, _peers
 from benchmarks._candidate import Missing
 from benchmarks._inputs import seeded
 from fastnets.layers import Conv2d
@@ -54,14 +52,6 @@ def other_library(model, info, x):
     return lambda: (peer(x),)
 
 
-def exported(model, x):
-    file = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # the new exporter takes ten times as long
-        torch.onnx.export(model, (x,), file, dynamo=False, input_names=["x"], output_names=["y"])
-    return file.getvalue()
-
-
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("n", BATCHES)
 def test_networks(race, name, n):
@@ -77,7 +67,7 @@ def test_networks(race, name, n):
         "channels_last": lambda: (last(xl),),
         info.names_follow: other_library(model, info, x),
         "compile": _peers.compiled(last, xl),
-        **_peers.runtimes(lambda: exported(plain, x), {"x": x}),
+        **_peers.runtimes(lambda: _onnx.exported(plain, x), {"x": x}),
         "fastnets": lambda: (fast(x),),
     }
     race(name, f"batch {n}", candidates, (exact,), **cost(model, x))

@@ -1,0 +1,75 @@
+"""The ops that accelerate puts in networks, on weights packed once, against modules of torch.nn and other runtimes."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks import _onnx, _peers, _shapes
+from benchmarks._inputs import seeded
+from fastnets import accelerate
+
+LAST = torch.channels_last
+
+
+def settled(*layers):
+    module = nn.Sequential(*layers).eval().requires_grad_(False)
+    make = seeded()
+    for p in module.parameters():
+        p.normal_(0, max(1, p[0].numel()) ** -0.5, generator=make)
+    return module
+
+
+def cost(module, x):
+    """The input and the weights are read and the last result is written; each result takes its weights' multiply-adds."""
+    macs, y = 0, x
+    for layer in module:
+        y = layer(y)
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            macs += y.numel() * layer.weight[0].numel()
+    weights = sum(p.numel() for p in module.parameters())
+    return {"nbytes": 4 * (x.numel() + y.numel() + weights), "flops": 2 * macs}
+
+
+def race_module(race, group, name, module, x):
+    fast, last, xl = accelerate(module), copy.deepcopy(module).to(memory_format=LAST), x.contiguous(memory_format=LAST)
+    candidates = {
+        "contiguous": lambda: (module(x),),
+        "channels_last": lambda: (last(xl),),
+        "compile": _peers.compiled(last, xl),
+        **_peers.runtimes(lambda: _onnx.exported(module, x), {"x": x}),
+        "fastnets": lambda: (fast(xl),),
+    }
+    race(group, name, candidates, (copy.deepcopy(module).double()(x.double()),), **cost(module, x))
+
+
+@pytest.mark.parametrize("shape", _shapes.MOBILENET_V2_BLOCKS.values(), ids=_shapes.MOBILENET_V2_BLOCKS)
+@pytest.mark.parametrize("n", (1, 16))
+def test_inverted_residual(race, n, shape):
+    c, hidden, o, h, stride = shape
+    deep = nn.Conv2d(hidden, hidden, 3, stride, 1, groups=hidden)
+    block = settled(nn.Conv2d(c, hidden, 1), nn.ReLU6(), deep, nn.ReLU6(), nn.Conv2d(hidden, o, 1))
+    name = f"{c}-{hidden}-{o} x{h}x{h}/{stride}"
+    race_module(race, f"inverted_residual, batch {n}", name, block, torch.randn(n, c, h, h, generator=seeded(1)))
+
+
+@pytest.mark.parametrize("shape", _shapes.POINTWISE.values(), ids=_shapes.POINTWISE)
+def test_pointwise_conv2d(race, shape):
+    c, o, h = shape
+    module = settled(nn.Conv2d(c, o, 1), nn.ReLU())
+    race_module(race, "pointwise_conv2d", f"{c} to {o} x{h}x{h}", module, torch.randn(1, c, h, h, generator=seeded(1)))
+
+
+@pytest.mark.parametrize("shape", _shapes.STEMS.values(), ids=_shapes.STEMS)
+def test_stem_conv2d(race, shape):
+    o, k, stride, padding = shape
+    module = settled(nn.Conv2d(3, o, k, stride, padding), nn.ReLU())
+    race_module(race, "stem_conv2d", f"{o} {k}x{k}/{stride}", module, torch.randn(1, 3, 224, 224, generator=seeded(1)))
+
+
+def test_pooled_linear(race):
+    module = settled(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1280, 1000))
+    race_module(race, "pooled_linear", "MobileNetV2", module, torch.randn(1, 1280, 7, 7, generator=seeded(1)))
