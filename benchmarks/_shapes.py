@@ -3,6 +3,19 @@ ShuffleNetV2) and timm (EfficientNet-Lite0); photos are 224 x 224 unless a table
 
 from __future__ import annotations
 
+# M. Sandler et al. 2018, arXiv:1801.04381, table 2. channels, height and width, kernel, stride
+MOBILENET_V2_DEPTHWISE = {
+    "features.1": (32, 112, 3, 1),
+    "features.2": (96, 112, 3, 2),
+    "features.3": (144, 56, 3, 1),
+    "features.4": (144, 56, 3, 2),
+    "features.5-6": (192, 28, 3, 1),
+    "features.7": (192, 28, 3, 2),
+    "features.8-11": (384, 14, 3, 1),
+    "features.12-13": (576, 14, 3, 1),
+    "features.14": (576, 14, 3, 2),
+    "features.15-17": (960, 7, 3, 1),
+}
 # The same: channels, hidden channels, results, height and width, stride
 MOBILENET_V2_BLOCKS = {
     "features.2": (16, 96, 24, 112, 2),
