@@ -30,10 +30,10 @@ _STEM = 4  # input channels at most of a network's first convolution
 class PackedConv2d(Packs, GroupedConv2d):
     """Convolves, adds a residual and applies an activation in one pass, on weights in the order that kernels read.
 
-    The kernels are oneDNN's and, for pointwise convolutions in float32, our own. The packed weights are made by the first
-    call and again after the weights have changed; they are not part of the state_dict, nor of copies. Where there is no
-    such kernel (other layouts than channels_last, other types and devices, gradients, tracing), the same is computed in
-    three steps.
+    The kernels are oneDNN's and, in float32, our own: for pointwise convolutions that are not large, and for a network's
+    first convolution, of at most four channels. The packed weights are made by the first call and again after the weights
+    have changed; they are not part of the state_dict, nor of copies. Where there is no such kernel (other layouts than
+    channels_last, other types and devices, gradients, tracing), the same is computed in three steps.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode,
