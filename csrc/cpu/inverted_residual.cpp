@@ -1,8 +1,6 @@
 // The inverted residual on a CPU: arguments, the cut into tasks, registration. The kernels are in the header.
 #include "inverted_residual.h"
 
-#include <torch/csrc/stable/ops.h>
-
 #include <algorithm>
 #include <memory>
 #include <optional>
@@ -36,31 +34,22 @@ bool cut(Problem& p) {
   return alone;
 }
 
-void run(int64_t tasks, int64_t work, auto&& kernel) {
-  constexpr int64_t kTask = 1 << 16;  // multiply-adds that are worth a thread
-  torch::stable::parallel_for(0, tasks, std::max<int64_t>(1, kTask * tasks / std::max<int64_t>(1, work)), kernel);
-}
-
 void run(Problem& p, const Tensor& x) {
   const Convolution& g = p.g;
   const int64_t pixels = g.n * g.oh * g.ow;
   const int64_t first = g.n * g.h * g.w * (p.expand.w ? p.expand.in * g.c : 0) + pixels * g.kh * g.kw * g.c;
-  const int64_t second = pixels * g.c * p.project.out;
   if (cut(p))
-    return run(
-        p.units(), first + second,
+    return pointwise::run(
+        p.units(), first + pixels * g.c * p.project.out,
         [&, kernel = FASTNETS_FOR_THIS_CPU(inverted::units)](int64_t begin, int64_t end) { kernel(p, begin, end); });
   const Tensor hidden = empty(x, pixels * p.hidden_panels() * kPanel);
   float* const to = mutable_data<float>(hidden);
   p.project.x = {to, kPanel, pixels * kPanel};
-  run(p.units() * p.hidden_panels(), first,
-      [&, kernel = FASTNETS_FOR_THIS_CPU(inverted::hidden_panels)](int64_t begin, int64_t end) {
-        kernel(p, to, begin, end);
-      });
-  const auto tasks = tasks_of(p.project, pixels);
-  run(tasks.count(), second, [&, kernel = FASTNETS_FOR_THIS_CPU(inverted::project)](int64_t begin, int64_t end) {
-    kernel(p, tasks, begin, end);
-  });
+  pointwise::run(p.units() * p.hidden_panels(), first,
+                 [&, kernel = FASTNETS_FOR_THIS_CPU(inverted::hidden_panels)](int64_t begin, int64_t end) {
+                   kernel(p, to, begin, end);
+                 });
+  pointwise::run(p.project, pixels, FASTNETS_FOR_THIS_CPU(pointwise::multiply_tasks));
 }
 
 // Of x in channels_last: project(depthwise(expand(x))) + residual, each with bias and activation. Weights are in panels

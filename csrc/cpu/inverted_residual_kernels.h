@@ -78,8 +78,7 @@ inline void units(const Problem& p, int64_t begin, int64_t end) {
     project.y.data += first * project.y.pixel;
     if (project.residual.data) project.residual.data += first * project.residual.pixel;
     const auto tasks = tasks_of(project, pixels);
-    for (int64_t task = 0; task < tasks.count(); ++task)
-      pointwise::multiply(project, tasks.range(task), tasks.panel(task));
+    pointwise::multiply_tasks(project, tasks, 0, tasks.count());
   }
 }
 
@@ -92,11 +91,6 @@ inline void hidden_panels(const Problem& p, float* hidden, int64_t begin, int64_
     hidden_panel(p, unit, task % p.hidden_panels(), scratch.get(),
                  {hidden + first * kPanel, kPanel, p.project.x.panel});
   }
-}
-
-// The second product, of all pixels.
-inline void project(const Problem& p, const fastnets::pointwise::Tasks& tasks, int64_t begin, int64_t end) {
-  for (int64_t task = begin; task < end; ++task) pointwise::multiply(p.project, tasks.range(task), tasks.panel(task));
 }
 
 }  // namespace fastnets::FASTNETS_ISA::inverted

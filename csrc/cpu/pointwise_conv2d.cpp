@@ -1,13 +1,10 @@
-// Pointwise convolution on a CPU: arguments, the cut into tasks, registration. The kernels are in the headers.
+// Pointwise convolution on a CPU: arguments and registration. The kernel is in pointwise_conv2d_tile.h.
 #include "pointwise_conv2d.h"
 
-#include <torch/csrc/stable/ops.h>
-
-#include <algorithm>
 #include <optional>
 #include <string>
 
-#define FASTNETS_KERNELS "pointwise_conv2d_kernels.h"
+#define FASTNETS_KERNELS "pointwise_conv2d_tile.h"
 #include "isa.h"
 
 namespace fastnets {
@@ -27,12 +24,7 @@ Tensor pointwise_conv2d(const Tensor& x, const Tensor& panels, int64_t out, cons
   p.in = s.c, p.out = out, p.activation = parse_activation(activation);
   p.streams = streams(y);
   if (y.numel() == 0) return y;
-  const Tasks tasks = tasks_of(p, s.n * s.h * s.w);
-  constexpr int64_t kTask = 1 << 16;  // multiply-adds that are worth a thread
-  torch::stable::parallel_for(0, tasks.count(), std::max<int64_t>(1, kTask / (tasks.block * p.in * kPanel)),
-                              [&, kernel = FASTNETS_FOR_THIS_CPU(pointwise::forward)](int64_t begin, int64_t end) {
-                                kernel(p, tasks, begin, end);
-                              });
+  run(p, s.n * s.h * s.w, FASTNETS_FOR_THIS_CPU(pointwise::multiply_tasks));
   return y;
 }
 

@@ -1,6 +1,8 @@
 // A pointwise convolution as its kernels are given it, for all instruction sets.
 #pragma once
 
+#include <torch/csrc/stable/ops.h>
+
 #include <algorithm>
 
 #include "../convolution.h"
@@ -57,6 +59,20 @@ inline Tasks tasks_of(const Problem& p, int64_t pixels) {
   if (4 * pixels * p.in <= kSecondLevel)
     return {pixels, p.panels(), capability() == Capability::kAvx512 ? 14 : 12, false};
   return {pixels, p.panels(), std::max<int64_t>(1, kFirstLevel / (4 * (p.in + p.out)) / kTile) * kTile, true};
+}
+
+// Runs a kernel on tasks that take so many multiply-adds together.
+template <typename F>
+void run(int64_t tasks, int64_t work, const F& kernel) {
+  constexpr int64_t kTask = 1 << 16;  // multiply-adds that are worth a thread
+  torch::stable::parallel_for(0, tasks, std::max<int64_t>(1, kTask * tasks / std::max<int64_t>(1, work)), kernel);
+}
+
+// The product for all pixels, with multiply_tasks of pointwise_conv2d_tile.h.
+using Kernel = void (*)(const Problem&, const Tasks&, int64_t begin, int64_t end);
+inline void run(const Problem& p, int64_t pixels, Kernel kernel) {
+  const Tasks tasks = tasks_of(p, pixels);
+  run(tasks.count(), pixels * p.in * p.out, [&](int64_t begin, int64_t end) { kernel(p, tasks, begin, end); });
 }
 
 // Weights of `in` channels for `out` results.

@@ -148,4 +148,9 @@ inline void multiply(const Problem& p, Range pixels, int64_t panel) {
   if (p.streams) finish_streams();
 }
 
+// Panels of results of blocks of pixels.
+inline void multiply_tasks(const Problem& p, const fastnets::pointwise::Tasks& tasks, int64_t begin, int64_t end) {
+  for (int64_t task = begin; task < end; ++task) multiply(p, tasks.range(task), tasks.panel(task));
+}
+
 }  // namespace fastnets::FASTNETS_ISA::pointwise

@@ -31,9 +31,4 @@ inline void means(const float* x, int64_t pixels, int64_t channels, float* y, in
 
 inline int64_t tasks(int64_t images, int64_t channels) { return images * ceil_div(channels, 2 * L); }
 
-inline void product(const fastnets::pointwise::Problem& p, const fastnets::pointwise::Tasks& tasks, int64_t begin,
-                    int64_t end) {
-  for (int64_t task = begin; task < end; ++task) pointwise::multiply(p, tasks.range(task), tasks.panel(task));
-}
-
 }  // namespace fastnets::FASTNETS_ISA::pooled

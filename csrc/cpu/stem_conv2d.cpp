@@ -1,6 +1,4 @@
 // A network's first convolution on a CPU: arguments, the cut into tasks, registration. The kernel is in the header.
-#include <torch/csrc/stable/ops.h>
-
 #include <algorithm>
 #include <memory>
 #include <optional>
@@ -41,9 +39,8 @@ Tensor stem_conv2d(const Tensor& x, const Tensor& panels, int64_t out, const std
   p.product.in = g.kh * g.kw * g.c, p.product.out = out, p.product.activation = parse_activation(activation);
   p.product.streams = pointwise::streams(y);
   if (y.numel() == 0) return y;
-  constexpr int64_t kTask = 1 << 16;  // multiply-adds that are worth a thread
-  torch::stable::parallel_for(
-      0, g.n * g.oh, std::max<int64_t>(1, kTask / (g.ow * p.product.in * out)),
+  pointwise::run(
+      g.n * g.oh, y.numel() * p.product.in,
       [&, kernel = FASTNETS_FOR_THIS_CPU(stem::forward)](int64_t begin, int64_t end) { kernel(p, begin, end); });
   return y;
 }

@@ -2,39 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-from torch import fx, nn
+from torch import fx
 
+from fastnets.accelerate._graph import module_of, writes_over
 from fastnets.layers import DepthwiseConv2d, PackedConv2d, PackedInvertedResidual
 from fastnets.layers.packed_inverted_residual import is_block
 
 
-def fuse_inverted_residuals(
-    network: fx.GraphModule,
-    module: Callable[[fx.GraphModule, Any], nn.Module | None],
-    writes_over: Callable[[fx.Node, fx.Node], bool],
-) -> None:
+def fuse_inverted_residuals(network: fx.GraphModule) -> None:
     """Replaces [pointwise,] depthwise, pointwise, where nothing else uses what is between them."""
     for project in list(network.graph.nodes):
-        if type(module(network, project)) is not PackedConv2d:
+        if type(module_of(network, project)) is not PackedConv2d:
             continue
         depthwise = _made_only_for(project)
-        conv = module(network, depthwise)
-        if depthwise is None or type(conv) is not DepthwiseConv2d or not is_block(None, conv, module(network, project)):
+        conv = module_of(network, depthwise)
+        if (
+            depthwise is None
+            or type(conv) is not DepthwiseConv2d
+            or not is_block(None, conv, module_of(network, project))
+        ):
             continue
         expand = _made_only_for(depthwise)
         if expand is not None:
-            follows = is_block(module(network, expand), conv, module(network, project))
-            expand = expand if follows and not _is_written_over(expand, project, writes_over) else None
-        if expand is None and _is_written_over(depthwise, project, writes_over):
+            follows = is_block(module_of(network, expand), conv, module_of(network, project))
+            expand = expand if follows and not _is_written_over(expand, project) else None
+        if expand is None and _is_written_over(depthwise, project):
             continue
         parts = [n for n in (expand, depthwise, project) if n is not None]
-        layers: Any = [None] * (3 - len(parts)) + [module(network, n) for n in parts]
+        layers: Any = [None] * (3 - len(parts)) + [module_of(network, n) for n in parts]
         name = f"inverted_residuals.{project.name}"
         network.add_submodule(name, PackedInvertedResidual(*layers).eval())
-        project.meta = {"were": [n.meta.get("was", (str(n.target), type(module(network, n)).__name__)) for n in parts]}
+        project.meta = {
+            "were": [n.meta.get("was", (str(n.target), type(module_of(network, n)).__name__)) for n in parts]
+        }
         project.target, project.args = name, (parts[0].args[0], *project.args[1:])
         for node in reversed(parts[:-1]):
             network.graph.erase_node(node)
@@ -48,7 +50,7 @@ def _made_only_for(node: fx.Node) -> fx.Node | None:
     return made if made.op == "call_module" and len(made.args) == 1 and not made.kwargs else None
 
 
-def _is_written_over(first: fx.Node, last: fx.Node, writes_over: Callable[[fx.Node, fx.Node], bool]) -> bool:
+def _is_written_over(first: fx.Node, last: fx.Node) -> bool:
     """Whether something writes over what the first layer reads, after it but before the last, which reads it now."""
     source: Any = first.args[0]
     place = {node: i for i, node in enumerate(first.graph.nodes)}

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from fastnets.accelerate._graph import calls, module_of
 from fastnets.layers import PooledLinear
 
 
-def fuse_pooled_linears(network: fx.GraphModule, module: Callable[[fx.GraphModule, Any], nn.Module | None]) -> None:
+def fuse_pooled_linears(network: fx.GraphModule) -> None:
     """Replaces linear(flatten(pool(x))) and linear(x.mean((2, 3)))."""
     for node in list(network.graph.nodes):
-        linear = module(network, node)
+        linear = module_of(network, node)
         if type(linear) is not nn.Linear or len(node.args) != 1 or node.kwargs:
             continue
-        steps = _steps(network, node, module)
+        steps = _steps(network, node)
         if steps is None:
             continue
         layer = PooledLinear(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
@@ -31,22 +30,22 @@ def fuse_pooled_linears(network: fx.GraphModule, module: Callable[[fx.GraphModul
             network.graph.erase_node(step)
 
 
-def _steps(network: fx.GraphModule, linear: fx.Node, module: Callable[..., nn.Module | None]) -> list[fx.Node] | None:
+def _steps(network: fx.GraphModule, linear: fx.Node) -> list[fx.Node] | None:
     """The nodes between the image and the linear layer, last first, if they pool it over all pixels for nothing else."""
     last: Any = linear.args[0]
     if list(last.users) != [linear]:
         return None
     if _is_mean(last, keeps=False):
         return [last]
-    if not _flattens(last, module(network, last)):
+    if not _flattens(last, module_of(network, last)):
         return None
     pool: Any = last.args[0]
     pools = isinstance(pool, fx.Node) and list(pool.users) == [last]
-    return [last, pool] if pools and (_pools(pool, module(network, pool)) or _is_mean(pool, keeps=True)) else None
+    return [last, pool] if pools and (_pools(pool, module_of(network, pool)) or _is_mean(pool, keeps=True)) else None
 
 
 def _is_mean(node: fx.Node, *, keeps: bool) -> bool:
-    if node.target not in ("mean", torch.mean) or not node.args:
+    if not calls(node, "mean") or not node.args:
         return False
     names = dict(zip(("dim", "keepdim"), node.args[1:], strict=False)) | node.kwargs
     dims: Any = names.pop("dim", ())
@@ -63,4 +62,4 @@ def _pools(node: fx.Node, module: nn.Module | None) -> bool:
 def _flattens(node: fx.Node, module: nn.Module | None) -> bool:
     if type(module) is nn.Flatten:
         return (module.start_dim, module.end_dim) == (1, -1)
-    return node.target in ("flatten", torch.flatten) and node.args[1:] == (1,) and not node.kwargs
+    return calls(node, "flatten") and node.args[1:] == (1,) and not node.kwargs

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from fastnets.accelerate._graph import has_hooks, module_of, only_user, writes_over
 from fastnets.accelerate._inverted_residual import fuse_inverted_residuals
 from fastnets.accelerate._layout import enter_channels_last
 from fastnets.accelerate._pooled_linear import fuse_pooled_linears
@@ -32,35 +33,16 @@ def rewrite(network: fx.GraphModule, name: str, table: Table, dtype: torch.dtype
     _fuse_additions(network)
     _add_in_place(network)
     fuse_shuffles(network)
-    fuse_inverted_residuals(network, _module, _writes_over)
-    fuse_pooled_linears(network, _module)
+    fuse_inverted_residuals(network)
+    fuse_pooled_linears(network)
     enter_channels_last(network, dtype)
-    _tell(network, name, table)
+    _tell(network, name, table, dtype)
     network.graph.lint()
     network.delete_all_unused_submodules()
     network.recompile()
 
 
 # ---- reading the graph -----------------------------------------------------------------------
-
-
-def has_hooks(module: nn.Module) -> bool:
-    """Whether hooks (pruning, weight_norm, the user's own) see or change what goes in or comes out."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)
-
-
-def _module(network: fx.GraphModule, node: Any) -> nn.Module | None:
-    """The module that a node calls, if no hooks change what it does."""
-    if not isinstance(node, fx.Node) or node.op != "call_module":
-        return None
-    module = network.get_submodule(str(node.target))
-    return None if has_hooks(module) else module
-
-
-def _only_user(node: fx.Node) -> fx.Node | None:
-    """The node that takes the value as its only tensor, if nothing else uses the value."""
-    users = list(node.users)
-    return users[0] if len(users) == 1 and users[0].all_input_nodes == [node] else None
 
 
 # Of a subclass of these nothing is known, so types are compared for equality.
@@ -95,7 +77,7 @@ def _activation(network: fx.GraphModule, node: fx.Node) -> str | None:
         return _ACTIVATION_FUNCTIONS.get(node.target)
     if node.op == "call_method":
         return _ACTIVATION_METHODS.get(str(node.target))
-    module = _module(network, node)
+    module = module_of(network, node)
     if type(module) is nn.LeakyReLU and module.negative_slope == 0.1:
         return "leaky_relu"
     return None if module is None else _ACTIVATION_MODULES.get(type(module))
@@ -103,7 +85,7 @@ def _activation(network: fx.GraphModule, node: fx.Node) -> str | None:
 
 def _batch_norm(network: fx.GraphModule, node: fx.Node) -> nn.BatchNorm2d | None:
     """The BatchNorm that a node calls, if it normalises by what it has learnt and not by the batch."""
-    module = _module(network, node)
+    module = module_of(network, node)
     return module if type(module) is nn.BatchNorm2d and module.running_mean is not None else None
 
 
@@ -117,21 +99,21 @@ def _bypass(node: fx.Node) -> None:
 
 def _remove_identities(network: fx.GraphModule) -> None:
     for node in network.graph.nodes:
-        if type(_module(network, node)) in (nn.Identity, nn.Dropout, nn.Dropout2d):
+        if type(module_of(network, node)) in (nn.Identity, nn.Dropout, nn.Dropout2d):
             _bypass(node)
 
 
 def _replace_convolutions(network: fx.GraphModule) -> None:
     for node in list(network.graph.nodes):
-        conv = _module(network, node)
+        conv = module_of(network, node)
         if type(conv) not in CONVOLUTIONS or getattr(conv, "activation", None) or len(node.args) != 1 or node.kwargs:
             continue
         assert isinstance(conv, nn.Conv2d)
         weight, bias, activation = conv.weight, conv.bias, None
-        if (after := _only_user(node)) and (norm := _batch_norm(network, after)):
+        if (after := only_user(node)) and (norm := _batch_norm(network, after)):
             weight, bias = _fold(conv, norm)
             _bypass(after)
-        if (after := _only_user(node)) and (activation := _activation(network, after)):
+        if (after := only_user(node)) and (activation := _activation(network, after)):
             _bypass(after)
         # Under a name of its own, because one module can be called in several places.
         target, node.target = node.target, f"convolutions.{node.name}"
@@ -190,7 +172,7 @@ def _fuse_additions(network: fx.GraphModule) -> None:
     """conv(x) + y in the memory of y, and the ReLU after it, in the store of the convolution."""
     for node in list(network.graph.nodes):
         for conv, other in _orders(_summands(node)):
-            layer = _module(network, conv)
+            layer = module_of(network, conv)
             if type(layer) is PackedConv2d and layer.activation is None and _can_take(network, conv, other, node):
                 with network.graph.inserting_before(node):
                     fused = network.graph.call_module(str(conv.target), (conv.args[0], other))
@@ -198,7 +180,7 @@ def _fuse_additions(network: fx.GraphModule) -> None:
                 node.replace_all_uses_with(fused)
                 network.graph.erase_node(node)
                 network.graph.erase_node(conv)
-                if (after := _only_user(fused)) and _activation(network, after) == "relu":
+                if (after := only_user(fused)) and _activation(network, after) == "relu":
                     layer.activation = "relu"
                     _bypass(after)
                 break
@@ -219,21 +201,15 @@ def _can_take(network: fx.GraphModule, conv: fx.Node, other: fx.Node, node: fx.N
     place = {n: i for i, n in enumerate(network.graph.nodes)}
     source = conv.args[0]
     assert isinstance(source, fx.Node)
-    if source is other or any(_writes_over(user, source) for user in source.users if user is not conv):
+    if source is other or any(writes_over(user, source) for user in source.users if user is not conv):
         return False
     readers = [user for user in other.users if user is not node]
-    return all(isinstance(_module(network, r), Conv2d) and place[r] < place[node] and r is not conv for r in readers)
-
-
-def _writes_over(user: fx.Node, value: fx.Node) -> bool:
-    if user.op == "call_module":
-        return len(user.args) > 1 and user.args[1] is value
-    return user.op == "call_method" and str(user.target).endswith("_") or bool(user.kwargs.get("inplace"))
+    return all(isinstance(module_of(network, r), Conv2d) and place[r] < place[node] and r is not conv for r in readers)
 
 
 def _is_fresh(network: fx.GraphModule, node: fx.Node) -> bool:
     """Whether the value is memory that is made by the node, and not a view."""
-    module = _module(network, node)
+    module = module_of(network, node)
     return isinstance(module, Conv2d) or type(module) is nn.MaxPool2d
 
 
@@ -244,7 +220,7 @@ def _add_in_place(network: fx.GraphModule) -> None:
             if _is_fresh(network, a) and len(a.users) == 1:
                 node.op, node.target, node.args = "call_module", "add_in_place", (a, b)
                 break
-        after = _only_user(node) if node.target == "add_in_place" else None
+        after = only_user(node) if node.target == "add_in_place" else None
         if after and (activation := _activation(network, after)) in _IN_PLACE:
             after.op, after.target = "call_function", _IN_PLACE[str(activation)]
             after.args, after.kwargs = (node,), {"inplace": True}
@@ -266,15 +242,16 @@ _RUNS = {
 }
 
 
-def _kernels(conv: Any) -> str:
-    if type(conv) is PackedConv2d and conv.is_stem():
-        return "fastnets stem_conv2d"
-    if type(conv) is PackedConv2d and conv.is_pointwise():
-        return "fastnets pointwise_conv2d, or oneDNN where it is large"
+def _kernels(conv: Any, dtype: torch.dtype | None) -> str:
+    if type(conv) is PackedConv2d and (dtype or conv.weight.dtype) == torch.float32:
+        if conv.is_stem():
+            return "fastnets stem_conv2d"
+        if conv.is_pointwise():
+            return "fastnets pointwise_conv2d, or oneDNN where it is large"
     return _RUNS[type(conv)]
 
 
-def _tell(network: fx.GraphModule, name: str, table: Table) -> None:
+def _tell(network: fx.GraphModule, name: str, table: Table, dtype: torch.dtype | None) -> None:
     for node in network.graph.nodes:
         if node.op not in ("call_module", "call_function", "call_method"):
             continue
@@ -286,13 +263,15 @@ def _tell(network: fx.GraphModule, name: str, table: Table) -> None:
             continue
         if isinstance(module, PackedInvertedResidual):
             convs = [conv for conv in (module.expand, module.depthwise, module.project) if conv is not None]
+            together = (dtype or module.project.weight.dtype) == torch.float32
             for (layer, kind), conv in zip(node.meta["were"], convs, strict=True):
+                runs = "fastnets inverted_residual" if together else _kernels(conv, dtype)
                 note = _fused(conv, conv is module.project and len(node.args) > 1)
-                table.add(f"{name}.{layer}".lstrip("."), kind, "fastnets inverted_residual", note)
+                table.add(f"{name}.{layer}".lstrip("."), kind, runs, note)
             continue
         runs, note = "PyTorch", ""
         if type(module) in _RUNS and isinstance(module, Conv2d):
-            runs, note = _kernels(module), _fused(module, len(node.args) > 1)
+            runs, note = _kernels(module, dtype), _fused(module, len(node.args) > 1)
         elif module is not None and has_hooks(module):
             note = "has hooks"
         elif type(module).__module__.startswith("fastnets."):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from fastnets.accelerate._graph import calls
 from fastnets.layers import ChannelShuffle
 from fastnets.ops import channel_shuffle, shuffle_split
 
@@ -36,13 +37,6 @@ class ConcatShuffleSplit(nn.Module):
         return channel_shuffle(torch.cat((a, b), 1), 2).chunk(2, 1)
 
 
-def _calls(node: Any, *names: str) -> bool:
-    """Whether the node calls a method of that name, or PyTorch's function."""
-    if not isinstance(node, fx.Node):
-        return False
-    return node.target in names or any(node.target is getattr(torch, name, None) for name in names)
-
-
 def _sizes(view: Any) -> tuple[Any, ...]:
     sizes = view.args[1:]
     return tuple(sizes[0]) if len(sizes) == 1 and isinstance(sizes[0], tuple | list) else sizes
@@ -56,9 +50,9 @@ def _is_size(value: Any, x: Any, i: int) -> bool:
     args: Any = value.args
     if value.target is operator.getitem:
         sizes, index = args
-        of_x = _calls(sizes, "size") and sizes.args == (x,)
+        of_x = calls(sizes, "size") and sizes.args == (x,)
         return index == i and (of_x or (_is_getattr(sizes) and sizes.args == (x, "shape")))
-    return _calls(value, "size") and args == (x, i)
+    return calls(value, "size") and args == (x, i)
 
 
 def _is_getattr(node: Any) -> bool:
@@ -67,13 +61,13 @@ def _is_getattr(node: Any) -> bool:
 
 def _shuffle(last: Any) -> tuple[fx.Node, int] | None:
     """x and the groups, if the node is the last of x.view(n, groups, -1, h, w).transpose(1, 2).view(n, -1, h, w)."""
-    if not _calls(last, "view", "reshape"):
+    if not calls(last, "view", "reshape"):
         return None
-    swap = last.args[0].args[0] if _calls(last.args[0], "contiguous") else last.args[0]
-    if not _calls(swap, "transpose") or swap.args[1:] not in ((1, 2), (2, 1)):
+    swap = last.args[0].args[0] if calls(last.args[0], "contiguous") else last.args[0]
+    if not calls(swap, "transpose") or swap.args[1:] not in ((1, 2), (2, 1)):
         return None
     first = swap.args[0]
-    if not _calls(first, "view", "reshape"):
+    if not calls(first, "view", "reshape"):
         return None
     x, apart, together = first.args[0], _sizes(first), _sizes(last)
     if len(apart) != 5 or len(together) != 4 or type(groups := apart[1]) is not int or groups < 1:
@@ -84,14 +78,14 @@ def _shuffle(last: Any) -> tuple[fx.Node, int] | None:
 
 def _concat_shuffle_split(network: fx.GraphModule, chunk: Any) -> tuple[fx.Node, fx.Node] | None:
     """a and b, if the node is the chunk of channel_shuffle(cat((a, b), 1), 2).chunk(2, 1)."""
-    if not _calls(chunk, "chunk") or _pieces_and_dim(chunk) != (2, 1):
+    if not calls(chunk, "chunk") or _pieces_and_dim(chunk) != (2, 1):
         return None
     shuffle = chunk.args[0]
     if shuffle.op != "call_module" or list(shuffle.users) != [chunk]:
         return None
     module: Any = network.get_submodule(str(shuffle.target))
     cat: Any = shuffle.args[0]
-    if type(module) is not ChannelShuffle or module.groups != 2 or not _calls(cat, "cat"):
+    if type(module) is not ChannelShuffle or module.groups != 2 or not calls(cat, "cat"):
         return None
     parts, dim = cat.args[0], cat.kwargs.get("dim", (*cat.args, 0)[1])
     if list(cat.users) != [shuffle] or dim != 1 or len(parts) != 2:
@@ -108,7 +102,7 @@ def _pieces_and_dim(chunk: Any) -> tuple[Any, Any]:
 def _erase_unused(network: fx.GraphModule) -> None:
     """What only shuffles used: it changes nothing, and is not called for its effect."""
     for node in reversed(network.graph.nodes):
-        pure = _calls(node, "view", "reshape", "transpose", "contiguous", "size", "cat") or _is_getattr(node)
+        pure = calls(node, "view", "reshape", "transpose", "contiguous", "size", "cat") or _is_getattr(node)
         ours = node.op == "call_module" and type(network.get_submodule(str(node.target))) is ChannelShuffle
         if not node.users and (pure or ours or node.target in (operator.getitem, operator.floordiv)):
             network.graph.erase_node(node)

@@ -7,7 +7,8 @@ from collections import OrderedDict
 import torch
 from torch import fx, nn
 
-from fastnets.accelerate._rewrite import CONVOLUTIONS, has_hooks, rebuild, rewrite
+from fastnets.accelerate._graph import has_hooks
+from fastnets.accelerate._rewrite import CONVOLUTIONS, rebuild, rewrite
 from fastnets.accelerate._table import Table
 
 

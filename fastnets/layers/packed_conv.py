@@ -10,6 +10,7 @@ from torch import Tensor
 from fastnets._op import is_plain
 from fastnets.layers.conv import Conv2d, GroupedConv2d
 from fastnets.ops._activation import ACTIVATIONS
+from fastnets.ops._convolution import output_size
 from fastnets.ops._packed import Packs, compiled_kernels, pack_panels, pointwise_conv2d, stem_conv2d
 
 # What oneDNN's kernels apply in the store: name, scalars, algorithm.
@@ -63,7 +64,7 @@ class PackedConv2d(Packs, GroupedConv2d):
         return ACTIVATIONS[self.activation](y if residual is None else y + residual)
 
     def _has_kernel(self, input: Tensor, residual: Tensor | None) -> bool:
-        if torch.compiler.is_compiling() or not is_plain(input, self.weight, residual):
+        if torch.compiler.is_compiling() or not is_plain(input, self.weight, self.bias, residual):
             return False
         fits = input.is_cpu and input.dim() == 4 and input.shape[1] == self.in_channels and input.numel() > 0
         fits = fits and input.dtype == self.weight.dtype and _onednn_has(input.dtype) and _is_channels_last(input)
@@ -71,13 +72,9 @@ class PackedConv2d(Packs, GroupedConv2d):
         fits = fits and self.padding_mode == "zeros" and left == right and top == bottom
         if not fits or residual is None:
             return fits
-        shape = (input.shape[0], self.out_channels, *map(self._size, input.shape[2:], (0, 1)))
-        fits = residual.shape == shape and residual.dtype == input.dtype and _is_channels_last(residual)
-        return fits and self.activation in (None, "relu")
-
-    def _size(self, size: int, axis: int) -> int:
-        pad = self._reversed_padding_repeated_twice[2 - 2 * axis]
-        return (size + 2 * pad - self.dilation[axis] * (self.kernel_size[axis] - 1) - 1) // self.stride[axis] + 1
+        sizes = output_size(input, self.weight, self.stride, (top, left), self.dilation)
+        fits = residual.shape == (input.shape[0], self.out_channels, *sizes) and residual.dtype == input.dtype
+        return fits and _is_channels_last(residual) and self.activation in (None, "relu")
 
     def _in_one_pass(self, input: Tensor, residual: Tensor | None) -> Tensor:
         if compiled_kernels(input, self.weight):

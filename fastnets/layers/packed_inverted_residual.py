@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fastnets._op import is_plain
 from fastnets.layers.conv import DepthwiseConv2d
 from fastnets.layers.packed_conv import PackedConv2d
+from fastnets.ops._convolution import output_size
 from fastnets.ops._packed import LANES, Packs, compiled_kernels, inverted_residual, pack_depthwise, pack_panels
 
 
@@ -63,7 +64,7 @@ class PackedInvertedResidual(Packs, nn.Module):
         return self.project(self.depthwise(hidden), residual)
 
     def _has_kernel(self, input: Tensor, residual: Tensor | None) -> bool:
-        if torch.compiler.is_compiling() or not is_plain(input, self.project.weight, residual):
+        if torch.compiler.is_compiling() or not is_plain(input, residual, *self._weights(), self.project.bias):
             return False
         first = self.depthwise if self.expand is None else self.expand
         fits = compiled_kernels(input, self.project.weight) and input.shape[1] == first.in_channels
@@ -72,20 +73,19 @@ class PackedInvertedResidual(Packs, nn.Module):
 
     def _is_of_the_result(self, residual: Tensor, input: Tensor) -> bool:
         conv: Any = self.depthwise
-        sizes = (
-            (size + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
-            for size, kernel, stride, pad, dilation in zip(
-                input.shape[2:], conv.kernel_size, conv.stride, conv.padding, conv.dilation, strict=True
-            )
-        )
+        sizes = output_size(input, conv.weight, conv.stride, conv.padding, conv.dilation)
         fits = residual.shape == (input.shape[0], self.project.out_channels, *sizes) and residual.dtype == input.dtype
         return fits and residual.is_contiguous(memory_format=torch.channels_last)
 
+    def _weights(self) -> tuple[Tensor | None, ...]:
+        """What is packed."""
+        conv, expand = self.depthwise, self.expand
+        first = () if expand is None else (expand.weight, expand.bias)
+        return (conv.weight, conv.bias, self.project.weight, *first)
+
     def _in_one_pass(self, input: Tensor, residual: Tensor | None) -> Tensor:
         expand, conv, project = self.expand, self.depthwise, self.project
-        first = () if expand is None else (expand.weight, expand.bias)
-        weights = (conv.weight, conv.bias, project.weight, *first)
-        panels, bias, kernels, results = self._pack("panels", self._panels, *weights)
+        panels, bias, kernels, results = self._pack("panels", self._panels, *self._weights())
         return inverted_residual.run(
             input,
             panels,

@@ -39,6 +39,6 @@ class PooledLinear(Packs, nn.Linear):
         return F.linear(input.mean((2, 3)), self.weight, self.bias)
 
     def _has_kernel(self, input: Tensor) -> bool:
-        if torch.compiler.is_compiling() or not is_plain(input, self.weight):
+        if torch.compiler.is_compiling() or not is_plain(input, self.weight, self.bias):
             return False
         return compiled_kernels(input, self.weight) and input.shape[1] == self.in_features

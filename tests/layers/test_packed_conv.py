@@ -73,6 +73,13 @@ def test_a_residual_with_a_gradient_is_left_alone():
     assert torch.equal(residual, before) and torch.equal(residual.grad, torch.ones_like(before))
 
 
+def test_a_gradient_of_the_bias_alone_is_computed():
+    conv = layer(kernel_size=1)
+    conv.bias.requires_grad_()
+    conv(torch.randn(1, 8, 5, 5).contiguous(memory_format=torch.channels_last)).sum().backward()
+    assert torch.equal(conv.bias.grad, torch.full((6,), 25.0))
+
+
 def test_it_packs_once_and_again_after_the_weights_changed():
     conv, x = layer(kernel_size=3), torch.randn(1, 8, 6, 6)
     conv(x)

@@ -53,6 +53,14 @@ def test_gradients_run_the_three_layers():
     assert x.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("name", [n for n, _ in layer().named_parameters()])
+def test_a_gradient_of_any_parameter_is_computed(name):
+    block, x = layer(), image(1, 4, 6, 7)
+    parameter = block.get_parameter(name).requires_grad_()
+    block(x).sum().backward()
+    assert parameter.grad is not None
+
+
 def test_it_compiles_and_exports():
     block, x = layer(), image(2, 4, 6, 7)
     torch.testing.assert_close(torch.compile(block, fullgraph=True, backend="aot_eager")(x), block(x))

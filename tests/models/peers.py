@@ -20,6 +20,19 @@ from fastnets.models import create_model, model_info
 _schemas: list[torch.library.Library] = []
 
 
+class Branch(nn.Module):
+    """A module of one's own: what ``forward`` does is given."""
+
+    def __init__(self, forward, **modules):
+        super().__init__()
+        for name, module in modules.items():
+            setattr(self, name, module)
+        self.does = forward
+
+    def forward(self, x):
+        return self.does(self, x)
+
+
 def import_peer(name: str) -> ModuleType:
     """Imports torchvision or timm, or skips; beside a build of torch that they were not built for as well."""
     try:

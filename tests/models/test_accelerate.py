@@ -8,7 +8,7 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
-from peers import build_peer, difference, import_peer, settle
+from peers import Branch, build_peer, difference, import_peer, settle
 from torch import nn
 
 import fastnets
@@ -46,19 +46,6 @@ def kinds(fast: nn.Module) -> list[type]:
     """The types of its layers, but those that ``accelerate`` adds for itself."""
     leaves = [type(module) for module in fast.modules() if not list(module.children()) and module is not fast]
     return [kind for kind in leaves if not kind.__module__.startswith(accelerate.__module__)]
-
-
-class Branch(nn.Module):
-    """A module of one's own: what ``forward`` does is given."""
-
-    def __init__(self, forward, **modules):
-        super().__init__()
-        for name, module in modules.items():
-            setattr(self, name, module)
-        self.does = forward
-
-    def forward(self, x):
-        return self.does(self, x)
 
 
 # ---- whole networks --------------------------------------------------------------------------
@@ -388,6 +375,10 @@ def test_the_table_names_every_layer(capsys):
     printed = capsys.readouterr().out
     assert printed.count("fastnets inverted_residual  with relu6") == 26
     assert printed.startswith("layer ") and "fastnets stem_conv2d" in printed and "fastnets pooled_linear" in printed
+    accelerate(create_model("mobilenetv1_100", width=0.25).eval(), dtype=torch.bfloat16, verbose=True)
+    printed = capsys.readouterr().out
+    assert printed.count("fastnets depthwise_conv2d  with relu6") == 13 and "oneDNN, packed" in printed
+    assert "inverted_residual" not in printed and "stem_conv2d" not in printed
 
 
 def test_the_table_knows_the_layers_of_fastnets(capsys):

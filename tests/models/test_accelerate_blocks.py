@@ -5,22 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from peers import difference, settle
+from peers import Branch, difference, settle
 from torch import nn
 
 from fastnets.accelerate import accelerate
 from fastnets.layers import PackedInvertedResidual, PooledLinear
-
-
-class Does(nn.Module):
-    def __init__(self, forward, **modules):
-        super().__init__()
-        for name, module in modules.items():
-            setattr(self, name, module)
-        self.does = forward
-
-    def forward(self, x):
-        return self.does(self, x)
 
 
 def block(**more):
@@ -58,12 +47,12 @@ def check(model, of, expected):
     ],
 )
 def test_blocks_become_one_layer(blocks, does):
-    check(Does(does, **block()), PackedInvertedResidual, blocks)
+    check(Branch(does, **block()), PackedInvertedResidual, blocks)
 
 
 def test_a_block_that_expands_nothing():
     layers = block(deep=nn.Conv2d(8, 8, 3, padding=1, groups=8), project=nn.Conv2d(8, 16, 1))
-    check(Does(lambda m, x: m.project(m.deep(x)), **layers), PackedInvertedResidual, 1)
+    check(Branch(lambda m, x: m.project(m.deep(x)), **layers), PackedInvertedResidual, 1)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +65,7 @@ def test_a_block_that_expands_nothing():
     ids=["used twice", "pooled", "added to"],
 )
 def test_blocks_with_something_between_stay(does):
-    check(Does(does, **block()), PackedInvertedResidual, 0)
+    check(Branch(does, **block()), PackedInvertedResidual, 0)
 
 
 def test_what_the_first_layer_gives_may_be_used_elsewhere():
@@ -84,7 +73,7 @@ def test_what_the_first_layer_gives_may_be_used_elsewhere():
         y = m.expand(x)
         return m.project(m.deep(y)) + y.mean((1, 2, 3), keepdim=True)
 
-    fast = check(Does(does, **block()), PackedInvertedResidual, 1)
+    fast = check(Branch(does, **block()), PackedInvertedResidual, 1)
     assert next(m for m in fast.modules() if isinstance(m, PackedInvertedResidual)).expand is None
 
 
@@ -99,7 +88,7 @@ def test_what_the_first_layer_gives_may_be_used_elsewhere():
     ids=["same", "reflect", "grouped", "dense"],
 )
 def test_other_convolutions_between_stay(deep):
-    check(Does(lambda m, x: m.project(m.deep(m.expand(x))), **block(deep=deep)), PackedInvertedResidual, 0)
+    check(Branch(lambda m, x: m.project(m.deep(m.expand(x))), **block(deep=deep)), PackedInvertedResidual, 0)
 
 
 def test_the_source_of_a_block_is_not_written_over_before_it_is_read():
@@ -111,7 +100,7 @@ def test_the_source_of_a_block_is_not_written_over_before_it_is_read():
         z = m.two(x) + y
         return m.project(m.deep(wide)) + z
 
-    check(Does(does, **block(one=nn.Conv2d(8, 8, 1), two=nn.Conv2d(8, 8, 1))), PackedInvertedResidual, 1)
+    check(Branch(does, **block(one=nn.Conv2d(8, 8, 1), two=nn.Conv2d(8, 8, 1))), PackedInvertedResidual, 1)
 
 
 ENDS = {
@@ -126,7 +115,7 @@ ENDS = {
 @pytest.mark.parametrize("does", ENDS.values(), ids=ENDS)
 def test_pooled_ends_become_one_layer(does):
     layers = {"pool": nn.AdaptiveAvgPool2d((1, 1)), "flat": nn.Flatten(), "end": nn.Linear(8, 5)}
-    check(Does(does, **layers), PooledLinear, 1)
+    check(Branch(does, **layers), PooledLinear, 1)
 
 
 OTHER_ENDS = {
@@ -141,4 +130,4 @@ OTHER_ENDS = {
 
 @pytest.mark.parametrize("does", OTHER_ENDS.values(), ids=OTHER_ENDS)
 def test_other_ends_stay(does):
-    check(Does(does, end=nn.Linear(8, 5)), PooledLinear, 0)
+    check(Branch(does, end=nn.Linear(8, 5)), PooledLinear, 0)

@@ -16,6 +16,11 @@ X = torch.ones(1, 4, 5, 5)
 BAD_GROUPS = (0, -2, 3, 4)  # for a weight that wants 2
 
 
+def whole(*size: int) -> Tensor:
+    """Small whole numbers, of which float32 takes sums of products exactly."""
+    return torch.randint(-2, 3, size).float()
+
+
 def bad_arguments(w: Tensor) -> dict[str, tuple[Any, ...]]:
     """By name, arguments that F.conv2d refuses, up to dilation; w (o, i, 3, 3) fits X."""
     o, i = w.shape[:2]

@@ -23,6 +23,13 @@ def error_of(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[type[Ba
     return type(error.value), str(error.value)
 
 
+def check_refuses(op: Callable[..., Any], good: Sequence[Any], place: int, value: Any) -> None:
+    """A kernel takes the good arguments, and with another value in one place says what it expected."""
+    op(*good)
+    with pytest.raises(RuntimeError, match="expected|positive|larger"):
+        op(*good[:place], value, *good[place + 1 :])
+
+
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
     before = torch.get_num_threads()
