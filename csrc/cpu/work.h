@@ -1,6 +1,8 @@
 // How a kernel's work is dealt out, and what it is given.
 #pragma once
 
+#include <new>
+
 #include "../tensor.h"
 
 namespace fastnets {
@@ -10,6 +12,14 @@ struct Range {
   int64_t begin, end;
 };
 inline Range share(int64_t count, int64_t i, int64_t n) { return {count * i / n, count * (i + 1) / n}; }
+
+// Uninitialised numbers that begin a cache line.
+struct Scratch {
+  explicit Scratch(int64_t count) : data(new (std::align_val_t(64)) float[count]) {}
+  Scratch(const Scratch&) = delete;
+  ~Scratch() { operator delete[](data, std::align_val_t(64)); }
+  float* const data;
+};
 
 // A tensor of four dimensions: data and strides in elements.
 struct Operand {

@@ -6,6 +6,7 @@ channels whose weights lie together; the last one ends in zeros.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -75,6 +76,29 @@ def unpack_depthwise(packed: Tensor, channels: int) -> Tensor:
     return torch.cat([panel.view(packed.numel() // channels, -1).t() for panel in panels])
 
 
+def _winograd(side: int) -> Tensor:
+    """What takes the three numbers of an axis of a kernel to its points, (side + 2, 3): Winograd's G."""
+    points = {2: [0.0, 1.0, -1.0], 4: [0.0, 0.5**0.5, -(0.5**0.5), 2.0**0.5, -(2.0**0.5)]}[side]
+    rows = [[p**k / math.prod(p - q for q in points if q != p) for k in range(3)] for p in points]
+    return torch.tensor([*rows, [0.0, 0.0, 1.0]], dtype=torch.float64)
+
+
+def pack_winograd(weight: Tensor, side: int) -> Tensor:
+    """Weights (o, c, 3, 3) as (⌈o / 32⌉, (side + 2)², c, 32), for tiles of side² results."""
+    g = _winograd(side)
+    points = torch.einsum("ai,ocij,bj->aboc", g, weight.detach().double(), g).flatten(0, 1).float()
+    return torch.stack([pack_panels(point) for point in points], 1)
+
+
+def unpack_winograd(panels: Tensor, out: int) -> Tensor:
+    """The same as (o, c, 3, 3)."""
+    g = torch.linalg.pinv(_winograd(math.isqrt(panels.shape[1]) - 2))
+    points = torch.stack([unpack_panels(point, out).flatten(1) for point in panels.unbind(1)]).unflatten(
+        0, (g.shape[1], -1)
+    )
+    return torch.einsum("ia,aboc,jb->ocij", g, points.double(), g).float().contiguous()
+
+
 # ---- ops -------------------------------------------------------------------------------------
 
 
@@ -95,6 +119,10 @@ inverted_residual = _op(
 stem_conv2d = _op(
     "stem_conv2d(Tensor x, Tensor panels, int out, int[2] kernel, int[2] stride, int[2] padding, Tensor? bias, "
     "str? activation) -> Tensor"
+)
+winograd_conv2d = _op(
+    "winograd_conv2d(Tensor x, Tensor panels, int out, int[2] padding, Tensor? bias, Tensor? residual, str? activation) "
+    "-> Tensor"
 )
 pooled_linear = _op("pooled_linear(Tensor x, Tensor panels, int out, Tensor? bias) -> Tensor")
 
@@ -146,6 +174,20 @@ def _stem_conv2d(
 ) -> Tensor:
     weight = unpack_panels(panels, out).view(out, *kernel, x.shape[1]).permute(0, 3, 1, 2)
     return ACTIVATIONS[activation](F.conv2d(x, weight, bias, stride, padding))
+
+
+@winograd_conv2d.backend("reference")
+def _winograd_conv2d(
+    x: Tensor,
+    panels: Tensor,
+    out: int,
+    padding: Sequence[int],
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str | None,
+) -> Tensor:
+    y = F.conv2d(x, unpack_winograd(panels, out), bias, padding=tuple(padding))
+    return ACTIVATIONS[activation](y if residual is None else y + residual)
 
 
 @pooled_linear.backend("reference")

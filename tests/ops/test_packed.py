@@ -52,6 +52,15 @@ def calls():
             None,
             "relu",
         ),
+        "winograd_conv2d": (
+            image(2, 20, 9, 8),
+            _packed.pack_winograd(torch.randn(40, 20, 3, 3, generator=make), 4),
+            40,
+            [1, 0],
+            bias[:40],
+            image(2, 40, 9, 6),
+            "relu",
+        ),
         "pooled_linear": (image(3, 48, 5, 5), _packed.pack_panels(project), 40, None),
     }
 
@@ -75,6 +84,11 @@ def test_unpacking_undoes_packing(channels):
     panels = _packed.pack_panels(weight)
     assert panels.shape == (-(-channels // 32), 5, 32)
     assert torch.equal(_packed.unpack_panels(panels, channels), weight)
+    weight = torch.randn(channels, 5, 3, 3)
+    for side in (2, 4):
+        points = _packed.pack_winograd(weight, side)
+        assert points.shape == (len(panels), (side + 2) ** 2, 5, 32)
+        torch.testing.assert_close(_packed.unpack_winograd(points, channels), weight)
     for b in (bias, None):
         table = _packed.unpack_depthwise(_packed.pack_depthwise(kernels, b), channels)
         assert torch.equal(table[:, :-1], kernels.flatten(1))
