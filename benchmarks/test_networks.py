@@ -17,8 +17,11 @@ from fastnets.models import model_info
 from fastnets.models.count import count
 from tests.models.peers import build_peer, build_settled, settle
 
-NETWORKS = ("mobilenetv1_100", "mobilenet_v2", "efficientnet_lite0")
-BATCHES = (1, 4, 16)
+NETWORKS = (
+    "mobilenetv1_100", "mobilenet_v2", "efficientnet_lite0", "shufflenet_v2_x1_0", "squeezenet1_1", "resnext50_32x4d",
+    "resnet50", "densenet121", "res2net50_26w_4s",
+)  # fmt: skip
+BATCHES = (1, 16)
 OTHERS = (
     "mobilenet_v2", "shufflenet_v2_x1_0", "resnet50", "densenet121", "squeezenet1_1", "googlenet", "inception_v3",
     "resnext50_32x4d", "mobilenetv1_100", "res2net50_26w_4s", "nasnetalarge", "inception_v4",
@@ -41,15 +44,14 @@ def eager(model):
     return plain
 
 
-def other_library(model, info, x):
-    """The network as torchvision or timm builds it, with the same weights."""
+def other_library(model, info):
+    """The network as torchvision or timm builds it, with the same weights, or what is missing."""
     try:
         peer = build_peer(info.name, info.names_follow).eval()
     except pytest.skip.Exception as skipped:
         return Missing(str(skipped))
     peer.load_state_dict(model.state_dict())
-    peer, x = peer.to(memory_format=LAST), x.contiguous(memory_format=LAST)
-    return lambda: (peer(x),)
+    return peer
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -62,12 +64,15 @@ def test_networks(race, name, n):
     x = torch.randn(n, 3, size, size, generator=seeded())
     xl, last = x.contiguous(memory_format=LAST), copy.deepcopy(plain).to(memory_format=LAST)
     exact = copy.deepcopy(plain).double()(x.double()).detach()
+    other = other_library(model, info)
+    has_other = isinstance(other, nn.Module)
+    other_last = copy.deepcopy(other).to(memory_format=LAST) if has_other else None
     candidates = {
         "contiguous": lambda: (plain(x),),
         "channels_last": lambda: (last(xl),),
-        info.names_follow: other_library(model, info, x),
-        "compile": _peers.compiled(last, xl),
-        **_peers.runtimes(lambda: _onnx.exported(plain, x), {"x": x}),
+        info.names_follow: (lambda: (other_last(xl),)) if has_other else other,
+        "compile": _peers.compiled(other_last if has_other else last, xl),
+        **_peers.runtimes(lambda: _onnx.exported(other if has_other else plain, x), {"x": x}),
         "fastnets": lambda: (fast(x),),
     }
     race(name, f"batch {n}", candidates, (exact,), **cost(model, x))

@@ -36,7 +36,7 @@ class Fire(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.relu(self.squeeze(x))
-        return self.relu(torch.cat([self.expand1x1(x), self.expand3x3(x)], 1))
+        return torch.cat([self.relu(self.expand1x1(x)), self.relu(self.expand3x3(x))], 1)
 
 
 class SqueezeNet(nn.Module):
