@@ -31,6 +31,16 @@ POINTWISE = {
     "SqueezeNet 1.1 features.9.expand1x1": (48, 192, 13),
     "ResNet-50 layer1.0.conv3": (64, 256, 56),
 }
+# 3x3 convolutions of stride 1: input and output channels, height and width. K. He et al. 2015, arXiv:1512.03385; G. Huang
+# et al. 2016, arXiv:1608.06993; F. Iandola et al. 2016, arXiv:1602.07360
+DENSE_3X3 = {
+    "ResNet-50 layer1.*.conv2": (64, 64, 56),
+    "ResNet-50 layer2.*.conv2": (128, 128, 28),
+    "ResNet-50 layer3.*.conv2": (256, 256, 14),
+    "ResNet-50 layer4.*.conv2": (512, 512, 7),
+    "DenseNet-121 denseblock2.*.conv2": (128, 32, 28),
+    "SqueezeNet 1.1 features.3-4.expand3x3": (16, 64, 55),
+}
 # First convolutions of photos: results, kernel, stride, padding. The same two papers
 STEMS = {"MobileNetV2": (32, 3, 2, 1), "ResNet": (64, 7, 2, 3)}
 # M. Tan, Q. Le 2019, arXiv:1905.11946, without squeeze-and-excitation; those that MobileNetV2 does not have.
