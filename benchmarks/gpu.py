@@ -90,10 +90,7 @@ class Session:
         limited = ["timeout", "--signal=INT", "--kill-after=10", str(seconds), *map(str, command)]
         with (LOGS / f"{name}.log").open("w") as log:
             done = subprocess.run(limited, cwd=ROOT, env=os.environ | variables, stdout=log, stderr=log, check=False)
-        print(
-            f"{name}: {'ok' if done.returncode == 0 else f'failed, see {LOGS.relative_to(ROOT)}/{name}.log'}",
-            flush=True,
-        )
+        print(f"{name}: {'ok' if done.returncode == 0 else f'failed, see {log.name}'}", flush=True)
         return done.returncode == 0
 
     def pytest(self, name: str, *arguments: object, before: Sequence[str] = (), **variables: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,31 @@ def test_without_a_gpu_one_line_and_no_change():
     done = subprocess.run(command, cwd=_ledger.ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "") and done.stderr.startswith("make gpu: ")
     assert len(done.stderr.splitlines()) == 1 and _ledger.LEDGER.read_bytes() == before
+
+
+def test_a_step_says_how_it_ended_and_ends_with_the_time(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(gpu, "LOGS", tmp_path)
+    session = gpu.Session()
+    assert session.run("says", [sys.executable, "-c", "import os; print(os.environ['WORD'])"], WORD="a word")
+    assert not session.run("fails", ["false"])
+    session.end = time.monotonic() + 1
+    assert not session.run("lasts", ["sleep", 60])
+    assert (tmp_path / "says.log").read_text() == "a word\n"
+    lines = [f"{name}: failed, see {tmp_path}/{name}.log" for name in ("fails", "lasts")]
+    assert capsys.readouterr().out.splitlines() == ["says: ok", *lines]
+
+
+def test_tests_that_do_not_come_to_their_end_prove_nothing(monkeypatch, tmp_path):
+    monkeypatch.setattr(gpu, "LOGS", tmp_path)
+    report = f"<testsuite>{case('cuda')}</testsuite>"
+    session = gpu.Session()
+    monkeypatch.setattr(gpu.Session, "pytest", lambda *_, **__: (tmp_path / "nms.xml").write_text(report))
+    assert session.tests("nms") == {"cuda": 1}
+    session.end = time.monotonic() - 1
+    assert session.tests("nms") == {}
+    session.end += 60
+    monkeypatch.setattr(gpu.Session, "pytest", lambda *_, **__: False)
+    assert session.tests("nms") == {}
 
 
 @pytest.fixture
