@@ -33,7 +33,7 @@ class Entry:
         date: in UTC, ISO 8601.
         commit: of the working tree, or "unknown".
         tests: how many passed.
-        sanitizer: the tools of compute-sanitizer that found nothing; empty where it is not installed.
+        sanitizer: the tools of compute-sanitizer that came to their end and found nothing.
         case: the benchmark that moves the most bytes, or None where none was run.
         seconds: of that case, the median.
         copy_share: its bytes a second over those of a copy in the same run.

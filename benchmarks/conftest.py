@@ -44,7 +44,7 @@ def _make_tensors_on(device):
 def pytest_collection_modifyitems(config, items):
     """With --quick, at most QUICK_CASES of each test with its least batch, evenly spread over the other parameters.
 
-    With --largest, the last of those with its largest batch.
+    With --largest, the first of those with its largest batch: networks begin with their largest images.
     """
     quick, largest = config.getoption("quick"), config.getoption("largest")
     if not (quick or largest):
@@ -57,10 +57,7 @@ def pytest_collection_modifyitems(config, items):
         batches = [_batch(item) for item in cases]
         batch = max(batches) if largest else min(batches)
         cases = [item for item, b in zip(cases, batches, strict=True) if b == batch]
-        if largest:
-            kept.add(cases[-1])
-            continue
-        last = min(QUICK_CASES, len(cases)) - 1
+        last = 0 if largest else min(QUICK_CASES, len(cases)) - 1
         kept |= {cases[i * (len(cases) - 1) // max(1, last)] for i in range(last + 1)}
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = [item for item in items if item in kept]

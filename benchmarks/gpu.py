@@ -1,8 +1,8 @@
 """``make gpu`` (``python -m benchmarks.gpu [K/N]``): tries the GPU kernels on this machine's GPU, in under ten minutes.
 
-It builds the CUDA kernels for the GPU that is here; runs every op's tests on it (tests/ops/carry.py), and their literal
-values under compute-sanitizer; times a large case of each benchmark; and writes the ledger and what is made of it. K/N
-takes every N-th op. **Written without a GPU: this command has not run on one yet.**
+It builds the CUDA kernels for the GPU that is here; runs every op's tests on it (tests/ops/carry.py); times a large case
+of each benchmark; runs the tests' literal values under compute-sanitizer, as far as the time goes; and writes the
+ledger and what is made of it. K/N takes every N-th op. **Written without a GPU: this command has not run on one yet.**
 """
 
 from __future__ import annotations
@@ -150,8 +150,8 @@ def try_kernels(ops: Sequence[str]) -> tuple[dict[str, int], dict[str, Entry]]:
     with ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // 2)) as pool:  # tests wait for compilers, not for the GPU
         tests = dict(zip(ops, pool.map(session.tests, ops), strict=True))
         passed = [(op, backend) for op in ops for backend, count in tests[op].items() if count]
+        times = {b: session.benchmarks([op for op, backend in passed if backend == b], b) for b in FILES}
         clean = dict(zip(passed, pool.map(lambda pair: session.sanitize(*pair), passed), strict=True))
-    times = {b: session.benchmarks([op for op, backend in passed if backend == b], b) for b in FILES}
     counts = {f"{b}/{k}": n for op in ops for b, n in tests[op].items() for k in kernels_of(op)}
     run = {
         f"{b}/{k}": Entry(hashes[f"{b}/{k}"], **where, tests=0, sanitizer=clean[op, b], **largest(times[b], k))

@@ -22,7 +22,7 @@ SPILLS = re.compile(r"(\d+) bytes spill stores, (\d+) bytes spill loads")
 def test_compiles_without_warnings_or_spills(source, tmp_path):
     targets = [f"-gencode=arch={arch.replace('sm', 'compute')},code={arch}" for arch in ARCHITECTURES]
     flags = ["-std=c++20", "-O3", "-DUSE_CUDA", emulate.TARGET, *emulate.INCLUDES, "-Xcompiler=-fPIC"]
-    strict = ["-Werror=all-warnings", "-Xptxas=-v"]
+    strict = ["-Werror=all-warnings", "-Xptxas=-v", "--threads=2"]  # a thread for each architecture
     command = ["nvcc", "-c", source, "-o", tmp_path / "out.o", *targets, *flags, *strict]
     result = subprocess.run(command, check=False, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
