@@ -78,9 +78,8 @@ def _included(path: Path) -> list[Path]:
     names = re.findall(r'^\s*#\s*include\s*"(.*)"', path.read_text("utf-8"), re.MULTILINE)
     files = [Path(os.path.normpath(path.parent / name)) for name in names if name != EMULATION]
     # What a header declares is linked in from the source of its name.
-    return files + [
-        file.with_suffix(".cu") for file in files if file.suffix == ".h" and file.with_suffix(".cu").exists()
-    ]
+    linked = [file.with_suffix(".cu") for file in files if file.suffix == ".h"]
+    return files + [file for file in linked if file.exists()]
 
 
 def _imported(path: Path) -> list[Path]:

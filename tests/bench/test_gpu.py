@@ -86,26 +86,22 @@ def test_without_a_gpu_one_line_and_no_change():
 def test_a_step_says_how_it_ended_and_ends_with_the_time(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(gpu, "LOGS", tmp_path)
     session = gpu.Session()
-    assert session.run("says", [sys.executable, "-c", "import os; print(os.environ['WORD'])"], WORD="a word")
-    assert not session.run("fails", ["false"])
+    assert session.run("says", [sys.executable, "-c", "import os; print(os.environ['WORD'])"], WORD="a word") == 0
+    assert session.run("fails", ["false"]) == 1
     session.end = time.monotonic() + 1
-    assert not session.run("lasts", ["sleep", 60])
+    assert session.run("lasts", ["sleep", 60]) == 124
     assert (tmp_path / "says.log").read_text() == "a word\n"
     lines = [f"{name}: failed, see {tmp_path}/{name}.log" for name in ("fails", "lasts")]
     assert capsys.readouterr().out.splitlines() == ["says: ok", *lines]
 
 
-def test_tests_that_do_not_come_to_their_end_prove_nothing(monkeypatch, tmp_path):
+@pytest.mark.parametrize(("status", "expected"), [(0, {"cuda": 1}), (1, {"cuda": 1}), (2, {}), (124, {}), (-11, {})])
+def test_tests_that_do_not_come_to_their_end_prove_nothing(status, expected, monkeypatch, tmp_path):
+    """pytest ends with 0 or 1 where all ran; interrupted, it writes a report too."""
     monkeypatch.setattr(gpu, "LOGS", tmp_path)
-    report = f"<testsuite>{case('cuda')}</testsuite>"
-    session = gpu.Session()
-    monkeypatch.setattr(gpu.Session, "pytest", lambda *_, **__: (tmp_path / "nms.xml").write_text(report))
-    assert session.tests("nms") == {"cuda": 1}
-    session.end = time.monotonic() - 1
-    assert session.tests("nms") == {}
-    session.end += 60
-    monkeypatch.setattr(gpu.Session, "pytest", lambda *_, **__: False)
-    assert session.tests("nms") == {}
+    monkeypatch.setattr(gpu.Session, "pytest", lambda *_, **__: status)
+    (tmp_path / "nms.xml").write_text(f"<testsuite>{case('cuda')}</testsuite>")
+    assert gpu.Session().tests("nms") == expected
 
 
 @pytest.fixture
