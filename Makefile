@@ -14,10 +14,10 @@ CXX_FILES = $$(find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test lint format bench sanitize wheel clean
+.PHONY: help demo test lint format bench gpu gpu-resources sanitize wheel clean
 
 help: ## Show this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 15
 
 demo: $(VENV)/has-demo $(BUILT) ## Classify three photographs with EfficientNet-Lite0, beside PyTorch
 	@mkdir -p build
@@ -52,6 +52,12 @@ bench: $(VENV)/has-bench $(BUILT) ## Time everything against its peers; the page
 	@mkdir -p build
 	python -m pytest benchmarks --benchmark-json=build/bench.json $(ARGS)
 	python -m fastnets bench report build/bench.json -o build/bench.html
+
+gpu: ## Try the GPU kernels on this machine's GPU and write the ledger; PART=1/3 a third of them; PYTHON: one whose torch sees the GPU
+	@$(PYTHON) -m benchmarks.gpu $(PART)
+
+gpu-resources: $(VENV)/has-test ## Record the registers, shared memory and spills of GPU kernels as compiled here
+	FASTNETS_RECORD=1 python -m pytest -rs tests/ops/test_compile_*.py tests/cuda/test_cuda_compile.py $(ARGS)
 
 # A package of its own in build/sanitize: the kernels in .venv stay as they are.
 sanitize: $(VENV)/has-test ## Run the tests of the ops on CPU kernels that check addresses and undefined behaviour

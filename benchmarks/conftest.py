@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from benchmarks import _ceilings, _heap, _peers, _provenance
+from benchmarks._candidate import local
 from benchmarks._live import Live
 from benchmarks._process import Process
 from benchmarks._race import FULL, QUICK, NoPeer
@@ -24,6 +25,7 @@ def pytest_addoption(parser):
     group.addoption(
         "--quick", action="store_true", help=f"check all candidates in {QUICK_CASES} cases of each test, time one call"
     )
+    group.addoption("--largest", action="store_true", help="only one case of each test, of the largest batch")
     group.addoption("--device", default="cpu", help="where tensors are made: cpu or cuda (%(default)s)")
 
 
@@ -40,8 +42,12 @@ def _make_tensors_on(device):
 
 
 def pytest_collection_modifyitems(config, items):
-    """With --quick, at most QUICK_CASES of each test with its least batch, evenly spread over the other parameters."""
-    if not config.getoption("quick"):
+    """With --quick, at most QUICK_CASES of each test with its least batch, evenly spread over the other parameters.
+
+    With --largest, the first of those with its largest batch: networks begin with their largest images.
+    """
+    quick, largest = config.getoption("quick"), config.getoption("largest")
+    if not (quick or largest):
         return
     tests = {}
     for item in items:
@@ -49,8 +55,9 @@ def pytest_collection_modifyitems(config, items):
     kept = set()
     for cases in tests.values():
         batches = [_batch(item) for item in cases]
-        cases = [item for item, batch in zip(cases, batches, strict=True) if batch == min(batches)]
-        last = min(QUICK_CASES, len(cases)) - 1
+        batch = max(batches) if largest else min(batches)
+        cases = [item for item, b in zip(cases, batches, strict=True) if b == batch]
+        last = 0 if largest else min(QUICK_CASES, len(cases)) - 1
         kept |= {cases[i * (len(cases) - 1) // max(1, last)] for i in range(last + 1)}
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = [item for item in items if item in kept]
@@ -89,6 +96,8 @@ def race(request, benchmark, quick):
         here = request.config.stash[live]
         pace = QUICK if quick else replace(FULL, patience=min(FULL.patience, here.patience()))
         case = {"op": request.node.path.stem.removeprefix("test_"), "group": group, "case": name}
+        # Before the default device goes: it decides how a candidate is timed.
+        candidates = {name: local(c) if callable(c) else c for name, c in candidates.items()}
         torch.set_default_device(None)
         try:
             case |= {"bytes": nbytes, "flops": flops, "dtype": dtype} | run_race(candidates, exact, pace)

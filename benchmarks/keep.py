@@ -1,19 +1,26 @@
-"""``python -m benchmarks.keep [RUN.json]``: keeps a full run in ``results/``, and writes README's table from what is kept."""
+"""``python -m benchmarks.keep [RUN.json]``: keeps a full run in ``results/``, and writes what is made of all that is kept.
+
+That is README's tables, and the evidence of GPU kernels that ``fastnets info`` reads.
+"""
 
 from __future__ import annotations
 
 import csv
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from benchmarks import _ledger
 from fastnets.cli._terminal import UsageError
 from fastnets.cli.bench.run_file import OURS, Case, Run, Spread, geometric_mean, read
 
 ROOT = Path(__file__).parents[1]
 RESULTS, README = ROOT / "benchmarks" / "results", ROOT / "README.md"
 BEGIN, END = "<!-- begin: python -m benchmarks.keep -->\n", "<!-- end: python -m benchmarks.keep -->"
+GPU_BEGIN, GPU_END = (mark.replace("keep", "keep: GPU") for mark in (BEGIN, END))
+EVIDENCE = ROOT / "fastnets" / "gpu_evidence.txt"
+UNPROVEN = "unproven"
 COLUMNS = ("op", "group", "case", "candidate", "figure", "unit", "value")
 Row = dict[str, str]
 
@@ -82,21 +89,51 @@ def table(kept: Sequence[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def readme(text: str, results: Path) -> str:
-    """README's text with the tables of all results between its two markers.
+def evidence() -> dict[str, str]:
+    """What is known of each GPU kernel, by name: where it last ran, or that its present source is unproven."""
+    hashes = _ledger.hashes()
+    ran = _ledger.proven(_ledger.read(), hashes)
+    return {name: _in_words(ran[name]) if name in ran else UNPROVEN for name in hashes}
+
+
+def _in_words(entry: _ledger.Entry) -> str:
+    share = f", {entry.copy_share:.0%} of copy bandwidth" if entry.copy_share else ""
+    return f"{entry.gpu}, torch {entry.torch}, {entry.date[:10]}, {entry.tests} tests{share}"
+
+
+def gpu_table(known: Mapping[str, str]) -> str:
+    """README's table of GPU kernels: a row for each operation, a column for each backend."""
+    lines = [f"| GPU kernels | {' | '.join(_ledger.FILES)} |", "|---" * (1 + len(_ledger.FILES)) + "|"]
+    for op in sorted({name.partition("/")[2] for name in known}):
+        lines.append(f"| `{op}` | {' | '.join(known.get(f'{backend}/{op}', '') for backend in _ledger.FILES)} |")
+    return "\n".join(lines) + "\n"
+
+
+def evidence_file(known: Mapping[str, str]) -> str:
+    """What the package carries of it: a line for each kernel."""
+    return "".join(f"{name}: {words}\n" for name, words in known.items())
+
+
+def readme(text: str, results: Path, known: Mapping[str, str]) -> str:
+    """README's text with the tables of GPU kernels and of all results between their markers.
 
     Raises:
         UsageError: the markers are not there.
     """
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise UsageError(f"README.md lacks the lines {BEGIN.strip()!r} and {END!r}")
     tables = []
     for path in sorted(results.glob("*.csv")):
         with path.open(encoding="utf-8", newline="") as file:
             tables.append(table([*csv.DictReader(file)]))
-    return before + begin + ("\n".join(tables) or "No full run has been kept yet.\n") + end + after
+    text = _between(GPU_BEGIN, GPU_END, text, gpu_table(known))
+    return _between(BEGIN, END, text, "\n".join(tables) or "No full run has been kept yet.\n")
+
+
+def _between(begin: str, end: str, text: str, new: str) -> str:
+    before, has_begin, rest = text.partition(begin)
+    _, has_end, after = rest.partition(end)
+    if not (has_begin and has_end):
+        raise UsageError(f"README.md lacks the lines {begin.strip()!r} and {end!r}")
+    return before + begin + new + end + after
 
 
 def keep(run: Run, results: Path) -> Path:
@@ -117,12 +154,14 @@ def keep(run: Run, results: Path) -> Path:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Keeps the run named in ``argv``, if there is one, and rewrites README.md."""
+    """Keeps the run named in ``argv``, if there is one, and rewrites README.md and the package's evidence."""
     try:
         if argv:
             print(f"wrote {keep(read(argv[0]), RESULTS).relative_to(ROOT)}")
-        README.write_text(readme(README.read_text("utf-8"), RESULTS), encoding="utf-8")
-    except UsageError as error:
+        known = evidence()
+        README.write_text(readme(README.read_text("utf-8"), RESULTS, known), encoding="utf-8")
+        EVIDENCE.write_text(evidence_file(known), encoding="utf-8")
+    except (UsageError, _ledger.Malformed) as error:
         print(f"benchmarks.keep: error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -1,16 +1,26 @@
-"""Backends under test: those of this process. Triton interpreted needs a process of its own (see the Makefile)."""
+"""Backends under test: those of this process. Triton interpreted needs a process of its own (see the Makefile).
+
+FASTNETS_TEST_DEVICE=cuda takes the backends of GPUs to a GPU; `make gpu` does.
+"""
 
 from __future__ import annotations
+
+import os
 
 import pytest
 
 from fastnets._backends import BACKENDS, INTERPRETED, use_backend
 
-HERE = ["triton"] if INTERPRETED else ["reference", "cpu", "cuda"]
+DEVICE = os.environ.get("FASTNETS_TEST_DEVICE")
+HERE = ["cuda", "triton"] if DEVICE == "cuda" else ["triton"] if INTERPRETED else ["reference", "cpu", "cuda"]
 
 
 def _need(name: str) -> None:
     """Skips the test, with the reason, where the backend is not there; emulates CUDA where there is no GPU."""
+    if DEVICE == "cuda" and name != "cpu":
+        if reason := BACKENDS[name].missing():
+            pytest.skip(reason)
+        return
     if name == "cuda":
         emulation = pytest.importorskip("emulate")
         if reason := emulation.emulate_cuda():
@@ -23,10 +33,18 @@ def _need(name: str) -> None:
 
 @pytest.fixture(params=HERE)
 def backend(request):
-    """Runs the test once on each backend."""
+    """Runs the test once on each backend; with a device, the test's report says whether it ran a kernel there."""
+    say = request.node.user_properties.append
+    say(("backend", request.param))
     _need(request.param)
+    if DEVICE:
+        carry = pytest.importorskip("carry")
+        carry.carry_to(DEVICE)
+        carry.carried.clear()
     with use_backend(request.param):
         yield request.param
+    if DEVICE and request.param in carry.carried:
+        say(("ran", request.param))
 
 
 @pytest.fixture

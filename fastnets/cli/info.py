@@ -15,6 +15,7 @@ import fastnets
 from fastnets._backends import BACKENDS
 from fastnets.cli._terminal import one_line
 
+EVIDENCE = os.path.join(os.path.dirname(fastnets.__file__), "gpu_evidence.txt")  # by python -m benchmarks.keep
 VARIABLES = ("FASTNETS_", "TRITON_INTERPRET", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
 
 
@@ -40,6 +41,7 @@ def run(args: argparse.Namespace) -> int:
         "GPU": _gpus,
         "build": _build,
         "CPU kernels": _capability,
+        "GPU kernels": _gpu_evidence,
         "backends": lambda: [f"{name}: {backend.missing() or 'ok'}" for name, backend in BACKENDS.items()],
         "environment": _environment,
     }
@@ -89,6 +91,17 @@ def _build() -> list[str]:
 
 def _capability() -> list[str]:
     return ["none"] if BACKENDS["cpu"].missing() else [str(torch.ops.fastnets_cpu.capability())]
+
+
+def _gpu_evidence() -> list[str]:
+    """How many kernels, and which of each backend, have not run on a GPU as they are here."""
+    with open(EVIDENCE, encoding="utf-8") as file:
+        known = [line.rstrip("\n").partition(": ") for line in file]
+    unproven = [name.split("/") for name, _, words in known if words == "unproven"]
+    lines = [f"{len(unproven)} of {len(known)} unproven: no run of their present source on a GPU is known"]
+    for backend in sorted({backend for backend, _ in unproven}):
+        lines.append(f"{backend}: {', '.join(op for b, op in unproven if b == backend)}")
+    return lines
 
 
 def _environment() -> list[str]:

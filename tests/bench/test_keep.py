@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 from pathlib import Path
 
 import pytest
 
-from benchmarks import keep
+from benchmarks import _ledger, keep
 from fastnets.cli._terminal import UsageError
 from fastnets.cli.bench.run_file import read
 
 RUN = Path(__file__).with_name("run.json")
-MARKED = f"before\n{keep.BEGIN}old\n{keep.END}\nafter\n"
+MARKED = f"before\n{keep.GPU_BEGIN}old\n{keep.GPU_END}between\n{keep.BEGIN}old\n{keep.END}\nafter\n"
+KNOWN = {"triton/nms": keep.UNPROVEN, "cuda/nms": "a GPU", "cuda/tune": keep.UNPROVEN}
 
 
-def test_readme_is_what_the_results_say():
-    text = keep.README.read_text("utf-8")
-    assert keep.readme(text, keep.RESULTS) == text, "run `python -m benchmarks.keep`"
+def test_readme_and_the_package_say_what_the_results_say():
+    known, text = keep.evidence(), keep.README.read_text("utf-8")
+    assert keep.readme(text, keep.RESULTS, known) == text, "run `python -m benchmarks.keep`"
+    assert keep.evidence_file(known) == keep.EVIDENCE.read_text("utf-8"), "run `python -m benchmarks.keep`"
 
 
 def test_one_row_for_each_figure(tmp_path):
@@ -34,20 +37,22 @@ def test_one_row_for_each_figure(tmp_path):
 
 
 def test_table_between_the_markers(tmp_path):
-    assert "No full run has been kept yet." in keep.readme(MARKED, tmp_path)
+    assert "No full run has been kept yet." in keep.readme(MARKED, tmp_path, KNOWN)
     keep.keep(read(str(RUN)), tmp_path)
-    text = keep.readme(MARKED, tmp_path)
+    text = keep.readme(MARKED, tmp_path, KNOWN)
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
     assert "Made-up CPU (a test), 4 threads, avx2, torch 2.13.0, commit 012345678, 2026-01-02:" in text
     row = "| `depthwise_conv2d` | 3 | 2 | 1.44 | 0.75 | forward, batch 1, 960x7x7 3x3/1, against channels_last |"
     assert row in text.splitlines()  # the cube root of 2 · 0.75 · 2
     assert "`itself`" not in text
-    assert keep.readme(text, tmp_path) == text
+    assert {"| `nms` | unproven | a GPU |", "| `tune` |  | unproven |"} <= set(text.splitlines())
+    assert keep.readme(text, tmp_path, KNOWN) == text
 
 
-def test_markers_must_be_there(tmp_path):
+@pytest.mark.parametrize("marked", ["no markers", MARKED.replace(keep.END, ""), MARKED.replace(keep.GPU_BEGIN, "")])
+def test_markers_must_be_there(marked, tmp_path):
     with pytest.raises(UsageError, match="lacks the lines"):
-        keep.readme("no markers", tmp_path)
+        keep.readme(marked, tmp_path, KNOWN)
 
 
 def test_a_quick_run_is_not_kept(tmp_path):
@@ -56,3 +61,11 @@ def test_a_quick_run_is_not_kept(tmp_path):
     with pytest.raises(UsageError, match="--quick"):
         keep.keep(run, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_ran_with_its_present_source_is_evidence(tmp_path, monkeypatch, entry):
+    _ledger.write({"cuda/nms": entry, "triton/nms": dataclasses.replace(entry, hash="0" * 64)}, tmp_path / "ledger")
+    monkeypatch.setattr(_ledger, "read", lambda read=_ledger.read: read(tmp_path / "ledger"))
+    known = keep.evidence()
+    assert known["cuda/nms"] == "A GPU, torch 2.13.0, 2026-01-02, 12 tests, 85% of copy bandwidth"
+    assert {words for name, words in known.items() if name != "cuda/nms"} == {keep.UNPROVEN}

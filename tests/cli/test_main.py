@@ -88,6 +88,14 @@ def test_info(capsys, monkeypatch):
     assert "unknown: " not in out
 
 
+def test_info_names_the_gpu_kernels_that_are_unproven(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(info, "EVIDENCE", tmp_path / "evidence")
+    info.EVIDENCE.write_text("triton/a: unproven\ntriton/b: A GPU: it ran\ntriton/c: unproven\ncuda/a: A GPU\n")
+    assert main(["info"]) == 0
+    out = capsys.readouterr().out
+    assert "GPU kernels  2 of 4 unproven: " in out and "\n             triton: a, c\n" in out and "cuda: a" not in out
+
+
 def test_info_never_fails(capsys, monkeypatch):
     def fail():
         raise OSError("a line\nanother line")

@@ -10,6 +10,7 @@ import pytest
 
 triton = pytest.importorskip("triton")
 
+from resources import Use, check_use
 from triton.backends.compiler import GPUTarget
 
 from fastnets._backends import INTERPRETED
@@ -33,7 +34,7 @@ class Driver:
         return 0
 
 
-@pytest.fixture(params=[80, 90], ids="sm_{}".format)
+@pytest.fixture(params=[80, 90, 100], ids="sm_{}".format)
 def driver(request, monkeypatch):
     monkeypatch.setattr(triton.runtime.driver, "_active", Driver(request.param))
 
@@ -42,19 +43,22 @@ def compiled(launch):
     return launch.kernel.warmup(*launch.args, grid=launch.grid, **launch.constants)
 
 
-def spilled_bytes(cubin: bytes, path: Path) -> int:
-    """Bytes of local memory that a thread uses, by the toolkit's own count: no kernel has arrays, so all is spilled."""
-    path.write_bytes(cubin)
+def use_of(kernel, path: Path) -> Use:
+    """By the toolkit's own count. No kernel has arrays, so all local memory of a thread is spilled registers."""
+    path.write_bytes(kernel.asm["cubin"])
     command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", str(path)]
     usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    (stack, local), *others = re.findall(r"STACK:(\d+) .*LOCAL:(\d+)", usage)
+    (registers, stack, local), *others = re.findall(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", usage)
     assert not others, usage
-    return int(stack) + int(local)
+    return Use(int(registers), kernel.metadata.shared, int(stack) + int(local))
 
 
 def check_compiles(launches, tmp_path):
     for launch in launches:
-        cubin = compiled(launch).asm["cubin"]
-        assert cubin.startswith(b"\x7fELF"), launch
+        kernel = compiled(launch)
+        assert kernel.asm["cubin"].startswith(b"\x7fELF"), launch
+        use = use_of(kernel, tmp_path / "kernel.cubin")
         # ptxas may park a register or two outside the loops to reach its next step of occupancy: 8 bytes.
-        assert spilled_bytes(cubin, tmp_path / "kernel.cubin") <= 8, launch
+        assert use.spilled <= 8, launch
+        source, arch = Path(launch.kernel.fn.__code__.co_filename).name, kernel.metadata.target.arch
+        check_use(f"triton {triton.__version__}", (f"kernels/{source}", kernel.metadata.name, f"sm_{arch}"), use)

@@ -106,7 +106,10 @@ def test_pure_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
     assert {name.partition("/")[0] for name in names} == {"fastnets", f"fastnets-{version}.dist-info"}
     sources = {p.relative_to(ROOT).as_posix() for p in ROOT.glob("fastnets/**/*.py")}
     kernels = {f"fastnets/{p.relative_to(ROOT).as_posix()}" for p in ROOT.glob("kernels/*.py")}
-    data = {"fastnets/py.typed", "fastnets/cli/imagenet_classes.txt", "fastnets/cli/bench/page.css"}
+    data = {
+        f"fastnets/{name}"
+        for name in ("py.typed", "gpu_evidence.txt", "cli/imagenet_classes.txt", "cli/bench/page.css")
+    }
     assert {name for name in names if name.startswith("fastnets/")} == sources | kernels | data
 
 
