@@ -12,13 +12,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import BatchNorm2d
 
 from fastnets._backends import BACKENDS, requested
 from fastnets._op import Op
 from fastnets.ops._activation import ACTIVATIONS
 
 PANEL = 32  # kPanel in csrc/cpu/pointwise_conv2d.h
-LANES = 16  # that the number of hidden channels is brought to a multiple of
+LANES = 16  # that the number of hidden or normalised channels is brought to a multiple of
 
 
 class Packs:
@@ -42,8 +43,12 @@ class Packs:
 
 def compiled_kernels(x: Tensor, weight: Tensor) -> bool:
     """Whether these ops run on the compiled kernels for an input and weights."""
+    return kernels_take(x, weight) and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def kernels_take(x: Tensor, weight: Tensor) -> bool:
+    """The same, but for the layout."""
     fits = x.is_cpu and x.dim() == 4 and x.numel() > 0 and x.dtype == weight.dtype == torch.float32
-    fits = fits and x.is_contiguous(memory_format=torch.channels_last)
     return fits and requested.get() in (None, "cpu") and BACKENDS["cpu"].missing() is None
 
 
@@ -60,6 +65,22 @@ def pack_panels(weight: Tensor) -> Tensor:
 def unpack_panels(panels: Tensor, out: int) -> Tensor:
     """Panels (p, c, 32) as (o, c, 1, 1)."""
     return panels.transpose(1, 2).flatten(0, 1)[:out, :, None, None]
+
+
+def scale_and_shift(norm: BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """g / sqrt(variance + eps) and b - mean g / sqrt(variance + eps) of a norm in eval mode, in float64."""
+    assert norm.running_mean is not None and norm.running_var is not None
+    scale = torch.rsqrt(norm.running_var.double() + norm.eps)
+    if norm.affine:
+        scale = scale * norm.weight.detach().double()
+    shift = -norm.running_mean.double() * scale
+    return scale, shift + norm.bias.detach().double() if norm.affine else shift
+
+
+def pack_norm(norm: BatchNorm2d, pool: int) -> Tensor:
+    """Scales and shifts (2, c), c padded to a multiple of 16, whose results on pool² pixels add up to their mean."""
+    rows = torch.stack(scale_and_shift(norm)) / pool**2
+    return F.pad(rows, (0, -rows.shape[1] % LANES)).float()
 
 
 def pack_depthwise(weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -87,6 +108,9 @@ def _op(schema: str) -> Op:
 pointwise_conv2d = _op(
     "pointwise_conv2d(Tensor x, Tensor panels, int out, Tensor? bias, Tensor? residual, str? activation) -> Tensor"
 )
+preact_conv2d = _op(
+    "preact_conv2d(Tensor x, Tensor norm, int pool, Tensor panels, int out, Tensor? bias, str? activation) -> Tensor"
+)
 inverted_residual = _op(
     "inverted_residual(Tensor x, Tensor? expand, Tensor? expand_bias, str? expand_activation, "
     "Tensor depthwise, int hidden, int[2] kernel, int[2] stride, int[2] padding, int[2] dilation, str? activation, "
@@ -105,6 +129,15 @@ def _pointwise_conv2d(
 ) -> Tensor:
     y = F.conv2d(x, unpack_panels(panels, out), bias)
     return ACTIVATIONS[activation](y if residual is None else y + residual)
+
+
+@preact_conv2d.backend("reference")
+def _preact_conv2d(
+    x: Tensor, norm: Tensor, pool: int, panels: Tensor, out: int, bias: Tensor | None, activation: str | None
+) -> Tensor:
+    scale, shift = norm[:, : x.shape[1], None, None]
+    y = F.avg_pool2d(F.relu(x * scale + shift), pool, divisor_override=1)
+    return _pointwise_conv2d(y, panels, out, bias, None, activation)
 
 
 @inverted_residual.backend("reference")
