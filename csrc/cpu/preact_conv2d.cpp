@@ -13,37 +13,39 @@
 namespace fastnets {
 namespace {
 
-// How far the pixels of x lie apart: all its channels, or more where it is a slice of an image's.
-int64_t pixel_step(const Tensor& x) {
-  STD_TORCH_CHECK(x.dim() == 4 && x.scalar_type() == ScalarType::Float, "expected float32 images");
-  const Four s = sizes_of(x), t = strides_of(x);
-  const int64_t step = s.w > 1 ? t.w : s.h > 1 ? t.h : s.n > 1 ? t.n : s.c;
-  STD_TORCH_CHECK(
-      (s.c == 1 || t.c == 1) && step >= s.c && (s.h == 1 || t.h == s.w * step) && (s.n == 1 || t.n == s.h * s.w * step),
-      "expected images in channels_last, or some of their channels");
-  return step;
+// Sets the parts of x and its size, all their channels together.
+void take(const std::vector<Tensor>& xs, preact::Problem& p) {
+  STD_TORCH_CHECK(!xs.empty(), "expected images");
+  for (const Tensor& x : xs) {
+    pointwise::check_images(x);
+    const Four s = sizes_of(x);
+    if (p.parts.empty()) p.size = {s.n, 0, s.h, s.w};
+    STD_TORCH_CHECK(s.n == p.size.n && s.h == p.size.h && s.w == p.size.w, "expected images of one size");
+    p.parts.push_back({data<float>(x), s.c});
+    p.size.c += s.c;
+  }
 }
 
-// Of x and weights in panels, of which there are `out` results; `norm` is as in Problem.
-Tensor preact_conv2d(const Tensor& x, const Tensor& norm, int64_t pool, const Tensor& panels, int64_t out,
+// Of the images together, with weights in panels, of which there are `out` results; `norm` is as in Problem.
+Tensor preact_conv2d(const Tensor& norm, const std::vector<Tensor>& xs, int64_t pool, const Tensor& panels, int64_t out,
                      const std::optional<Tensor>& bias, const std::optional<std::string>& activation) {
   preact::Problem p;
-  p.pixel = pixel_step(x), p.size = sizes_of(x), p.pool = pool;
-  STD_TORCH_CHECK(0 < pool && pool <= p.size.h && pool <= p.size.w, "expected images no smaller than what is pooled");
-  pointwise::check_panels(panels, p.size.c, out);
-  p.product.in = p.size.c, p.product.out = out;
+  take(xs, p);
+  const Four& s = p.size;
+  STD_TORCH_CHECK(0 < pool && pool <= s.h && pool <= s.w, "expected images no smaller than what is pooled");
   STD_TORCH_CHECK(
-      norm.is_contiguous() && norm.scalar_type() == ScalarType::Float && norm.numel() == 2 * p.padded_channels(),
-      "expected float32 scales and shifts of ", p.padded_channels(), " channels");
-  const Tensor y = empty(x, {p.size.n, out, p.size.h / pool, p.size.w / pool}, true);
-  p.x = data<float>(x), p.norm = data<float>(norm);
+      norm.is_contiguous() && norm.scalar_type() == ScalarType::Float && norm.numel() == 2 * (s.c + preact::kLanes),
+      "expected float32 scales and shifts of ", s.c, " channels");
+  pointwise::check_panels(panels, s.c, out);
+  const Tensor y = empty(norm, {s.n, out, s.h / pool, s.w / pool}, true);
+  p.pool = pool, p.norm = data<float>(norm);
   p.product.w = data<float>(panels), p.product.bias = pointwise::check_bias(bias, out);
-  p.product.y = {mutable_data<float>(y), out};
+  p.product.y = {mutable_data<float>(y), out}, p.product.in = s.c, p.product.out = out;
   p.product.activation = parse_activation(activation), p.product.streams = pointwise::streams(y);
   if (y.numel() == 0) return y;
   p.cut();
   pointwise::run(
-      p.tasks.count(), y.numel() * p.size.c,
+      p.tasks.count(), y.numel() * s.c,
       [&, kernel = FASTNETS_FOR_THIS_CPU(preact::forward)](int64_t begin, int64_t end) { kernel(p, begin, end); });
   return y;
 }

@@ -5,20 +5,24 @@
 
 namespace fastnets::preact {
 
-struct Problem {
-  static constexpr int64_t kLanes = 16;
+constexpr int64_t kLanes = 16;
 
-  const float* x = nullptr;
+// Some of the channels, an image in channels_last.
+struct Part {
+  const float* data;
+  int64_t channels;
+};
+
+struct Problem {
+  std::vector<Part> parts;       // one after the other, they are the channels of x
   Four size{};                   // of x
-  int64_t pixel = 0, pool = 1;   // x's pixels are so far apart; pool * pool of them are added up
-  const float* norm = nullptr;   // scale and shift of each channel, [2][padded_channels()], zeros at the end
+  int64_t pool = 1;              // pool * pool pixels of x are added up
+  const float* norm = nullptr;   // scale and shift of each channel, [2][in + kLanes]
   pointwise::Problem product{};  // its x is made block by block
   pointwise::Tasks tasks{};
 
-  int64_t padded_channels() const { return ceil_div(product.in, kLanes) * kLanes; }
-  // Of pixels in scratch: an odd number of cache lines mostly, as pixels 2 KB apart would share sets of the first
-  // level.
-  int64_t step() const { return padded_channels() + kLanes; }
+  // Of pixels in scratch: pixels a multiple of 2 KB apart would share sets of the first-level cache.
+  int64_t step() const { return ceil_div(product.in, kLanes) * kLanes + kLanes; }
 
   // Blocks of a tile's pixels, all about as many, which are made once for all panels.
   void cut() {

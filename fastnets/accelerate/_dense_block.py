@@ -6,25 +6,33 @@ from typing import Any
 
 from torch import fx
 
-from fastnets.accelerate._graph import concatenated, module_of, writes_over
+from fastnets.accelerate._graph import bypass, concatenated, module_of, only_user, writes_over
 from fastnets.layers import PackedConv2d, PackedDenseBlock, PackedPreactConv2d
-from fastnets.layers.packed_dense_block import follow
+from fastnets.layers.packed_dense_block import is_dense
 
 
 def fuse_dense_blocks(network: fx.GraphModule) -> None:
-    """Replaces the last concatenation of a block by all of it, where nothing but its layers uses what is inside."""
+    """Replaces a block, and the transition after it, by one layer where nothing else uses what is inside."""
     erased: set[fx.Node] = set()
     for last in reversed(list(network.graph.nodes)):
         source, reads, layers = _layers_before(network, last) if last not in erased else (last, [], [])
         convs: Any = [(module_of(network, bottleneck), module_of(network, conv)) for bottleneck, conv in layers]
         inside = {node for layer in layers for node in layer} | {*reads} - {source}
         used_outside = any(user is not last and user not in inside for node in inside for user in node.users)
-        if not follow(convs) or used_outside or any(writes_over(user, source) for user in source.users):
+        if not is_dense(convs) or used_outside or any(writes_over(user, source) for user in source.users):
             continue
+        were = [was for bottleneck, conv in layers for was in (*bottleneck.meta["were"], conv.meta["was"])]
+        after = only_user(last)
+        transition: Any = module_of(network, after)
+        if after is not None and type(transition) is PackedPreactConv2d and is_dense(convs, transition):
+            were += after.meta["were"]
+            bypass(after)
+        else:
+            transition = None
         name = f"dense_blocks.{last.name}"
-        network.add_submodule(name, PackedDenseBlock(convs).eval())
+        network.add_submodule(name, PackedDenseBlock(convs, transition).eval())
         last.op, last.target, last.args, last.kwargs = "call_module", name, (source,), {}
-        last.meta = {"were": [was for b, conv in layers for was in (*b.meta["were"], conv.meta["was"])]}
+        last.meta = {"were": were}
         for node in [node for node in reversed(network.graph.nodes) if node in inside]:
             network.graph.erase_node(node)
         erased |= inside

@@ -247,7 +247,8 @@ def _tell(network: fx.GraphModule, name: str, table: Table, dtype: torch.dtype |
 def _rows(module: Any, with_residual: bool, dtype: torch.dtype | None) -> list[tuple[str, str]]:
     """What runs each convolution of a layer that was several, and what is done with it."""
     if isinstance(module, PackedDenseBlock):
-        return [row for layer in module.layers for part in layer for row in _rows(part, False, dtype)]
+        parts = [part for layer in module.layers for part in layer] + [module.transition] * (module.transition is not None)
+        return [row for part in parts for row in _rows(part, False, dtype)]
     if isinstance(module, PackedConv2d):
         return [(_kernels(module, dtype), _fused(module, False))]
     if isinstance(module, PackedPreactConv2d):

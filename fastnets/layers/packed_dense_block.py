@@ -1,4 +1,4 @@
-"""The dense block for inference: all features in one tensor, into which each layer writes its own."""
+"""The dense block for inference: no features are concatenated, each layer reads all that there are."""
 
 from __future__ import annotations
 
@@ -8,29 +8,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastnets._op import is_plain
 from fastnets.layers.packed_conv import PackedConv2d
 from fastnets.layers.packed_preact_conv import PackedPreactConv2d
-from fastnets.ops._packed import compiled_kernels
 
 
 class PackedDenseBlock(nn.Module):
-    """Applies layers each of which reads the input and what all layers before it made; returns all of these.
+    """Applies layers each of which reads the input and what all layers before it made; returns or reads all of these.
 
-    The layers read slices of one tensor and write into it, so that nothing is concatenated. Where the compiled kernels do
-    not take the input (another layout than channels_last, another type than float32, gradients, tracing), their results
-    are concatenated one by one.
+    Where the compiled kernels do not take a tensor (another layout than channels_last, another type than float32,
+    gradients, tracing, training), those before it are concatenated from there on.
 
     Args:
         layers: of each, BatchNorm, ReLU and pointwise convolution, and a convolution of its results that keeps their
             height and width.
+        transition: BatchNorm, ReLU, pointwise convolution and pooling of everything, or None.
 
     Returns:
-        (from a call with input (n, c, h, w)) the input, then what the layers made, (n, c + ..., h, w).
+        (from a call with input (n, c, h, w)) the input, then what the layers made, (n, c + ..., h, w); or what the
+        transition makes of that.
 
     Raises:
         ValueError: the layers are not of these kinds, or do not follow one another.
-        RuntimeError: (from a call) as ``torch.nn.BatchNorm2d``.
+        RuntimeError: (from a call) the input has other channels than the first layer reads.
 
     Paper: G. Huang et al., "Densely Connected Convolutional Networks", 2017, https://arxiv.org/abs/1608.06993
 
@@ -43,50 +42,42 @@ class PackedDenseBlock(nn.Module):
         torch.Size([1, 6, 5, 5])
     """
 
-    def __init__(self, layers: Iterable[tuple[PackedPreactConv2d, PackedConv2d]]) -> None:
+    def __init__(
+        self, layers: Iterable[tuple[PackedPreactConv2d, PackedConv2d]], transition: PackedPreactConv2d | None = None
+    ) -> None:
         super().__init__()
         layers = list(layers)
-        if not follow(layers):
+        if not is_dense(layers, transition):
             raise ValueError(
                 "expected layers of a pointwise convolution of normalised pixels, of all channels before it, and a "
-                f"convolution of its results that keeps height and width, but got {layers}"
+                "convolution of its results that keeps height and width, and perhaps a pointwise convolution of "
+                f"everything, but got {layers}, {transition}"
             )
         self.layers = nn.ModuleList(nn.Sequential(*layer) for layer in layers)
-        self.reads = [bottleneck.conv.in_channels for bottleneck, _ in layers]  # channels
-        self.out_channels = self.reads[-1] + layers[-1][1].out_channels
+        self.transition = transition
 
     def forward(self, input: Tensor) -> Tensor:
-        if self._has_kernel(input):
-            return self._in_one_tensor(input)
-        for layer in self.layers:
-            input = torch.cat((input, layer(input)), 1)
-        return input
+        features, together = [input], True
 
-    def _has_kernel(self, input: Tensor) -> bool:
-        if torch.compiler.is_compiling() or not is_plain(input):
-            return False
-        trains = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
-        last: Any = self.layers[-1]
-        return not trains and compiled_kernels(input, last[1].weight) and input.shape[1] == self.reads[0]
+        def apply(preact: PackedPreactConv2d) -> Tensor:
+            nonlocal together  # whether the kernels took all features so far; the newest alone has to be asked about
+            together = together and preact.takes(features[-1])
+            return preact.in_one_pass(features) if together else preact(torch.cat(features, 1))
 
-    def _in_one_tensor(self, input: Tensor) -> Tensor:
-        n, _, h, w = input.shape
-        size = n, self.out_channels, h, w
-        y = torch.empty(size, dtype=input.dtype, device=input.device, memory_format=torch.channels_last)
-        begin, new = 0, input
-        for layer, end in zip(self.layers, self.reads, strict=True):
-            y.narrow(1, begin, end - begin).copy_(new)
-            begin, new = end, layer(y.narrow(1, 0, end))
-        y.narrow(1, begin, self.out_channels - begin).copy_(new)
-        return y
+        for bottleneck, conv in self.layers:  # type: ignore[misc]
+            features.append(conv(apply(bottleneck)))
+        return torch.cat(features, 1) if self.transition is None else apply(self.transition)
 
 
-def follow(layers: Sequence[tuple[Any, Any]]) -> bool:
+def is_dense(layers: Sequence[tuple[Any, Any]], transition: Any = None) -> bool:
     """Whether the layers are such, and each but the first reads what the one before it reads and makes."""
     if not layers or not all(_is_dense_layer(*layer) for layer in layers):
         return False
     reads = [bottleneck.conv.in_channels for bottleneck, _ in layers]
-    return reads[1:] == [c + conv.out_channels for c, (_, conv) in zip(reads, layers[:-1], strict=False)]
+    if transition is not None:
+        reads += [transition.conv.in_channels if type(transition) is PackedPreactConv2d else None]
+    makes = [conv.out_channels for _, conv in layers]
+    return all(c + more == following for c, more, following in zip(reads, makes, reads[1:], strict=False))
 
 
 def _is_dense_layer(bottleneck: Any, conv: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,15 +11,15 @@ from torch import Tensor, nn
 
 from fastnets._op import is_plain
 from fastnets.layers.packed_conv import PackedConv2d
-from fastnets.ops._packed import Packs, kernels_take, pack_norm, pack_panels, preact_conv2d
+from fastnets.ops._packed import Packs, compiled_kernels, pack_norm, pack_panels, preact_conv2d
 
 
 class PackedPreactConv2d(Packs, nn.Module):
     """Applies BatchNorm, ReLU, a pointwise convolution and average pooling in one pass.
 
     The pixels are averaged before the convolution, which then has fewer of them: the order changes nothing but roundings.
-    Where the compiled kernels do not take the input (another layout than channels_last, of which it may be a slice of
-    channels, another type than float32, gradients, tracing, training), the layers run in turn.
+    Where the compiled kernels do not take the input (another layout than channels_last, another type than float32,
+    gradients, tracing, training), the layers run in turn.
 
     Args:
         norm: with running statistics.
@@ -26,7 +27,8 @@ class PackedPreactConv2d(Packs, nn.Module):
         pool: height and width of the squares of results that are averaged.
 
     Returns:
-        (from a call with input (n, c, h, w)) avg_pool2d(conv(relu(norm(input))), pool), (n, o, h // pool, w // pool).
+        (from a call with one or more inputs (n, c, h, w), whose concatenation along the channels is x)
+        avg_pool2d(conv(relu(norm(x))), pool), (n, o, h // pool, w // pool).
 
     Raises:
         ValueError: the layers are not of these kinds, or do not follow one another.
@@ -53,20 +55,28 @@ class PackedPreactConv2d(Packs, nn.Module):
         self.conv = conv
         self.pool = pool
 
-    def forward(self, input: Tensor) -> Tensor:
-        norm, conv = self.norm, self.conv
-        tensors = norm.running_mean, norm.running_var, norm.weight, norm.bias, conv.weight
-        if self._has_kernel(input, *tensors, conv.bias):
-            scales, panels = self._pack("preact", self._packs, *tensors)
-            return preact_conv2d.run(input, scales, self.pool, panels, conv.out_channels, conv.bias, conv.activation)
-        y = conv(F.relu(norm(input), inplace=True))
+    def forward(self, *inputs: Tensor) -> Tensor:
+        if all(self.takes(input) for input in inputs) and sum(x.shape[1] for x in inputs) == self.conv.in_channels:
+            return self.in_one_pass(inputs)
+        y = self.conv(F.relu(self.norm(inputs[0] if len(inputs) == 1 else torch.cat(inputs, 1)), inplace=True))
         return y if self.pool == 1 else F.avg_pool2d(y, self.pool)
 
-    def _has_kernel(self, input: Tensor, *tensors: Tensor | None) -> bool:
-        if torch.compiler.is_compiling() or self.norm.training or not is_plain(input, *tensors):
+    def takes(self, input: Tensor) -> bool:
+        """Whether the compiled kernel may run on this input, alone or with others of its size."""
+        if torch.compiler.is_compiling() or self.norm.training or not is_plain(input, *self._tensors(), self.conv.bias):
             return False
-        fits = kernels_take(input, self.conv.weight) and input.shape[1] == self.conv.in_channels
-        return fits and min(input.shape[2:]) >= self.pool and _has_whole_pixels(input)
+        return compiled_kernels(input, self.conv.weight) and min(input.shape[2:]) >= self.pool
+
+    def in_one_pass(self, inputs: Sequence[Tensor]) -> Tensor:
+        """What a call gives for inputs that the kernel takes."""
+        conv = self.conv
+        norm, panels = self._pack("preact", self._packs, *self._tensors())
+        return preact_conv2d.run(norm, inputs, self.pool, panels, conv.out_channels, conv.bias, conv.activation)
+
+    def _tensors(self) -> tuple[Tensor | None, ...]:
+        """What is packed."""
+        norm = self.norm
+        return norm.running_mean, norm.running_var, norm.weight, norm.bias, self.conv.weight
 
     def _packs(self) -> tuple[Tensor, Tensor]:
         return pack_norm(self.norm, self.pool), pack_panels(self.conv.weight)
@@ -76,10 +86,3 @@ def is_preact(norm: Any, conv: Any) -> bool:
     """Whether the layers are a BatchNorm by running statistics and a pointwise convolution that follows it."""
     fits = type(norm) is nn.BatchNorm2d and norm.running_mean is not None
     return fits and type(conv) is PackedConv2d and conv.is_pointwise() and conv.in_channels == norm.num_features
-
-
-def _has_whole_pixels(x: Tensor) -> bool:
-    """Whether x is in channels_last, or some of the channels of what is."""
-    step, (_, c, h, w) = x.stride(), x.shape
-    sliced = step[1] == 1 and step[3] >= c and step[2] == w * step[3] and step[0] == h * step[2]
-    return sliced or x.is_contiguous(memory_format=torch.channels_last)

@@ -19,7 +19,7 @@ from fastnets._op import Op
 from fastnets.ops._activation import ACTIVATIONS
 
 PANEL = 32  # kPanel in csrc/cpu/pointwise_conv2d.h
-LANES = 16  # that the number of hidden or normalised channels is brought to a multiple of
+LANES = 16  # that the number of hidden channels is brought to a multiple of; kLanes in csrc/cpu/preact_conv2d.h
 
 
 class Packs:
@@ -43,12 +43,8 @@ class Packs:
 
 def compiled_kernels(x: Tensor, weight: Tensor) -> bool:
     """Whether these ops run on the compiled kernels for an input and weights."""
-    return kernels_take(x, weight) and x.is_contiguous(memory_format=torch.channels_last)
-
-
-def kernels_take(x: Tensor, weight: Tensor) -> bool:
-    """The same, but for the layout."""
     fits = x.is_cpu and x.dim() == 4 and x.numel() > 0 and x.dtype == weight.dtype == torch.float32
+    fits = fits and x.is_contiguous(memory_format=torch.channels_last)
     return fits and requested.get() in (None, "cpu") and BACKENDS["cpu"].missing() is None
 
 
@@ -78,9 +74,8 @@ def scale_and_shift(norm: BatchNorm2d) -> tuple[Tensor, Tensor]:
 
 
 def pack_norm(norm: BatchNorm2d, pool: int) -> Tensor:
-    """Scales and shifts (2, c), c padded to a multiple of 16, whose results on pool² pixels add up to their mean."""
-    rows = torch.stack(scale_and_shift(norm)) / pool**2
-    return F.pad(rows, (0, -rows.shape[1] % LANES)).float()
+    """Scales and shifts (2, c + 16), whose results on pool² pixels add up to their mean; the last 16 are for whole vectors."""
+    return F.pad(torch.stack(scale_and_shift(norm)) / pool**2, (0, LANES)).float()
 
 
 def pack_depthwise(weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -109,7 +104,7 @@ pointwise_conv2d = _op(
     "pointwise_conv2d(Tensor x, Tensor panels, int out, Tensor? bias, Tensor? residual, str? activation) -> Tensor"
 )
 preact_conv2d = _op(
-    "preact_conv2d(Tensor x, Tensor norm, int pool, Tensor panels, int out, Tensor? bias, str? activation) -> Tensor"
+    "preact_conv2d(Tensor norm, Tensor[] xs, int pool, Tensor panels, int out, Tensor? bias, str? activation) -> Tensor"
 )
 inverted_residual = _op(
     "inverted_residual(Tensor x, Tensor? expand, Tensor? expand_bias, str? expand_activation, "
@@ -133,10 +128,10 @@ def _pointwise_conv2d(
 
 @preact_conv2d.backend("reference")
 def _preact_conv2d(
-    x: Tensor, norm: Tensor, pool: int, panels: Tensor, out: int, bias: Tensor | None, activation: str | None
+    norm: Tensor, xs: Sequence[Tensor], pool: int, panels: Tensor, out: int, bias: Tensor | None, activation: str | None
 ) -> Tensor:
-    scale, shift = norm[:, : x.shape[1], None, None]
-    y = F.avg_pool2d(F.relu(x * scale + shift), pool, divisor_override=1)
+    scale, shift = norm[:, :-LANES, None, None]
+    y = F.avg_pool2d(F.relu(torch.cat(tuple(xs), 1) * scale + shift), pool, divisor_override=1)
     return _pointwise_conv2d(y, panels, out, bias, None, activation)
 
 
