@@ -2,9 +2,10 @@
 //
 // A block of as many pixels as a tile has is normalised into scratch, which the product of pointwise_conv2d_tile.h
 // reads from the first-level cache while the panels of weights go by. Its channels come from several images, whose
-// concatenation nobody needs. Pooling comes before the product, which it commutes with, so that there are as few
-// products as results. A task is a panel of results of a block. Moves 4 bytes * (x + y); the weights come from the
-// second-level cache.
+// concatenation nobody needs; these are too many streams for the processor to foresee, so what the next block reads is
+// fetched with this one. Pooling comes before the product, with which it commutes: there are as few products as
+// results. A task is a panel of results of a block. Moves 4 bytes * (x + y); the weights come from the second-level
+// cache.
 #include "pointwise_conv2d_tile.h"
 
 namespace fastnets::FASTNETS_ISA::preact {
@@ -36,17 +37,17 @@ FASTNETS_INLINE Vec<float, L> rectified(const float* x, int64_t left, const Vec<
 template <bool kPools>
 void normalise(const Problem& p, const Part& part, const Sources& sources, const float* scale, const float* shift,
                float* y) {
-  const int64_t c = part.channels, ahead = p.tasks.block * p.pool * c;
+  const int64_t c = part.channels, pool = p.pool, width = p.size.w, step = p.step(), ahead = p.tasks.block * pool * c;
+  const int64_t pixels = sources.size();
+  const int64_t* const source = sources.data();
   for (int64_t k = 0; k < c; k += L) {
     const Vec<float, L> by = load<float, L>(scale + k), more = load<float, L>(shift + k);
-    float* to = y + k;
-    for (const int64_t source : sources) {
-      const float* const x = part.data + source * c + k;
+    for (int64_t pixel = 0; pixel < pixels; ++pixel) {
+      const float* const x = part.data + source[pixel] * c + k;
       Vec<float, L> z = rectified(x, c - k, by, more, ahead);
-      for (int64_t i = 1; kPools && i < p.pool * p.pool; ++i)
-        z += rectified(x + (i / p.pool * p.size.w + i % p.pool) * c, c - k, by, more, ahead);
-      store_first<float, L>(to, z, c - k);
-      to += p.step();
+      for (int64_t i = 1; kPools && i < pool * pool; ++i)
+        z += rectified(x + (i / pool * width + i % pool) * c, c - k, by, more, ahead);
+      store_first<float, L>(y + pixel * step + k, z, c - k);
     }
   }
 }

@@ -17,7 +17,8 @@ def fuse_preactivations(network: fx.GraphModule) -> None:
         relu, conv = (after := only_user(node)), after and only_user(after)
         if relu is None or conv is None or activation_of(network, relu) != "relu" or len(conv.args) != 1:
             continue
-        norm, layer = batch_norm_of(network, node), module_of(network, conv)
+        norm: Any = batch_norm_of(network, node)
+        layer: Any = module_of(network, conv)
         if not is_preact(norm, layer):
             continue
         pooled: Any = only_user(conv)

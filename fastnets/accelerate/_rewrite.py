@@ -32,7 +32,6 @@ from fastnets.layers import (
     GroupedConv2d,
     PackedConv2d,
     PackedDenseBlock,
-    PackedInvertedResidual,
     PackedPreactConv2d,
     PooledLinear,
 )
@@ -247,13 +246,19 @@ def _tell(network: fx.GraphModule, name: str, table: Table, dtype: torch.dtype |
 def _rows(module: Any, with_residual: bool, dtype: torch.dtype | None) -> list[tuple[str, str]]:
     """What runs each convolution of a layer that was several, and what is done with it."""
     if isinstance(module, PackedDenseBlock):
-        parts = [part for layer in module.layers for part in layer] + [module.transition] * (module.transition is not None)
+        parts = [part for layer in module.layers for part in layer] + [module.transition] * (
+            module.transition is not None
+        )
         return [row for part in parts for row in _rows(part, False, dtype)]
     if isinstance(module, PackedConv2d):
         return [(_kernels(module, dtype), _fused(module, False))]
     if isinstance(module, PackedPreactConv2d):
         together = (dtype or module.conv.weight.dtype) == torch.float32
-        fused = ["norm, relu"] + [str(module.conv.activation)] * bool(module.conv.activation) + ["pooling"] * (module.pool > 1)
+        fused = (
+            ["norm, relu"]
+            + [str(module.conv.activation)] * bool(module.conv.activation)
+            + ["pooling"] * (module.pool > 1)
+        )
         return [("fastnets preact_conv2d" if together else _kernels(module.conv, dtype), "with " + ", ".join(fused))]
     convs = [conv for conv in (module.expand, module.depthwise, module.project) if conv is not None]
     together = (dtype or module.project.weight.dtype) == torch.float32

@@ -53,7 +53,7 @@ class PackedDenseBlock(nn.Module):
                 "convolution of its results that keeps height and width, and perhaps a pointwise convolution of "
                 f"everything, but got {layers}, {transition}"
             )
-        self.layers = nn.ModuleList(nn.Sequential(*layer) for layer in layers)
+        self.layers: Any = nn.ModuleList(nn.Sequential(*layer) for layer in layers)
         self.transition = transition
 
     def forward(self, input: Tensor) -> Tensor:
@@ -62,9 +62,9 @@ class PackedDenseBlock(nn.Module):
         def apply(preact: PackedPreactConv2d) -> Tensor:
             nonlocal together  # whether the kernels took all features so far; the newest alone has to be asked about
             together = together and preact.takes(features[-1])
-            return preact.in_one_pass(features) if together else preact(torch.cat(features, 1))
+            return preact.in_one_pass(features) if together else preact.in_turn(features)
 
-        for bottleneck, conv in self.layers:  # type: ignore[misc]
+        for bottleneck, conv in self.layers:
             features.append(conv(apply(bottleneck)))
         return torch.cat(features, 1) if self.transition is None else apply(self.transition)
 

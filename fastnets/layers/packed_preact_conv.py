@@ -58,8 +58,7 @@ class PackedPreactConv2d(Packs, nn.Module):
     def forward(self, *inputs: Tensor) -> Tensor:
         if all(self.takes(input) for input in inputs) and sum(x.shape[1] for x in inputs) == self.conv.in_channels:
             return self.in_one_pass(inputs)
-        y = self.conv(F.relu(self.norm(inputs[0] if len(inputs) == 1 else torch.cat(inputs, 1)), inplace=True))
-        return y if self.pool == 1 else F.avg_pool2d(y, self.pool)
+        return self.in_turn(inputs)
 
     def takes(self, input: Tensor) -> bool:
         """Whether the compiled kernel may run on this input, alone or with others of its size."""
@@ -72,6 +71,11 @@ class PackedPreactConv2d(Packs, nn.Module):
         conv = self.conv
         norm, panels = self._pack("preact", self._packs, *self._tensors())
         return preact_conv2d.run(norm, inputs, self.pool, panels, conv.out_channels, conv.bias, conv.activation)
+
+    def in_turn(self, inputs: Sequence[Tensor]) -> Tensor:
+        """What a call gives for any inputs, by one layer after the other."""
+        y = self.conv(F.relu(self.norm(torch.cat(tuple(inputs), 1) if len(inputs) > 1 else inputs[0]), inplace=True))
+        return y if self.pool == 1 else F.avg_pool2d(y, self.pool)
 
     def _tensors(self) -> tuple[Tensor | None, ...]:
         """What is packed."""
