@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import fx
 
-from fastnets.accelerate._graph import bypass, concatenated, module_of, only_user, writes_over
+from fastnets.accelerate._graph import bypass, concatenated, module_of, only_user, were, writes_over
 from fastnets.layers import PackedConv2d, PackedDenseBlock, PackedPreactConv2d
 from fastnets.layers.packed_dense_block import is_dense
 
@@ -21,18 +21,18 @@ def fuse_dense_blocks(network: fx.GraphModule) -> None:
         used_outside = any(user is not last and user not in inside for node in inside for user in node.users)
         if not is_dense(convs) or used_outside or any(writes_over(user, source) for user in source.users):
             continue
-        were = [was for bottleneck, conv in layers for was in (*bottleneck.meta["were"], conv.meta["was"])]
+        names = [name for layer in layers for node in layer for name in were(network, node)]
         after = only_user(last)
         transition: Any = module_of(network, after)
         if after is not None and type(transition) is PackedPreactConv2d and is_dense(convs, transition):
-            were += after.meta["were"]
+            names += were(network, after)
             bypass(after)
         else:
             transition = None
         name = f"dense_blocks.{last.name}"
         network.add_submodule(name, PackedDenseBlock(convs, transition).eval())
         last.op, last.target, last.args, last.kwargs = "call_module", name, (source,), {}
-        last.meta = {"were": were}
+        last.meta = {"were": names}
         for node in [node for node in reversed(network.graph.nodes) if node in inside]:
             network.graph.erase_node(node)
         erased |= inside

@@ -22,6 +22,12 @@ def module_of(network: fx.GraphModule, node: Any) -> nn.Module | None:
     return None if has_hooks(module) else module
 
 
+def were(network: fx.GraphModule, node: fx.Node) -> list[tuple[str, str]]:
+    """The layers that the node's module stands for, each with its type."""
+    own = str(node.target), type(module_of(network, node)).__name__
+    return node.meta.get("were", [node.meta.get("was", own)])
+
+
 def only_user(node: fx.Node) -> fx.Node | None:
     """The node that takes the value as its only tensor, if nothing else uses the value."""
     users = list(node.users)
@@ -52,7 +58,9 @@ def bypass(node: fx.Node) -> None:
 def writes_over(user: fx.Node, value: fx.Node) -> bool:
     """Whether a user of the value puts its result into the value's memory."""
     if user.op == "call_module":
-        return len(user.args) > 1 and user.args[1] is value
+        assert user.graph.owning_module is not None
+        in_place = getattr(user.graph.owning_module.get_submodule(str(user.target)), "inplace", False)
+        return in_place or (len(user.args) > 1 and user.args[1] is value)
     return user.op == "call_method" and str(user.target).endswith("_") or bool(user.kwargs.get("inplace"))
 
 

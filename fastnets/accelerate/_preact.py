@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from fastnets.accelerate._graph import activation_of, batch_norm_of, bypass, module_of, only_user
+from fastnets.accelerate._graph import activation_of, batch_norm_of, bypass, module_of, only_user, were
 from fastnets.layers import PackedPreactConv2d
 from fastnets.layers.packed_preact_conv import is_preact
 
@@ -25,7 +25,7 @@ def fuse_preactivations(network: fx.GraphModule) -> None:
         pool = _squares(module_of(network, pooled)) if layer.activation is None else 1
         # At the place of the first, where the input is read.
         node.target = f"preact_convs.{conv.name}"
-        node.meta = {"were": [conv.meta["was"]]}
+        node.meta = {"were": were(network, conv)}
         network.add_submodule(node.target, PackedPreactConv2d(norm, layer, pool).eval())
         for last in (relu, conv, *[pooled] * (pool > 1)):
             bypass(last)

@@ -11,30 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from fastnets.accelerate._dense_block import fuse_dense_blocks
-from fastnets.accelerate._graph import (
-    activation_of,
-    batch_norm_of,
-    bypass,
-    has_hooks,
-    module_of,
-    only_user,
-    writes_over,
-)
+from fastnets.accelerate._graph import activation_of, batch_norm_of, bypass, module_of, only_user, writes_over
 from fastnets.accelerate._inverted_residual import fuse_inverted_residuals
 from fastnets.accelerate._layout import enter_channels_last
 from fastnets.accelerate._pooled_linear import fuse_pooled_linears
 from fastnets.accelerate._preact import fuse_preactivations
 from fastnets.accelerate._shuffle import fuse_shuffles
 from fastnets.accelerate._table import Table
-from fastnets.layers import (
-    Conv2d,
-    DepthwiseConv2d,
-    GroupedConv2d,
-    PackedConv2d,
-    PackedDenseBlock,
-    PackedPreactConv2d,
-    PooledLinear,
-)
+from fastnets.accelerate._tell import tell
+from fastnets.layers import Conv2d, DepthwiseConv2d, GroupedConv2d, PackedConv2d
 from fastnets.ops._packed import scale_and_shift
 
 
@@ -50,7 +35,7 @@ def rewrite(network: fx.GraphModule, name: str, table: Table, dtype: torch.dtype
     fuse_dense_blocks(network)
     fuse_pooled_linears(network)
     enter_channels_last(network, dtype)
-    _tell(network, name, table, dtype)
+    tell(network, name, table, dtype)
     network.graph.lint()
     network.delete_all_unused_submodules()
     network.recompile()
@@ -198,76 +183,3 @@ class AddInPlace(nn.Module):
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         return a.add_(b) if a.shape == b.shape and a.dtype == b.dtype else a + b
-
-
-# ---- the table -------------------------------------------------------------------------------
-
-_RUNS = {
-    DepthwiseConv2d: "fastnets depthwise_conv2d",
-    GroupedConv2d: "fastnets grouped_conv2d",
-    PackedConv2d: "oneDNN, packed",
-}
-
-
-def _kernels(conv: Any, dtype: torch.dtype | None) -> str:
-    if type(conv) is PackedConv2d and (dtype or conv.weight.dtype) == torch.float32:
-        if conv.is_stem():
-            return "fastnets stem_conv2d"
-        if conv.is_pointwise():
-            return "fastnets pointwise_conv2d, or oneDNN where it is large"
-    return _RUNS[type(conv)]
-
-
-def _tell(network: fx.GraphModule, name: str, table: Table, dtype: torch.dtype | None) -> None:
-    for node in network.graph.nodes:
-        if node.op not in ("call_module", "call_function", "call_method"):
-            continue
-        layer, kind = node.meta.get("was", (node.name, str(getattr(node.target, "__name__", node.target))))
-        module = network.get_submodule(str(node.target)) if node.op == "call_module" else None
-        if module is not None and "was" not in node.meta:
-            layer, kind = str(node.target), type(module).__name__
-        if kind in ("AddInPlace", "ToChannelsLast"):
-            continue
-        if were := node.meta.get("were"):
-            rows = _rows(module, len(node.args) > 1, dtype)
-            for (layer, kind), (runs, note) in zip(were, rows, strict=True):
-                table.add(f"{name}.{layer}".lstrip("."), kind, runs, note)
-            continue
-        runs, note = "PyTorch", ""
-        if type(module) in _RUNS and isinstance(module, Conv2d):
-            runs, note = _kernels(module, dtype), _fused(module, len(node.args) > 1)
-        elif module is not None and has_hooks(module):
-            note = "has hooks"
-        elif type(module).__module__.startswith("fastnets."):
-            runs = "fastnets pooled_linear" if isinstance(module, PooledLinear) else "fastnets"
-        table.add(f"{name}.{layer}".lstrip("."), kind, runs, note)
-
-
-def _rows(module: Any, with_residual: bool, dtype: torch.dtype | None) -> list[tuple[str, str]]:
-    """What runs each convolution of a layer that was several, and what is done with it."""
-    if isinstance(module, PackedDenseBlock):
-        parts = [part for layer in module.layers for part in layer] + [module.transition] * (
-            module.transition is not None
-        )
-        return [row for part in parts for row in _rows(part, False, dtype)]
-    if isinstance(module, PackedConv2d):
-        return [(_kernels(module, dtype), _fused(module, False))]
-    if isinstance(module, PackedPreactConv2d):
-        together = (dtype or module.conv.weight.dtype) == torch.float32
-        fused = (
-            ["norm, relu"]
-            + [str(module.conv.activation)] * bool(module.conv.activation)
-            + ["pooling"] * (module.pool > 1)
-        )
-        return [("fastnets preact_conv2d" if together else _kernels(module.conv, dtype), "with " + ", ".join(fused))]
-    convs = [conv for conv in (module.expand, module.depthwise, module.project) if conv is not None]
-    together = (dtype or module.project.weight.dtype) == torch.float32
-    return [
-        ("fastnets inverted_residual" if together else _kernels(c, dtype), _fused(c, with_residual and c is convs[-1]))
-        for c in convs
-    ]
-
-
-def _fused(conv: Any, with_residual: bool) -> str:
-    fused = ["residual"] * with_residual + [str(conv.activation)] * bool(conv.activation)
-    return "with " + ", ".join(fused) if fused else ""

@@ -252,6 +252,10 @@ def test_dense_blocks_become_one_layer(does, transitions, growth):
     assert len(block.layers) == 3 and (block.transition is not None) == transitions
 
 
+def test_a_dense_block_is_found_again_in_what_is_accelerated():
+    check(accelerate(settle(Branch(lambda m, x: m.end(lists(m, x)), **dense())).eval()), PackedDenseBlock, 1)
+
+
 def used(m, x):
     """A feature is used twice."""
     y = m.layer0(x)
@@ -276,9 +280,16 @@ def written_over(m, x):
     return y + z.mul_(2).mean()
 
 
-@pytest.mark.parametrize("does", [used, written_over])
+def written_over_by_a_module(m, x):
+    y = m.layer0(x := x + 1)
+    m.over(x)
+    z = m.layer1(torch.cat((x, y), 1))
+    return torch.cat((x, y, z, m.layer2(torch.cat((x, y, z), 1))), 1)
+
+
+@pytest.mark.parametrize("does", [used, written_over, written_over_by_a_module])
 def test_blocks_of_other_connections_stay(does):
-    check(Branch(does, **dense()), PackedDenseBlock, 0)
+    check(Branch(does, **dense(over=nn.ReLU(inplace=True))), PackedDenseBlock, 0)
 
 
 @pytest.mark.parametrize(("number", "does"), [(1, swapped), (2, read_twice)])
