@@ -47,7 +47,7 @@ void normalise(const Problem& p, const Part& part, const Sources& sources, const
       Vec<float, L> z = rectified(x, c - k, by, more, ahead);
       for (int64_t i = 1; kPools && i < pool * pool; ++i)
         z += rectified(x + (i / pool * width + i % pool) * c, c - k, by, more, ahead);
-      store_first<float, L>(y + pixel * step + k, z, c - k);
+      store<float, L>(y + pixel * step + k, z);  // past c too, where the next part comes, or nothing
     }
   }
 }
