@@ -41,6 +41,9 @@ DENSE_3X3 = {
     "DenseNet-121 denseblock2.*.conv2": (128, 32, 28),
     "SqueezeNet 1.1 features.3-4.expand3x3": (16, 64, 55),
 }
+# Behind BatchNorm and ReLU, before pooling: channels, results, height and width. G. Huang et al. 2016, arXiv:1608.06993,
+# table 1, DenseNet-121
+TRANSITIONS = {"transition1": (256, 128, 56), "transition2": (512, 256, 28), "transition3": (1024, 512, 14)}
 # First convolutions of photos: results, kernel, stride, padding. The same two papers
 STEMS = {"MobileNetV2": (32, 3, 2, 1), "ResNet": (64, 7, 2, 3)}
 # M. Tan, Q. Le 2019, arXiv:1905.11946, without squeeze-and-excitation; those that MobileNetV2 does not have.

@@ -74,6 +74,15 @@ def test_winograd_conv2d(race, shape):
     race_module(race, "winograd_conv2d", f"{c} to {o} x{h}x{h}", module, torch.randn(1, c, h, h, generator=seeded(1)))
 
 
+@pytest.mark.parametrize("shape", _shapes.TRANSITIONS.values(), ids=_shapes.TRANSITIONS)
+@pytest.mark.parametrize("n", (1, 16))
+def test_preact_conv2d(race, n, shape):
+    c, o, h = shape
+    module = settled(nn.BatchNorm2d(c), nn.ReLU(), nn.Conv2d(c, o, 1, bias=False), nn.AvgPool2d(2))
+    x = torch.randn(n, c, h, h, generator=seeded(1))
+    race_module(race, f"preact_conv2d, batch {n}", f"{c} to {o} x{h}x{h}", module, x)
+
+
 @pytest.mark.parametrize("shape", _shapes.STEMS.values(), ids=_shapes.STEMS)
 def test_stem_conv2d(race, shape):
     o, k, stride, padding = shape

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import fx, nn
 
 
@@ -21,6 +22,12 @@ def module_of(network: fx.GraphModule, node: Any) -> nn.Module | None:
     return None if has_hooks(module) else module
 
 
+def were(network: fx.GraphModule, node: fx.Node) -> list[tuple[str, str]]:
+    """The layers that the node's module stands for, each with its type."""
+    own = str(node.target), type(module_of(network, node)).__name__
+    return node.meta.get("were", [node.meta.get("was", own)])
+
+
 def only_user(node: fx.Node) -> fx.Node | None:
     """The node that takes the value as its only tensor, if nothing else uses the value."""
     users = list(node.users)
@@ -34,8 +41,60 @@ def calls(node: Any, *names: str) -> bool:
     return node.target in names or any(node.target is getattr(torch, name, None) for name in names)
 
 
+def concatenated(node: fx.Node) -> tuple[fx.Node, ...]:
+    """What a node concatenates along the channels; of other nodes, nothing."""
+    if not calls(node, "cat") or not node.args or not isinstance(node.args[0], tuple | list):
+        return ()
+    parts, dim = node.args[0], node.kwargs.get("dim", (*node.args, 0)[1])
+    return tuple(parts) if dim == 1 else ()  # type: ignore[arg-type]
+
+
+def bypass(node: fx.Node) -> None:
+    """Takes a node out: its input takes its place."""
+    node.replace_all_uses_with(node.all_input_nodes[0])
+    node.graph.erase_node(node)
+
+
 def writes_over(user: fx.Node, value: fx.Node) -> bool:
     """Whether a user of the value puts its result into the value's memory."""
     if user.op == "call_module":
-        return len(user.args) > 1 and user.args[1] is value
+        assert user.graph.owning_module is not None
+        in_place = getattr(user.graph.owning_module.get_submodule(str(user.target)), "inplace", False)
+        return in_place or (len(user.args) > 1 and user.args[1] is value)
     return user.op == "call_method" and str(user.target).endswith("_") or bool(user.kwargs.get("inplace"))
+
+
+_ACTIVATION_MODULES: dict[type, str] = {
+    nn.ReLU: "relu",
+    nn.ReLU6: "relu6",
+    nn.SiLU: "silu",
+    nn.Hardswish: "hardswish",
+    nn.Sigmoid: "sigmoid",
+}
+_ACTIVATION_FUNCTIONS: dict[Any, str] = {
+    F.relu: "relu",
+    torch.relu: "relu",
+    F.relu6: "relu6",
+    F.silu: "silu",
+    F.hardswish: "hardswish",
+    torch.sigmoid: "sigmoid",
+}
+_ACTIVATION_METHODS = {"relu": "relu", "relu_": "relu", "sigmoid": "sigmoid", "sigmoid_": "sigmoid"}
+
+
+def activation_of(network: fx.GraphModule, node: fx.Node) -> str | None:
+    """The name that ops know the activation by, if the node is one."""
+    if node.op == "call_function":
+        return _ACTIVATION_FUNCTIONS.get(node.target)
+    if node.op == "call_method":
+        return _ACTIVATION_METHODS.get(str(node.target))
+    module = module_of(network, node)
+    if type(module) is nn.LeakyReLU and module.negative_slope == 0.1:
+        return "leaky_relu"
+    return None if module is None else _ACTIVATION_MODULES.get(type(module))
+
+
+def batch_norm_of(network: fx.GraphModule, node: fx.Node) -> nn.BatchNorm2d | None:
+    """The BatchNorm that a node calls, if it normalises by what it has learnt and not by the batch."""
+    module = module_of(network, node)
+    return module if type(module) is nn.BatchNorm2d and module.running_mean is not None else None

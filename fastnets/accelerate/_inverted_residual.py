@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import fx
 
-from fastnets.accelerate._graph import module_of, writes_over
+from fastnets.accelerate._graph import module_of, were, writes_over
 from fastnets.layers import DepthwiseConv2d, PackedConv2d, PackedInvertedResidual
 from fastnets.layers.packed_inverted_residual import is_block
 
@@ -34,9 +34,7 @@ def fuse_inverted_residuals(network: fx.GraphModule) -> None:
         layers: Any = [None] * (3 - len(parts)) + [module_of(network, n) for n in parts]
         name = f"inverted_residuals.{project.name}"
         network.add_submodule(name, PackedInvertedResidual(*layers).eval())
-        project.meta = {
-            "were": [n.meta.get("was", (str(n.target), type(module_of(network, n)).__name__)) for n in parts]
-        }
+        project.meta = {"were": [name for n in parts for name in were(network, n)]}
         project.target, project.args = name, (parts[0].args[0], *project.args[1:])
         for node in reversed(parts[:-1]):
             network.graph.erase_node(node)

@@ -10,20 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from fastnets.accelerate._graph import has_hooks, module_of, only_user, writes_over
+from fastnets.accelerate._dense_block import fuse_dense_blocks
+from fastnets.accelerate._graph import activation_of, batch_norm_of, bypass, module_of, only_user, writes_over
 from fastnets.accelerate._inverted_residual import fuse_inverted_residuals
 from fastnets.accelerate._layout import enter_channels_last
 from fastnets.accelerate._pooled_linear import fuse_pooled_linears
+from fastnets.accelerate._preact import fuse_preactivations
 from fastnets.accelerate._shuffle import fuse_shuffles
 from fastnets.accelerate._table import Table
-from fastnets.layers import (
-    Conv2d,
-    DepthwiseConv2d,
-    GroupedConv2d,
-    PackedConv2d,
-    PackedInvertedResidual,
-    PooledLinear,
-)
+from fastnets.accelerate._tell import tell
+from fastnets.layers import Conv2d, DepthwiseConv2d, GroupedConv2d, PackedConv2d
+from fastnets.ops._packed import scale_and_shift
 
 
 def rewrite(network: fx.GraphModule, name: str, table: Table, dtype: torch.dtype | None) -> None:
@@ -34,35 +31,18 @@ def rewrite(network: fx.GraphModule, name: str, table: Table, dtype: torch.dtype
     _add_in_place(network)
     fuse_shuffles(network)
     fuse_inverted_residuals(network)
+    fuse_preactivations(network)
+    fuse_dense_blocks(network)
     fuse_pooled_linears(network)
     enter_channels_last(network, dtype)
-    _tell(network, name, table, dtype)
+    tell(network, name, table, dtype)
     network.graph.lint()
     network.delete_all_unused_submodules()
     network.recompile()
 
 
-# ---- reading the graph -----------------------------------------------------------------------
-
-
 # Of a subclass of these nothing is known, so types are compared for equality.
 CONVOLUTIONS = (nn.Conv2d, Conv2d, DepthwiseConv2d, GroupedConv2d, PackedConv2d)
-_ACTIVATION_MODULES: dict[type, str] = {
-    nn.ReLU: "relu",
-    nn.ReLU6: "relu6",
-    nn.SiLU: "silu",
-    nn.Hardswish: "hardswish",
-    nn.Sigmoid: "sigmoid",
-}
-_ACTIVATION_FUNCTIONS: dict[Any, str] = {
-    F.relu: "relu",
-    torch.relu: "relu",
-    F.relu6: "relu6",
-    F.silu: "silu",
-    F.hardswish: "hardswish",
-    torch.sigmoid: "sigmoid",
-}
-_ACTIVATION_METHODS = {"relu": "relu", "relu_": "relu", "sigmoid": "sigmoid", "sigmoid_": "sigmoid"}
 _IN_PLACE: dict[str, Callable[..., Tensor]] = {
     "relu": F.relu,
     "relu6": F.relu6,
@@ -71,36 +51,13 @@ _IN_PLACE: dict[str, Callable[..., Tensor]] = {
 }
 
 
-def _activation(network: fx.GraphModule, node: fx.Node) -> str | None:
-    """The name that ops know the activation by, if the node is one."""
-    if node.op == "call_function":
-        return _ACTIVATION_FUNCTIONS.get(node.target)
-    if node.op == "call_method":
-        return _ACTIVATION_METHODS.get(str(node.target))
-    module = module_of(network, node)
-    if type(module) is nn.LeakyReLU and module.negative_slope == 0.1:
-        return "leaky_relu"
-    return None if module is None else _ACTIVATION_MODULES.get(type(module))
-
-
-def _batch_norm(network: fx.GraphModule, node: fx.Node) -> nn.BatchNorm2d | None:
-    """The BatchNorm that a node calls, if it normalises by what it has learnt and not by the batch."""
-    module = module_of(network, node)
-    return module if type(module) is nn.BatchNorm2d and module.running_mean is not None else None
-
-
 # ---- convolutions ----------------------------------------------------------------------------
-
-
-def _bypass(node: fx.Node) -> None:
-    node.replace_all_uses_with(node.all_input_nodes[0])
-    node.graph.erase_node(node)
 
 
 def _remove_identities(network: fx.GraphModule) -> None:
     for node in network.graph.nodes:
         if type(module_of(network, node)) in (nn.Identity, nn.Dropout, nn.Dropout2d):
-            _bypass(node)
+            bypass(node)
 
 
 def _replace_convolutions(network: fx.GraphModule) -> None:
@@ -110,11 +67,11 @@ def _replace_convolutions(network: fx.GraphModule) -> None:
             continue
         assert isinstance(conv, nn.Conv2d)
         weight, bias, activation = conv.weight, conv.bias, None
-        if (after := only_user(node)) and (norm := _batch_norm(network, after)):
+        if (after := only_user(node)) and (norm := batch_norm_of(network, after)):
             weight, bias = _fold(conv, norm)
-            _bypass(after)
-        if (after := only_user(node)) and (activation := _activation(network, after)):
-            _bypass(after)
+            bypass(after)
+        if (after := only_user(node)) and (activation := activation_of(network, after)):
+            bypass(after)
         # Under a name of its own, because one module can be called in several places.
         target, node.target = node.target, f"convolutions.{node.name}"
         node.meta["was"] = str(target), type(conv).__name__
@@ -124,14 +81,9 @@ def _replace_convolutions(network: fx.GraphModule) -> None:
 @torch.no_grad()
 def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """Weight and bias of the convolution followed by y = g (x - mean) / sqrt(variance + eps) + b."""
-    buffers = dict(norm.named_buffers())
-    mean, variance = buffers["running_mean"].double(), buffers["running_var"].double()
-    scale = torch.rsqrt(variance + norm.eps)
-    if norm.affine:
-        scale = scale * norm.weight.double()
-    bias = (conv.bias.double() - mean if conv.bias is not None else -mean) * scale
-    if norm.affine:
-        bias = bias + norm.bias.double()
+    scale, bias = scale_and_shift(norm)
+    if conv.bias is not None:
+        bias = bias + conv.bias.double() * scale
     weight = conv.weight.double() * scale.view(-1, 1, 1, 1)
     return weight.to(conv.weight.dtype), bias.to(conv.weight.dtype)
 
@@ -180,9 +132,9 @@ def _fuse_additions(network: fx.GraphModule) -> None:
                 node.replace_all_uses_with(fused)
                 network.graph.erase_node(node)
                 network.graph.erase_node(conv)
-                if (after := only_user(fused)) and _activation(network, after) == "relu":
+                if (after := only_user(fused)) and activation_of(network, after) == "relu":
                     layer.activation = "relu"
-                    _bypass(after)
+                    bypass(after)
                 break
 
 
@@ -221,7 +173,7 @@ def _add_in_place(network: fx.GraphModule) -> None:
                 node.op, node.target, node.args = "call_module", "add_in_place", (a, b)
                 break
         after = only_user(node) if node.target == "add_in_place" else None
-        if after and (activation := _activation(network, after)) in _IN_PLACE:
+        if after and (activation := activation_of(network, after)) in _IN_PLACE:
             after.op, after.target = "call_function", _IN_PLACE[str(activation)]
             after.args, after.kwargs = (node,), {"inplace": True}
 
@@ -231,54 +183,3 @@ class AddInPlace(nn.Module):
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         return a.add_(b) if a.shape == b.shape and a.dtype == b.dtype else a + b
-
-
-# ---- the table -------------------------------------------------------------------------------
-
-_RUNS = {
-    DepthwiseConv2d: "fastnets depthwise_conv2d",
-    GroupedConv2d: "fastnets grouped_conv2d",
-    PackedConv2d: "oneDNN, packed",
-}
-
-
-def _kernels(conv: Any, dtype: torch.dtype | None) -> str:
-    if type(conv) is PackedConv2d and (dtype or conv.weight.dtype) == torch.float32:
-        if conv.is_stem():
-            return "fastnets stem_conv2d"
-        if conv.is_pointwise():
-            return "fastnets pointwise_conv2d, or oneDNN where it is large"
-    return _RUNS[type(conv)]
-
-
-def _tell(network: fx.GraphModule, name: str, table: Table, dtype: torch.dtype | None) -> None:
-    for node in network.graph.nodes:
-        if node.op not in ("call_module", "call_function", "call_method"):
-            continue
-        layer, kind = node.meta.get("was", (node.name, str(getattr(node.target, "__name__", node.target))))
-        module = network.get_submodule(str(node.target)) if node.op == "call_module" else None
-        if module is not None and "was" not in node.meta:
-            layer, kind = str(node.target), type(module).__name__
-        if kind in ("AddInPlace", "ToChannelsLast"):
-            continue
-        if isinstance(module, PackedInvertedResidual):
-            convs = [conv for conv in (module.expand, module.depthwise, module.project) if conv is not None]
-            together = (dtype or module.project.weight.dtype) == torch.float32
-            for (layer, kind), conv in zip(node.meta["were"], convs, strict=True):
-                runs = "fastnets inverted_residual" if together else _kernels(conv, dtype)
-                note = _fused(conv, conv is module.project and len(node.args) > 1)
-                table.add(f"{name}.{layer}".lstrip("."), kind, runs, note)
-            continue
-        runs, note = "PyTorch", ""
-        if type(module) in _RUNS and isinstance(module, Conv2d):
-            runs, note = _kernels(module, dtype), _fused(module, len(node.args) > 1)
-        elif module is not None and has_hooks(module):
-            note = "has hooks"
-        elif type(module).__module__.startswith("fastnets."):
-            runs = "fastnets pooled_linear" if isinstance(module, PooledLinear) else "fastnets"
-        table.add(f"{name}.{layer}".lstrip("."), kind, runs, note)
-
-
-def _fused(conv: Any, with_residual: bool) -> str:
-    fused = ["residual"] * with_residual + [str(conv.activation)] * bool(conv.activation)
-    return "with " + ", ".join(fused) if fused else ""

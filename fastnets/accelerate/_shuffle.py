@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fastnets.accelerate._graph import calls
+from fastnets.accelerate._graph import calls, concatenated
 from fastnets.layers import ChannelShuffle
 from fastnets.ops import channel_shuffle, shuffle_split
 
@@ -85,10 +85,8 @@ def _concat_shuffle_split(network: fx.GraphModule, chunk: Any) -> tuple[fx.Node,
         return None
     module: Any = network.get_submodule(str(shuffle.target))
     cat: Any = shuffle.args[0]
-    if type(module) is not ChannelShuffle or module.groups != 2 or not calls(cat, "cat"):
-        return None
-    parts, dim = cat.args[0], cat.kwargs.get("dim", (*cat.args, 0)[1])
-    if list(cat.users) != [shuffle] or dim != 1 or len(parts) != 2:
+    parts = concatenated(cat)
+    if type(module) is not ChannelShuffle or module.groups != 2 or list(cat.users) != [shuffle] or len(parts) != 2:
         return None
     a, b = parts
     return a, b

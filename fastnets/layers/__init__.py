@@ -15,7 +15,9 @@ from fastnets.layers.drop_path import DropPath as DropPath
 from fastnets.layers.drop_path import schedule_drop_path as schedule_drop_path
 from fastnets.layers.highway import HighwayConv2d as HighwayConv2d
 from fastnets.layers.packed_conv import PackedConv2d as PackedConv2d
+from fastnets.layers.packed_dense_block import PackedDenseBlock as PackedDenseBlock
 from fastnets.layers.packed_inverted_residual import PackedInvertedResidual as PackedInvertedResidual
+from fastnets.layers.packed_preact_conv import PackedPreactConv2d as PackedPreactConv2d
 from fastnets.layers.plain import PlainNet as PlainNet
 from fastnets.layers.pooled_linear import PooledLinear as PooledLinear
 from fastnets.layers.precision_gate import PrecisionGateConv2d as PrecisionGateConv2d

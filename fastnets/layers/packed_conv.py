@@ -40,8 +40,8 @@ class PackedConv2d(Packs, GroupedConv2d):
     """Convolves, adds a residual and applies an activation in one pass, on weights in the order that kernels read.
 
     The kernels are oneDNN's and, in float32, our own: for pointwise convolutions that are not large, for a network's
-    first convolution, of at most four channels, and for 3x3 convolutions of stride 1 by Winograd's algorithm (Lavin and
-    Gray 2016), whose rounding errors are some 1e-6 of the largest result and which spreads what is not finite over a
+    first convolution, of at most four channels, and for 3x3 convolutions of stride 1 by Winograd's algorithm (A. Lavin,
+    S. Gray 2016), whose rounding errors are some 1e-6 of the largest result and which spreads what is not finite over a
     tile of 4x4 results. The packed weights are made by the first call and again after the weights have changed; they are
     not part of the state_dict, nor of copies. Where there is no such kernel (other layouts than channels_last, other
     types and devices, gradients, tracing), the same is computed in three steps.
@@ -129,18 +129,19 @@ class PackedConv2d(Packs, GroupedConv2d):
         geometry = self.kernel_size, self.stride, self._rows_and_columns()
         return stem_conv2d.run(input, panels, self.out_channels, *geometry, self.bias, self.activation)
 
-    def _winograd_side(self, input: Tensor) -> int:
-        """Rows and columns of a tile by which Winograd's kernel is faster than oneDNN's direct one, or 0.
-
-        The weights of tiles of 4 are 4 times the kernel's, 2.25 times those of tiles of 2: they gain where many tiles
-        share them. In few channels or tiles, lanes and rows of registers stand empty.
-        """
+    def is_winograd(self) -> bool:
+        """Whether Winograd's algorithm applies; in few channels, its lanes and panels would stand empty."""
         plain = self.kernel_size == (3, 3) and self.stride == self.dilation == (1, 1) and self.groups == 1
-        if not plain or self.in_channels < 16 or self.out_channels < 16:
-            return 0
+        return plain and self.in_channels >= 16 and self.out_channels >= 16
+
+    def _winograd_side(self, input: Tensor) -> int:
+        """Rows and columns of the tiles by which Winograd's kernel is faster than oneDNN's direct one, or 0.
+
+        Tiles of 4 take 4 times the kernel's weights, tiles of 2 take 1.8 times as many: many tiles must share them.
+        """
         n, h, w = (input.shape[i] for i in (0, 2, 3))
         sizes = [side for side, least in ((4, 48), (2, 16)) if n * -(-h // side) * -(-w // side) >= least]
-        return sizes[0] if sizes else 0
+        return sizes[0] if sizes and self.is_winograd() else 0
 
     def _winograd(self, input: Tensor, residual: Tensor | None, side: int) -> Tensor:
         panels = self._pack(f"winograd {side}", lambda: pack_winograd(self.weight, side), self.weight)

@@ -13,13 +13,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import BatchNorm2d
 
 from fastnets._backends import BACKENDS, requested
 from fastnets._op import Op
 from fastnets.ops._activation import ACTIVATIONS
 
 PANEL = 32  # kPanel in csrc/cpu/pointwise_conv2d.h
-LANES = 16  # that the number of hidden channels is brought to a multiple of
+LANES = 16  # that the number of hidden channels is brought to a multiple of; kLanes in csrc/cpu/preact_conv2d.h
 
 
 class Packs:
@@ -61,6 +62,21 @@ def pack_panels(weight: Tensor) -> Tensor:
 def unpack_panels(panels: Tensor, out: int) -> Tensor:
     """Panels (p, c, 32) as (o, c, 1, 1)."""
     return panels.transpose(1, 2).flatten(0, 1)[:out, :, None, None]
+
+
+def scale_and_shift(norm: BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """g / sqrt(variance + eps) and b - mean g / sqrt(variance + eps) of a norm in eval mode, in float64."""
+    assert norm.running_mean is not None and norm.running_var is not None
+    scale = torch.rsqrt(norm.running_var.double() + norm.eps)
+    if norm.affine:
+        scale = scale * norm.weight.detach().double()
+    shift = -norm.running_mean.double() * scale
+    return scale, shift + norm.bias.detach().double() if norm.affine else shift
+
+
+def pack_norm(norm: BatchNorm2d, pool: int) -> Tensor:
+    """Scales and shifts (2, c + 16), whose results on pool² pixels add up to their mean; the last 16 are for whole vectors."""
+    return F.pad(torch.stack(scale_and_shift(norm)) / pool**2, (0, LANES)).float()
 
 
 def pack_depthwise(weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -111,6 +127,9 @@ def _op(schema: str) -> Op:
 pointwise_conv2d = _op(
     "pointwise_conv2d(Tensor x, Tensor panels, int out, Tensor? bias, Tensor? residual, str? activation) -> Tensor"
 )
+preact_conv2d = _op(
+    "preact_conv2d(Tensor norm, Tensor[] xs, int pool, Tensor panels, int out, Tensor? bias, str? activation) -> Tensor"
+)
 inverted_residual = _op(
     "inverted_residual(Tensor x, Tensor? expand, Tensor? expand_bias, str? expand_activation, "
     "Tensor depthwise, int hidden, int[2] kernel, int[2] stride, int[2] padding, int[2] dilation, str? activation, "
@@ -133,6 +152,15 @@ def _pointwise_conv2d(
 ) -> Tensor:
     y = F.conv2d(x, unpack_panels(panels, out), bias)
     return ACTIVATIONS[activation](y if residual is None else y + residual)
+
+
+@preact_conv2d.backend("reference")
+def _preact_conv2d(
+    norm: Tensor, xs: Sequence[Tensor], pool: int, panels: Tensor, out: int, bias: Tensor | None, activation: str | None
+) -> Tensor:
+    scale, shift = norm[:, :-LANES, None, None]
+    y = F.avg_pool2d(F.relu(torch.cat(tuple(xs), 1) * scale + shift), pool, divisor_override=1)
+    return _pointwise_conv2d(y, panels, out, bias, None, activation)
 
 
 @inverted_residual.backend("reference")

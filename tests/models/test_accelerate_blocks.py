@@ -9,7 +9,7 @@ from peers import Branch, difference, settle
 from torch import nn
 
 from fastnets.accelerate import accelerate
-from fastnets.layers import PackedInvertedResidual, PooledLinear
+from fastnets.layers import PackedDenseBlock, PackedInvertedResidual, PackedPreactConv2d, PooledLinear
 
 
 def block(**more):
@@ -131,3 +131,186 @@ OTHER_ENDS = {
 @pytest.mark.parametrize("does", OTHER_ENDS.values(), ids=OTHER_ENDS)
 def test_other_ends_stay(does):
     check(Branch(does, end=nn.Linear(8, 5)), PooledLinear, 0)
+
+
+def preact(**more):
+    """The layers of a pointwise convolution behind BatchNorm and ReLU, and what may stand around them."""
+    common = {"norm": nn.BatchNorm2d(8), "conv": nn.Conv2d(8, 12, 1), "pool": nn.AvgPool2d(2)}
+    return {**common, "after": nn.Sequential(nn.BatchNorm2d(12), nn.ReLU()), **more}
+
+
+@pytest.mark.parametrize(
+    ("pool", "does"),
+    [
+        (1, lambda m, x: m.conv(F.relu(m.norm(x)))),
+        (1, lambda m, x: m.conv(F.relu(m.norm(x), inplace=True)) + x[:, :1]),
+        (1, lambda m, x: m.after(m.conv(m.norm(x).relu_()))),
+        (1, lambda m, x: m.pool(m.after(m.conv(torch.relu(m.norm(x)))))),
+        (1, lambda m, x: m.pool(y := m.conv(F.relu(m.norm(x)))).mean() + y),
+        (2, lambda m, x: m.pool(m.conv(F.relu(m.norm(x))))),
+    ],
+)
+def test_norm_and_relu_go_into_the_convolution_after_them(pool, does):
+    fast = check(Branch(does, **preact()), PackedPreactConv2d, 1)
+    assert next(m for m in fast.modules() if isinstance(m, PackedPreactConv2d)).pool == pool
+
+
+@pytest.mark.parametrize("more", [{"norm": nn.BatchNorm2d(8, affine=False)}, {"conv": nn.Conv2d(8, 12, 1, bias=False)}])
+def test_a_norm_or_a_convolution_without_parameters(more):
+    check(Branch(lambda m, x: m.conv(F.relu(m.norm(x))), **preact(**more)), PackedPreactConv2d, 1)
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [nn.AvgPool2d(2, 1), nn.AvgPool2d((1, 2)), nn.AvgPool2d(2, padding=1), nn.AvgPool2d(2, ceil_mode=True),
+     nn.AvgPool2d(2, divisor_override=3), nn.MaxPool2d(2)],
+    ids=str,
+)  # fmt: skip
+def test_other_pooling_comes_after(pool):
+    fast = check(Branch(lambda m, x: m.pool(m.conv(F.relu(m.norm(x)))), **preact(pool=pool)), PackedPreactConv2d, 1)
+    assert next(m for m in fast.modules() if isinstance(m, PackedPreactConv2d)).pool == 1
+
+
+@pytest.mark.parametrize(
+    ("does", "more"),
+    [
+        (lambda m, x: m.conv(y := F.relu(m.norm(x))) + y.mean(), {}),
+        (lambda m, x: m.conv(F.relu(y := m.norm(x))) + y.mean(), {}),
+        (lambda m, x: m.conv(F.relu6(m.norm(x))), {}),
+        (lambda m, x: m.conv(m.norm(x)), {}),
+        (lambda m, x: m.conv(F.relu(m.norm(x))), {"norm": nn.BatchNorm2d(8, track_running_stats=False)}),
+        (lambda m, x: m.conv(F.relu(m.norm(x))), {"norm": nn.InstanceNorm2d(8)}),
+        (lambda m, x: m.conv(F.relu(m.norm(x))), {"conv": nn.Conv2d(8, 12, 3)}),
+        (lambda m, x: m.conv(F.relu(m.norm(x))), {"conv": nn.Conv2d(8, 12, 1, groups=2)}),
+        (lambda m, x: m.conv(F.relu(m.norm(x))), {"conv": nn.Conv2d(8, 12, 1, 2)}),
+        (lambda m, x: m.conv(F.relu(m.norm(x))), {"conv": nn.Conv2d(8, 12, 1, padding=1)}),
+    ],
+)
+def test_other_preactivations_stay(does, more):
+    check(Branch(does, **preact(**more)), PackedPreactConv2d, 0)
+
+
+@pytest.mark.parametrize("hooked", ("norm", "conv", "act"))
+def test_hooks_keep_layers_apart(hooked):
+    model = Branch(lambda m, x: m.conv(m.act(m.norm(x))), **preact(act=nn.ReLU()))
+    getattr(model, hooked).register_forward_hook(lambda module, args, y: y + 1)
+    check(model, PackedPreactConv2d, 0)
+
+
+def test_what_a_norm_reads_may_be_written_over_after_it():
+    def does(m, x):
+        z = m.norm(y := m.conv(x))
+        y.relu_()
+        return m.conv(F.relu(z)) + y
+
+    check(Branch(does, **preact(conv=nn.Conv2d(8, 8, 1))), PackedPreactConv2d, 1)
+
+
+def dense(*, growth=4, number=3, **more):
+    """The layers of a dense block of 8 channels, and a transition."""
+
+    def layer(c):
+        bottleneck = nn.Sequential(nn.BatchNorm2d(c), nn.ReLU(), nn.Conv2d(c, 16, 1, bias=False), nn.BatchNorm2d(16))
+        return nn.Sequential(bottleneck, nn.ReLU(), nn.Conv2d(16, growth, 3, padding=1))
+
+    total = 8 + number * growth
+    made = {f"layer{i}": layer(8 + i * growth) for i in range(number)}
+    made["end"] = nn.Sequential(nn.BatchNorm2d(total), nn.ReLU(), nn.Conv2d(total, 6, 1), nn.AvgPool2d(2))
+    return {**made, **more}
+
+
+def lists(m, x):
+    features = [x]
+    for layer in (m.layer0, m.layer1, m.layer2):
+        features.append(layer(torch.cat(features, 1)))
+    return torch.cat(features, 1)
+
+
+def pairs(m, x):
+    for layer in (m.layer0, m.layer1, m.layer2):
+        x = torch.cat((x, layer(x)), dim=1)
+    return x
+
+
+@pytest.mark.parametrize(
+    ("transitions", "does"),
+    [
+        (0, lists),
+        (0, pairs),
+        (0, lambda m, x: F.relu(lists(m, F.relu(x)))),
+        (0, lambda m, x: lists(m, y := F.relu(x)).mean() + y),
+        (0, lambda m, x: m.end(y := lists(m, x)).mean() + y),
+        (1, lambda m, x: m.end(lists(m, x))),
+        (1, lambda m, x: m.end(pairs(m, torch.cat((x[:, :3], x[:, 3:]), 1)))),
+        (1, lambda m, x: m.end(lists(m, torch.cat((x[:, :3], x[:, 3:]), 1)))),
+    ],
+)
+@pytest.mark.parametrize("growth", (4, 5))
+def test_dense_blocks_become_one_layer(does, transitions, growth):
+    fast = check(Branch(does, **dense(growth=growth)), PackedDenseBlock, 1)
+    block = next(m for m in fast.modules() if isinstance(m, PackedDenseBlock))
+    assert len(block.layers) == 3 and (block.transition is not None) == transitions
+
+
+def test_a_dense_block_is_found_again_in_what_is_accelerated():
+    check(accelerate(settle(Branch(lambda m, x: m.end(lists(m, x)), **dense())).eval()), PackedDenseBlock, 1)
+
+
+def used(m, x):
+    """A feature is used twice."""
+    y = m.layer0(x)
+    z = m.layer1(torch.cat((x, y), 1))
+    return torch.cat((x, y, z, m.layer2(torch.cat((x, y, z), 1))), 1) + y.mean()
+
+
+def swapped(m, x):
+    y = m.layer0(x)
+    z = m.layer1(torch.cat((y, x), 1))
+    return torch.cat((x, y, z, m.layer2(torch.cat((x, y, z), 1))), 1)
+
+
+def read_twice(m, x):
+    y = torch.cat((x, m.layer0(x)), 1)
+    z = torch.cat((y, m.layer1(y)), 1)
+    return torch.cat((z, m.layer2(z)), 1) + z.mean()
+
+
+def written_over(m, x):
+    y = pairs(m, z := F.relu(x))
+    return y + z.mul_(2).mean()
+
+
+def written_over_by_a_module(m, x):
+    y = m.layer0(x := x + 1)
+    m.over(x)
+    z = m.layer1(torch.cat((x, y), 1))
+    return torch.cat((x, y, z, m.layer2(torch.cat((x, y, z), 1))), 1)
+
+
+@pytest.mark.parametrize("does", [used, written_over, written_over_by_a_module])
+def test_blocks_of_other_connections_stay(does):
+    check(Branch(does, **dense(over=nn.ReLU(inplace=True))), PackedDenseBlock, 0)
+
+
+@pytest.mark.parametrize(("number", "does"), [(1, swapped), (2, read_twice)])
+def test_as_many_layers_as_can_become_one(number, does):
+    fast = check(Branch(does, **dense()), PackedDenseBlock, 1)
+    assert len(next(m for m in fast.modules() if isinstance(m, PackedDenseBlock)).layers) == number
+
+
+def test_rows_are_no_features():
+    check(Branch(lambda m, x: torch.cat((x, m.layer0(x)), 2), **dense(growth=8)), PackedDenseBlock, 0)
+
+
+def test_what_hooks_look_at_is_made_before_a_block():
+    model = Branch(lists, **dense())
+    model.layer1[2].register_forward_hook(lambda module, args, y: y + 1)
+    fast = check(model, PackedDenseBlock, 1)
+    assert len(next(m for m in fast.modules() if isinstance(m, PackedDenseBlock)).layers) == 1
+
+
+def test_what_runs_a_dense_block_is_told(capsys):
+    accelerate(settle(Branch(lambda m, x: m.end(lists(m, x)), **dense())).eval(), verbose=True)
+    told = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [line[0] for line in told if "preact_conv2d" in line] == ["layer0.0.2", "layer1.0.2", "layer2.0.2", "end.2"]
+    assert [line[0] for line in told if "oneDNN," in line] == ["layer0.2", "layer1.2", "layer2.2"]

@@ -27,6 +27,15 @@ def calls():
             image(2, 48, 5, 6),
             "silu",
         ),
+        "preact_conv2d": (
+            torch.randn(2, 48 + 16, generator=make),
+            [image(2, 37, 5, 6), image(2, 11, 5, 6)],
+            2,
+            _packed.pack_panels(project),
+            40,
+            None,
+            "silu",
+        ),
         "inverted_residual": (
             image(2, 20, 8, 7),
             _packed.pack_panels(expand),

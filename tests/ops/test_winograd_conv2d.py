@@ -155,5 +155,9 @@ def test_layer_takes_the_faster(cpu_kernels, size, side):
     assert conv._winograd_side(x) == side
     exact = (F.conv2d(x.double(), weight.double(), padding=1) + residual.double()).relu()
     torch.testing.assert_close(conv(x, residual.clone()).double(), exact, rtol=0, atol=1e-3 if side == 4 else 0)
-    for other in ({"stride": 2}, {"dilation": 2}, {"groups": 2}):
-        assert PackedConv2d(16, 32, 3, **other)._winograd_side(x) == 0
+
+
+@pytest.mark.parametrize("other", ({"stride": 2}, {"dilation": 2}, {"groups": 2}, {"kernel_size": (3, 1)}), ids=str)
+def test_layer_leaves_others_alone(other):
+    assert PackedConv2d(16, 32, 3).is_winograd()
+    assert not PackedConv2d(16, 32, **{"kernel_size": 3, **other}).is_winograd()

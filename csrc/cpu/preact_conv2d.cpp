@@ -1,0 +1,56 @@
+// A pointwise convolution behind its BatchNorm and ReLU, on a CPU: arguments and registration. The kernel is in the
+// header.
+#include "preact_conv2d.h"
+
+#include <algorithm>
+#include <memory>
+#include <optional>
+#include <string>
+
+#define FASTNETS_KERNELS "preact_conv2d_kernels.h"
+#include "isa.h"
+
+namespace fastnets {
+namespace {
+
+// Sets the parts of x and its size, all their channels together.
+void take(const std::vector<Tensor>& xs, preact::Problem& p) {
+  STD_TORCH_CHECK(!xs.empty(), "expected images");
+  for (const Tensor& x : xs) {
+    pointwise::check_images(x);
+    const Four s = sizes_of(x);
+    if (p.parts.empty()) p.size = {s.n, 0, s.h, s.w};
+    STD_TORCH_CHECK(s.n == p.size.n && s.h == p.size.h && s.w == p.size.w, "expected images of one size");
+    p.parts.push_back({data<float>(x), s.c});
+    p.size.c += s.c;
+  }
+}
+
+// Of the images together, with weights in panels, of which there are `out` results; `norm` is as in Problem.
+Tensor preact_conv2d(const Tensor& norm, const std::vector<Tensor>& xs, int64_t pool, const Tensor& panels, int64_t out,
+                     const std::optional<Tensor>& bias, const std::optional<std::string>& activation) {
+  preact::Problem p;
+  take(xs, p);
+  const Four& s = p.size;
+  STD_TORCH_CHECK(0 < pool && pool <= s.h && pool <= s.w, "expected images no smaller than what is pooled");
+  STD_TORCH_CHECK(
+      norm.is_contiguous() && norm.scalar_type() == ScalarType::Float && norm.numel() == 2 * (s.c + preact::kLanes),
+      "expected float32 scales and shifts of ", s.c, " channels");
+  pointwise::check_panels(panels, s.c, out);
+  const Tensor y = empty(norm, {s.n, out, s.h / pool, s.w / pool}, true);
+  p.pool = pool, p.norm = data<float>(norm);
+  p.product.w = data<float>(panels), p.product.bias = pointwise::check_bias(bias, out);
+  p.product.y = {mutable_data<float>(y), out}, p.product.in = s.c, p.product.out = out;
+  p.product.activation = parse_activation(activation), p.product.streams = pointwise::streams(y);
+  if (y.numel() == 0) return y;
+  p.cut();
+  pointwise::run(
+      p.tasks.count(), y.numel() * s.c,
+      [&, kernel = FASTNETS_FOR_THIS_CPU(preact::forward)](int64_t begin, int64_t end) { kernel(p, begin, end); });
+  return y;
+}
+
+}  // namespace
+}  // namespace fastnets
+
+STABLE_TORCH_LIBRARY_IMPL(fastnets_cpu, CPU, m) { m.impl("preact_conv2d", TORCH_BOX(&fastnets::preact_conv2d)); }

@@ -1,0 +1,93 @@
+"""What a rewritten network's layers run on, for the table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from fastnets.accelerate._graph import has_hooks
+from fastnets.accelerate._table import Table
+from fastnets.layers import (
+    Conv2d,
+    DepthwiseConv2d,
+    GroupedConv2d,
+    PackedConv2d,
+    PackedDenseBlock,
+    PackedPreactConv2d,
+    PooledLinear,
+)
+
+_RUNS = {
+    DepthwiseConv2d: "fastnets depthwise_conv2d",
+    GroupedConv2d: "fastnets grouped_conv2d",
+    PackedConv2d: "oneDNN, packed",
+}
+
+
+def tell(network: fx.GraphModule, name: str, table: Table, dtype: torch.dtype | None) -> None:
+    """Adds what runs each layer of the network of that name, which is cast to that type, if any."""
+    for node in network.graph.nodes:
+        if node.op not in ("call_module", "call_function", "call_method"):
+            continue
+        layer, kind = node.meta.get("was", (node.name, str(getattr(node.target, "__name__", node.target))))
+        module = network.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if module is not None and "was" not in node.meta:
+            layer, kind = str(node.target), type(module).__name__
+        if kind in ("AddInPlace", "ToChannelsLast"):
+            continue
+        if were := node.meta.get("were"):
+            for (layer, kind), row in zip(were, _rows(module, len(node.args) > 1, dtype), strict=True):
+                table.add(f"{name}.{layer}".lstrip("."), kind, *row)
+            continue
+        runs, note = "PyTorch", ""
+        if type(module) in _RUNS and isinstance(module, Conv2d):
+            runs, note = _convolution(module, len(node.args) > 1, dtype)
+        elif module is not None and has_hooks(module):
+            note = "has hooks"
+        elif type(module).__module__.startswith("fastnets."):
+            runs = "fastnets pooled_linear" if isinstance(module, PooledLinear) else "fastnets"
+        table.add(f"{name}.{layer}".lstrip("."), kind, runs, note)
+
+
+def _rows(module: Any, with_residual: bool, dtype: torch.dtype | None) -> list[tuple[str, str]]:
+    """What runs each convolution of a layer that was several, and what is done with it."""
+    if isinstance(module, PackedDenseBlock):
+        rows = [
+            row for preact, conv in module.layers for row in (_preact(preact, dtype), _convolution(conv, False, dtype))
+        ]
+        return rows if module.transition is None else [*rows, _preact(module.transition, dtype)]
+    if isinstance(module, PackedPreactConv2d):
+        return [_preact(module, dtype)]
+    together = "fastnets inverted_residual" if _is_float(module.project, dtype) else ""
+    convs = [conv for conv in (module.expand, module.depthwise, module.project) if conv is not None]
+    rows = [_convolution(conv, with_residual and conv is module.project, dtype) for conv in convs]
+    return [(together or runs, note) for runs, note in rows]
+
+
+def _preact(module: PackedPreactConv2d, dtype: torch.dtype | None) -> tuple[str, str]:
+    conv = module.conv
+    runs = "fastnets preact_conv2d" if _is_float(conv, dtype) else _convolution(conv, False, dtype)[0]
+    return runs, _with("norm", "relu", conv.activation, "pooling" if module.pool > 1 else None)
+
+
+def _convolution(conv: Any, with_residual: bool, dtype: torch.dtype | None) -> tuple[str, str]:
+    runs = _RUNS[type(conv)]
+    if type(conv) is PackedConv2d and _is_float(conv, dtype):
+        if conv.is_stem():
+            runs = "fastnets stem_conv2d"
+        elif conv.is_pointwise():
+            runs = "fastnets pointwise_conv2d, or oneDNN where it is large"
+        elif conv.is_winograd():
+            runs = "fastnets winograd_conv2d, or oneDNN where the image is small"
+    return runs, _with("residual" if with_residual else None, conv.activation)
+
+
+def _is_float(conv: Any, dtype: torch.dtype | None) -> bool:
+    return (dtype or conv.weight.dtype) == torch.float32
+
+
+def _with(*fused: str | None) -> str:
+    names = ", ".join(filter(None, fused))
+    return names and f"with {names}"
