@@ -14,14 +14,17 @@ from fastnets.accelerate._graph import has_hooks, module_of, only_user, writes_o
 from fastnets.accelerate._inverted_residual import fuse_inverted_residuals
 from fastnets.accelerate._layout import enter_channels_last
 from fastnets.accelerate._pooled_linear import fuse_pooled_linears
+from fastnets.accelerate._pools import replace_pools
 from fastnets.accelerate._shuffle import fuse_shuffles
 from fastnets.accelerate._table import Table
 from fastnets.layers import (
     Conv2d,
     DepthwiseConv2d,
     GroupedConv2d,
+    PackedAvgPool2d,
     PackedConv2d,
     PackedInvertedResidual,
+    PackedMaxPool2d,
     PooledLinear,
 )
 
@@ -35,6 +38,7 @@ def rewrite(network: fx.GraphModule, name: str, table: Table, dtype: torch.dtype
     fuse_shuffles(network)
     fuse_inverted_residuals(network)
     fuse_pooled_linears(network)
+    replace_pools(network)
     enter_channels_last(network, dtype)
     _tell(network, name, table, dtype)
     network.graph.lint()
@@ -239,6 +243,9 @@ _RUNS = {
     DepthwiseConv2d: "fastnets depthwise_conv2d",
     GroupedConv2d: "fastnets grouped_conv2d",
     PackedConv2d: "oneDNN, packed",
+    PooledLinear: "fastnets pooled_linear",
+    PackedMaxPool2d: "fastnets max_pool2d",
+    PackedAvgPool2d: "fastnets avg_pool2d",
 }
 
 
@@ -275,7 +282,7 @@ def _tell(network: fx.GraphModule, name: str, table: Table, dtype: torch.dtype |
         elif module is not None and has_hooks(module):
             note = "has hooks"
         elif type(module).__module__.startswith("fastnets."):
-            runs = "fastnets pooled_linear" if isinstance(module, PooledLinear) else "fastnets"
+            runs = _RUNS.get(type(module), "fastnets")
         table.add(f"{name}.{layer}".lstrip("."), kind, runs, note)
 
 

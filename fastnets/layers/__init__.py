@@ -16,6 +16,8 @@ from fastnets.layers.drop_path import schedule_drop_path as schedule_drop_path
 from fastnets.layers.highway import HighwayConv2d as HighwayConv2d
 from fastnets.layers.packed_conv import PackedConv2d as PackedConv2d
 from fastnets.layers.packed_inverted_residual import PackedInvertedResidual as PackedInvertedResidual
+from fastnets.layers.packed_pool import PackedAvgPool2d as PackedAvgPool2d
+from fastnets.layers.packed_pool import PackedMaxPool2d as PackedMaxPool2d
 from fastnets.layers.plain import PlainNet as PlainNet
 from fastnets.layers.pooled_linear import PooledLinear as PooledLinear
 from fastnets.layers.precision_gate import PrecisionGateConv2d as PrecisionGateConv2d
