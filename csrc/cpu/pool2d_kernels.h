@@ -44,7 +44,6 @@ FASTNETS_INLINE void window(const float* x, int64_t rows, int64_t columns, int64
 
 template <bool Mean>
 FASTNETS_INLINE void row(const Problem& p, int64_t task) {
-  constexpr int U = 4;
   const Convolution& g = p.g;
   const Part h = part(task % g.oh, g.sh, g.ph, g.kh, g.h);
   const float* const x = p.x + (task / g.oh * g.h + h.begin) * g.w * g.c;
@@ -53,11 +52,22 @@ FASTNETS_INLINE void row(const Problem& p, int64_t task) {
     const Part w = part(i, g.sw, g.pw, g.kw, g.w);
     const int64_t rows = h.end - h.begin, columns = w.end - w.begin;
     const float divisor = p.counts_padding ? h.padded * w.padded : rows * columns;
-    const float* const from = x + w.begin * g.c;
-    int64_t c = 0;
-    for (; c + U * L <= g.c; c += U * L)
-      window<Mean, U>(from + c, rows, columns, g.w * g.c, g.c, divisor, y + c, U * L);
-    for (; c < g.c; c += L) window<Mean, 1>(from + c, rows, columns, g.w * g.c, g.c, divisor, y + c, g.c - c);
+    for (int64_t c = 0; c < g.c; c += 4 * L) {
+      const float* const from = x + w.begin * g.c + c;
+      switch (const int64_t count = std::min<int64_t>(4 * L, g.c - c); ceil_div(count, L)) {
+        case 4:
+          window<Mean, 4>(from, rows, columns, g.w * g.c, g.c, divisor, y + c, count);
+          break;
+        case 3:
+          window<Mean, 3>(from, rows, columns, g.w * g.c, g.c, divisor, y + c, count);
+          break;
+        case 2:
+          window<Mean, 2>(from, rows, columns, g.w * g.c, g.c, divisor, y + c, count);
+          break;
+        default:
+          window<Mean, 1>(from, rows, columns, g.w * g.c, g.c, divisor, y + c, count);
+      }
+    }
   }
 }
 

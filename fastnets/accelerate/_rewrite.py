@@ -15,6 +15,7 @@ from fastnets.accelerate._inverted_residual import fuse_inverted_residuals
 from fastnets.accelerate._layout import enter_channels_last
 from fastnets.accelerate._pooled_linear import fuse_pooled_linears
 from fastnets.accelerate._pools import replace_pools
+from fastnets.accelerate._shared_relu import share_relus
 from fastnets.accelerate._shuffle import fuse_shuffles
 from fastnets.accelerate._table import Table
 from fastnets.layers import (
@@ -32,6 +33,7 @@ from fastnets.layers import (
 def rewrite(network: fx.GraphModule, name: str, table: Table, dtype: torch.dtype | None) -> None:
     """Rewrites the network of that name in place."""
     _remove_identities(network)
+    share_relus(network)
     _replace_convolutions(network)
     _fuse_additions(network)
     _add_in_place(network)

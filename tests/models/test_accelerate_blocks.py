@@ -9,7 +9,7 @@ from peers import Branch, difference, settle
 from torch import nn
 
 from fastnets.accelerate import accelerate
-from fastnets.layers import PackedInvertedResidual, PooledLinear
+from fastnets.layers import PackedAvgPool2d, PackedInvertedResidual, PackedMaxPool2d, PooledLinear
 
 
 def block(**more):
@@ -131,3 +131,37 @@ OTHER_ENDS = {
 @pytest.mark.parametrize("does", OTHER_ENDS.values(), ids=OTHER_ENDS)
 def test_other_ends_stay(does):
     check(Branch(does, end=nn.Linear(8, 5)), PooledLinear, 0)
+
+
+POOLS = {
+    "maximum": (PackedMaxPool2d, lambda m, x: m.max(x)),
+    "mean": (PackedAvgPool2d, lambda m, x: m.mean(x)),
+    "maximum, function": (PackedMaxPool2d, lambda m, x: F.max_pool2d(x, 3, stride=2, padding=1, ceil_mode=True)),
+    "mean, function": (PackedAvgPool2d, lambda m, x: F.avg_pool2d(x, (3, 2), 2, 1, count_include_pad=False)),
+    "after a sum": (PackedMaxPool2d, lambda m, x: m.max(m.conv(x) + m.conv(x + 1))),
+    "before a sum": (PackedMaxPool2d, lambda m, x: m.max(x) + m.max(x + 1)),
+}
+OTHER_POOLS = {
+    "indices": (PackedMaxPool2d, lambda m, x: F.max_pool2d(x, 2, return_indices=True)[0]),
+    "dilation": (PackedMaxPool2d, lambda m, x: F.max_pool2d(x, 3, 1, 1, 2)),
+    "divisor": (PackedAvgPool2d, lambda m, x: F.avg_pool2d(x, 2, divisor_override=3)),
+    "size of a tensor": (PackedMaxPool2d, lambda m, x: F.max_pool2d(x, x.shape[2] // 3)),
+    "hooks": (PackedMaxPool2d, lambda m, x: m.hooked(x)),
+}
+
+
+def pools():
+    """A maximum, a mean, a convolution, and a maximum with a hook."""
+    hooked = nn.MaxPool2d(2)
+    hooked.register_forward_hook(lambda module, args, y: y + 1)
+    return {"max": nn.MaxPool2d(3, 2, 1), "mean": nn.AvgPool2d(3, 1, 1), "conv": nn.Conv2d(8, 8, 3), "hooked": hooked}
+
+
+@pytest.mark.parametrize(("layer", "does"), POOLS.values(), ids=POOLS)
+def test_pools_become_layers(layer, does):
+    check(Branch(does, **pools()), layer, 2 if does is POOLS["before a sum"][1] else 1)
+
+
+@pytest.mark.parametrize(("layer", "does"), OTHER_POOLS.values(), ids=OTHER_POOLS)
+def test_other_pools_stay(layer, does):
+    check(Branch(does, **pools()), layer, 0)
