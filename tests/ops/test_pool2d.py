@@ -115,5 +115,7 @@ def test_what_has_no_kernel_is_pytorchs(ours, theirs, more):
 
 def test_indices_are_pytorchs():
     x = whole(1, 20, 8, 8)
-    for ours, theirs in zip(PackedMaxPool2d(2, return_indices=True)(x), nn.MaxPool2d(2, return_indices=True)(x), strict=True):
+    for ours, theirs in zip(
+        PackedMaxPool2d(2, return_indices=True)(x), nn.MaxPool2d(2, return_indices=True)(x), strict=True
+    ):
         assert torch.equal(ours, theirs)
