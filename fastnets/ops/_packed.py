@@ -158,18 +158,16 @@ def _pooled_linear(x: Tensor, panels: Tensor, out: int, bias: Tensor | None) -> 
 
 
 @max_pool2d.backend("reference")
-def _max_pool2d(
-    x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], ceil_mode: bool
-) -> Tensor:
+def _max_pool2d(x: Tensor, kernel: list[int], stride: list[int], padding: list[int], ceil_mode: bool) -> Tensor:
     return F.max_pool2d(x, kernel, stride, padding, ceil_mode=ceil_mode)
 
 
 @avg_pool2d.backend("reference")
 def _avg_pool2d(
     x: Tensor,
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
+    kernel: list[int],
+    stride: list[int],
+    padding: list[int],
     ceil_mode: bool,
     count_include_pad: bool,
 ) -> Tensor:
