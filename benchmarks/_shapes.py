@@ -46,6 +46,13 @@ DENSE_3X3 = {
 TRANSITIONS = {"transition1": (256, 128, 56), "transition2": (512, 256, 28), "transition3": (1024, 512, 14)}
 # First convolutions of photos: results, kernel, stride, padding. The same two papers
 STEMS = {"MobileNetV2": (32, 3, 2, 1), "ResNet": (64, 7, 2, 3)}
+# Poolings: kind, channels, size, stride, padding, of windows of 3 by 3. K. He et al. 2015, arXiv:1512.03385; C. Szegedy
+# et al. 2014, arXiv:1409.4842 and 2015, arXiv:1512.00567.
+POOLS = {
+    "ResNet": ("max", 64, 112, 2, 1),
+    "GoogLeNet 3b": ("max", 256, 28, 1, 1),
+    "Inception v3 5c": ("avg", 256, 35, 1, 1),
+}
 # M. Tan, Q. Le 2019, arXiv:1905.11946, without squeeze-and-excitation; those that MobileNetV2 does not have.
 EFFICIENTNET_LITE0_DEPTHWISE = {
     "blocks.2.0": (144, 56, 5, 2),

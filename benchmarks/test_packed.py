@@ -93,3 +93,10 @@ def test_stem_conv2d(race, shape):
 def test_pooled_linear(race):
     module = settled(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1280, 1000))
     race_module(race, "pooled_linear", "MobileNetV2", module, torch.randn(1, 1280, 7, 7, generator=seeded(1)))
+
+
+@pytest.mark.parametrize("shape", _shapes.POOLS.values(), ids=_shapes.POOLS)
+def test_pool2d(race, shape):
+    kind, c, h, stride, padding = shape
+    module = settled({"max": nn.MaxPool2d, "avg": nn.AvgPool2d}[kind](3, stride, padding))
+    race_module(race, f"{kind}_pool2d", f"{c} x{h}x{h}/{stride}", module, torch.randn(1, c, h, h, generator=seeded(1)))

@@ -15,7 +15,9 @@ from fastnets.accelerate._graph import activation_of, batch_norm_of, bypass, mod
 from fastnets.accelerate._inverted_residual import fuse_inverted_residuals
 from fastnets.accelerate._layout import enter_channels_last
 from fastnets.accelerate._pooled_linear import fuse_pooled_linears
+from fastnets.accelerate._pools import replace_pools
 from fastnets.accelerate._preact import fuse_preactivations
+from fastnets.accelerate._shared_relu import share_relus
 from fastnets.accelerate._shuffle import fuse_shuffles
 from fastnets.accelerate._table import Table
 from fastnets.accelerate._tell import tell
@@ -26,6 +28,7 @@ from fastnets.ops._packed import scale_and_shift
 def rewrite(network: fx.GraphModule, name: str, table: Table, dtype: torch.dtype | None) -> None:
     """Rewrites the network of that name in place."""
     _remove_identities(network)
+    share_relus(network)
     _replace_convolutions(network)
     _fuse_additions(network)
     _add_in_place(network)
@@ -34,6 +37,7 @@ def rewrite(network: fx.GraphModule, name: str, table: Table, dtype: torch.dtype
     fuse_preactivations(network)
     fuse_dense_blocks(network)
     fuse_pooled_linears(network)
+    replace_pools(network)
     enter_channels_last(network, dtype)
     tell(network, name, table, dtype)
     network.graph.lint()

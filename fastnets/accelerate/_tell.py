@@ -13,8 +13,10 @@ from fastnets.layers import (
     Conv2d,
     DepthwiseConv2d,
     GroupedConv2d,
+    PackedAvgPool2d,
     PackedConv2d,
     PackedDenseBlock,
+    PackedMaxPool2d,
     PackedPreactConv2d,
     PooledLinear,
 )
@@ -23,6 +25,9 @@ _RUNS = {
     DepthwiseConv2d: "fastnets depthwise_conv2d",
     GroupedConv2d: "fastnets grouped_conv2d",
     PackedConv2d: "oneDNN, packed",
+    PooledLinear: "fastnets pooled_linear",
+    PackedMaxPool2d: "fastnets max_pool2d",
+    PackedAvgPool2d: "fastnets avg_pool2d",
 }
 
 
@@ -47,7 +52,7 @@ def tell(network: fx.GraphModule, name: str, table: Table, dtype: torch.dtype | 
         elif module is not None and has_hooks(module):
             note = "has hooks"
         elif type(module).__module__.startswith("fastnets."):
-            runs = "fastnets pooled_linear" if isinstance(module, PooledLinear) else "fastnets"
+            runs = _RUNS.get(type(module), "fastnets")
         table.add(f"{name}.{layer}".lstrip("."), kind, runs, note)
 
 

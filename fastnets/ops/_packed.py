@@ -144,6 +144,10 @@ winograd_conv2d = _op(
     "-> Tensor"
 )
 pooled_linear = _op("pooled_linear(Tensor x, Tensor panels, int out, Tensor? bias) -> Tensor")
+max_pool2d = _op("max_pool2d(Tensor x, int[2] kernel, int[2] stride, int[2] padding, bool ceil_mode) -> Tensor")
+avg_pool2d = _op(
+    "avg_pool2d(Tensor x, int[2] kernel, int[2] stride, int[2] padding, bool ceil_mode, bool count_include_pad) -> Tensor"
+)
 
 
 @pointwise_conv2d.backend("reference")
@@ -221,3 +225,20 @@ def _winograd_conv2d(
 @pooled_linear.backend("reference")
 def _pooled_linear(x: Tensor, panels: Tensor, out: int, bias: Tensor | None) -> Tensor:
     return F.linear(x.mean((2, 3)), unpack_panels(panels, out).flatten(1), bias)
+
+
+@max_pool2d.backend("reference")
+def _max_pool2d(x: Tensor, kernel: list[int], stride: list[int], padding: list[int], ceil_mode: bool) -> Tensor:
+    return F.max_pool2d(x, kernel, stride, padding, ceil_mode=ceil_mode)
+
+
+@avg_pool2d.backend("reference")
+def _avg_pool2d(
+    x: Tensor,
+    kernel: list[int],
+    stride: list[int],
+    padding: list[int],
+    ceil_mode: bool,
+    count_include_pad: bool,
+) -> Tensor:
+    return F.avg_pool2d(x, kernel, stride, padding, ceil_mode, count_include_pad)

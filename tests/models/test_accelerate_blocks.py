@@ -9,7 +9,15 @@ from peers import Branch, difference, settle
 from torch import nn
 
 from fastnets.accelerate import accelerate
-from fastnets.layers import PackedDenseBlock, PackedInvertedResidual, PackedPreactConv2d, PooledLinear
+from fastnets.layers import (
+    PackedAvgPool2d,
+    PackedConv2d,
+    PackedDenseBlock,
+    PackedInvertedResidual,
+    PackedMaxPool2d,
+    PackedPreactConv2d,
+    PooledLinear,
+)
 
 
 def block(**more):
@@ -314,3 +322,87 @@ def test_what_runs_a_dense_block_is_told(capsys):
     told = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert [line[0] for line in told if "preact_conv2d" in line] == ["layer0.0.2", "layer1.0.2", "layer2.0.2", "end.2"]
     assert [line[0] for line in told if "oneDNN," in line] == ["layer0.2", "layer1.2", "layer2.2"]
+
+
+POOLS = {
+    "maximum": (PackedMaxPool2d, lambda m, x: m.max(x)),
+    "mean": (PackedAvgPool2d, lambda m, x: m.mean(x)),
+    "maximum, function": (PackedMaxPool2d, lambda m, x: F.max_pool2d(x, 3, stride=2, padding=1, ceil_mode=True)),
+    "mean, function": (PackedAvgPool2d, lambda m, x: F.avg_pool2d(x, (3, 2), 2, 1, count_include_pad=False)),
+    "after a sum": (PackedMaxPool2d, lambda m, x: m.max(m.point(x) + m.point(x + 1))),
+    "before a sum": (PackedMaxPool2d, lambda m, x: m.max(x) + m.max(x + 1)),
+}
+OTHER_POOLS = {
+    "indices": (PackedMaxPool2d, lambda m, x: F.max_pool2d(x, 2, return_indices=True)[0]),
+    "dilation": (PackedMaxPool2d, lambda m, x: F.max_pool2d(x, 3, 1, 1, 2)),
+    "divisor": (PackedAvgPool2d, lambda m, x: F.avg_pool2d(x, 2, divisor_override=3)),
+    "size of a tensor": (PackedMaxPool2d, lambda m, x: F.max_pool2d(x, x.shape[2] // 3)),
+    "hooks": (PackedMaxPool2d, lambda m, x: m.hooked(x)),
+}
+
+
+def pools():
+    """A maximum, a mean, a convolution, and a maximum with a hook."""
+    hooked = nn.MaxPool2d(2)
+    hooked.register_forward_hook(lambda module, args, y: y + 1)
+    return {"max": nn.MaxPool2d(3, 2, 1), "mean": nn.AvgPool2d(3, 1, 1), "point": nn.Conv2d(8, 8, 1), "hooked": hooked}
+
+
+@pytest.mark.parametrize(("layer", "does"), POOLS.values(), ids=POOLS)
+def test_pools_become_layers(layer, does):
+    check(Branch(does, **pools()), layer, 2 if does is POOLS["before a sum"][1] else 1)
+
+
+@pytest.mark.parametrize(("layer", "does"), OTHER_POOLS.values(), ids=OTHER_POOLS)
+def test_other_pools_stay(layer, does):
+    check(Branch(does, **pools()), layer, 0)
+
+
+def relus(fast):
+    """What is left of ReLUs, beside those in the stores of convolutions."""
+    return sum(n.target in (F.relu, torch.relu) or isinstance(_module(fast, n), nn.ReLU) for n in fast.graph.nodes)
+
+
+def _module(fast, node):
+    return fast.get_submodule(node.target) if node.op == "call_module" else None
+
+
+def test_relus_of_one_value_are_computed_once():
+    def does(m, x):
+        y = m.max(m.point(x))
+        padded = F.pad(F.relu(y), (0, y.shape[2] % 1))
+        return m.point(F.relu(y)) + m.point(m.relu(y)) + m.point(torch.relu(padded)) + y
+
+    assert relus(check(Branch(does, relu=nn.ReLU(), **pools()), PackedMaxPool2d, 1)) == 2
+
+
+def test_a_relu_that_is_shared_goes_into_the_convolution():
+    layers = {"one": nn.Conv2d(8, 8, 1), "two": nn.Conv2d(8, 8, 3), "relu": nn.ReLU()}
+    does = lambda m, x: m.two(m.relu(y := m.one(x))) + m.two(F.relu(y))
+    assert relus(check(Branch(does, **layers), PackedMaxPool2d, 0)) == 0
+
+
+WRITTEN = {
+    "the value": lambda m, x: m.point(F.relu(y := m.max(x))) + m.point(F.relu(y.mul_(2).sub_(1))) + m.point(F.relu(y)),
+    "a view of the value": lambda m, x: m.point(F.relu(y := m.max(x))) + y[:, :4].neg_().mean() + m.point(F.relu(y)),
+    "the first result": lambda m, x: m.point(F.relu(y := m.max(x)).sub_(1)) + m.point(F.relu(y)),
+    "the second result": lambda m, x: m.point(z := F.relu(y := m.max(x))) + m.point(F.relu(y).sub_(1)) + m.point(z),
+    "in place": lambda m, x: m.point(F.relu(y := m.max(x))) + m.point(y.neg_()) + m.point(F.relu(y, inplace=True)),
+}
+
+
+@pytest.mark.parametrize("does", WRITTEN.values(), ids=WRITTEN)
+def test_relus_stay_apart_where_something_is_written_over(does):
+    check(Branch(does, **pools()), PackedMaxPool2d, 1)
+
+
+def test_slices_are_laid_out_for_convolutions():
+    does = lambda m, x: m.narrow(x.chunk(2, 1)[1]) + m.narrow(x.split(4, 1)[0])
+    fast = check(Branch(does, narrow=nn.Conv2d(4, 8, 3)), PackedMaxPool2d, 0)
+    got = []
+    for module in fast.modules():
+        if isinstance(module, PackedConv2d):
+            module.register_forward_pre_hook(lambda module, args: got.append(module._has_kernel(args[0], None)))
+    with torch.inference_mode():
+        fast(torch.randn(1, 8, 9, 9))
+    assert got == [True, True]

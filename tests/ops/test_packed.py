@@ -71,6 +71,8 @@ def calls():
             "relu",
         ),
         "pooled_linear": (image(3, 48, 5, 5), _packed.pack_panels(project), 40, None),
+        "max_pool2d": (image(2, 20, 8, 7), *pairs[:3], True),
+        "avg_pool2d": (image(2, 20, 8, 7), *pairs[:3], True, False),
     }
 
 

@@ -1,0 +1,57 @@
+// Maximum and mean of windows on a CPU: arguments, the cut into tasks, registration. The kernel is in the header.
+#include "pool2d.h"
+
+#include "pointwise_conv2d.h"
+
+#define FASTNETS_KERNELS "pool2d_kernels.h"
+#include "isa.h"
+
+namespace fastnets {
+namespace {
+
+using Pair = std::vector<int64_t>;
+
+// With ceil_mode a last window may begin within the image, or the padding before it, and end beyond.
+Convolution windows(const Four& s, const Pair& kernel, const Pair& stride, const Pair& padding, bool ceil_mode) {
+  STD_TORCH_CHECK(kernel.size() == 2 && stride.size() == 2 && padding.size() == 2, "expected pairs");
+  STD_TORCH_CHECK(2 * padding[0] <= kernel[0] && 2 * padding[1] <= kernel[1],
+                  "expected a padding of at most half of the kernel");
+  const int64_t more_h = ceil_mode ? stride[0] - 1 : 0, more_w = ceil_mode ? stride[1] - 1 : 0;
+  Convolution g =
+      geometry({s.n, s.c, s.h + more_h, s.w + more_w}, {s.c, 1, kernel[0], kernel[1]}, stride, padding, {1, 1}, s.c);
+  g.h = s.h, g.w = s.w;
+  if ((g.oh - 1) * g.sh >= g.h + g.ph) --g.oh;
+  if ((g.ow - 1) * g.sw >= g.w + g.pw) --g.ow;
+  return g;
+}
+
+Tensor pool(const Tensor& x, const Pair& kernel, const Pair& stride, const Pair& padding, bool ceil_mode, bool mean,
+            bool counts_padding) {
+  pointwise::check_images(x);
+  const Convolution g = windows(sizes_of(x), kernel, stride, padding, ceil_mode);
+  const Tensor y = empty(x, {g.n, g.c, g.oh, g.ow}, true);
+  if (y.numel() == 0) return y;
+  const pool::Problem p{g, data<float>(x), mutable_data<float>(y), mean, counts_padding};
+  pointwise::run(
+      g.n * g.oh, y.numel() * g.kh * g.kw,
+      [&, kernel = FASTNETS_FOR_THIS_CPU(pool::rows)](int64_t begin, int64_t end) { kernel(p, begin, end); });
+  return y;
+}
+
+// Of x in channels_last.
+Tensor max_pool2d(const Tensor& x, const Pair& kernel, const Pair& stride, const Pair& padding, bool ceil_mode) {
+  return pool(x, kernel, stride, padding, ceil_mode, false, false);
+}
+
+Tensor avg_pool2d(const Tensor& x, const Pair& kernel, const Pair& stride, const Pair& padding, bool ceil_mode,
+                  bool count_include_pad) {
+  return pool(x, kernel, stride, padding, ceil_mode, true, count_include_pad);
+}
+
+}  // namespace
+}  // namespace fastnets
+
+STABLE_TORCH_LIBRARY_IMPL(fastnets_cpu, CPU, m) {
+  m.impl("max_pool2d", TORCH_BOX(&fastnets::max_pool2d));
+  m.impl("avg_pool2d", TORCH_BOX(&fastnets::avg_pool2d));
+}

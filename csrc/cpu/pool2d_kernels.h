@@ -1,0 +1,78 @@
+// Maximum and mean of windows. Included by isa.h: no guard.
+//
+// Lanes are channels. A task is a row of the result; of each window, four vectors of channels are kept in registers
+// while its pixels go by, row by row: PyTorch's order, and its bits. Rows that windows share come from the second-level
+// cache. Moves 4 bytes * (x + y).
+#include <algorithm>
+
+namespace fastnets::FASTNETS_ISA::pool {
+
+using fastnets::pool::Problem;
+
+constexpr int L = kLanes<float>;
+
+// The part of the windows of a row or a column that lies within the image, and its length with the padding.
+struct Part {
+  int64_t begin, end, padded;
+};
+inline Part part(int64_t i, int64_t stride, int64_t padding, int64_t kernel, int64_t size) {
+  const int64_t first = i * stride - padding, last = std::min(first + kernel, size + padding);
+  return {std::max<int64_t>(first, 0), std::min(last, size), last - first};
+}
+
+// `count` channels of U vectors, of a window whose first pixel x is; rows are `row` apart, pixels `pixel`.
+template <bool Mean, int U>
+FASTNETS_INLINE void window(const float* x, int64_t rows, int64_t columns, int64_t row, int64_t pixel, float divisor,
+                            float* y, int64_t count) {
+  Vec<float, L> sums[U];  // or maxima
+  Vec<int32_t, L> nan[U] = {};
+  for (int u = 0; u < U; ++u) sums[u] = splat<float, L>(Mean ? 0.0f : -std::numeric_limits<float>::infinity());
+  for (int64_t i = 0; i < rows; ++i) {
+    const float* from = x + i * row;
+    for (int64_t j = 0; j < columns; ++j, from += pixel)
+      for (int u = 0; u < U; ++u) {
+        const Vec<float, L> v = load_first<float, L>(from + u * L, count - u * L);
+        sums[u] = Mean ? sums[u] + v : v > sums[u] ? v : sums[u];
+        if (!Mean) nan[u] |= v != v;  // all bits set are a NaN
+      }
+  }
+  for (int u = 0; u < U; ++u) {
+    const auto y_u = Mean ? sums[u] / divisor : bits<Vec<float, L>>(nan[u] | bits<Vec<int32_t, L>>(sums[u]));
+    store_first<float, L>(y + u * L, y_u, count - u * L);
+  }
+}
+
+template <bool Mean>
+FASTNETS_INLINE void row(const Problem& p, int64_t task) {
+  const Convolution& g = p.g;
+  const Part h = part(task % g.oh, g.sh, g.ph, g.kh, g.h);
+  const float* const x = p.x + (task / g.oh * g.h + h.begin) * g.w * g.c;
+  float* y = p.y + task * g.ow * g.c;
+  for (int64_t i = 0; i < g.ow; ++i, y += g.c) {
+    const Part w = part(i, g.sw, g.pw, g.kw, g.w);
+    const int64_t rows = h.end - h.begin, columns = w.end - w.begin;
+    const float divisor = p.counts_padding ? h.padded * w.padded : rows * columns;
+    for (int64_t c = 0; c < g.c; c += 4 * L) {
+      const float* const from = x + w.begin * g.c + c;
+      switch (const int64_t count = std::min<int64_t>(4 * L, g.c - c); ceil_div(count, L)) {
+        case 4:
+          window<Mean, 4>(from, rows, columns, g.w * g.c, g.c, divisor, y + c, count);
+          break;
+        case 3:
+          window<Mean, 3>(from, rows, columns, g.w * g.c, g.c, divisor, y + c, count);
+          break;
+        case 2:
+          window<Mean, 2>(from, rows, columns, g.w * g.c, g.c, divisor, y + c, count);
+          break;
+        default:
+          window<Mean, 1>(from, rows, columns, g.w * g.c, g.c, divisor, y + c, count);
+      }
+    }
+  }
+}
+
+inline void rows(const Problem& p, int64_t begin, int64_t end) {
+  for (int64_t task = begin; task < end; ++task) p.mean ? row<true>(p, task) : row<false>(p, task);
+}
+
+}  // namespace fastnets::FASTNETS_ISA::pool
