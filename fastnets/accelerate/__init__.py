@@ -27,9 +27,9 @@ def accelerate(
     BatchNorm is folded into the convolution before it; activations, and additions where the memory of one summand is
     free, go into the stores of convolutions, BatchNorm with ReLU before a pointwise convolution into its loads; dense
     blocks run without concatenations; inverted residuals, shuffles of channels with the concatenation and the split around
-    them, and global pooling with the classifier after it become one op each; other poolings write no indices, and ReLUs of
-    one value are computed once; weights are packed once; the network runs in channels_last. What is none of these stays as it is, and so do modules that have hooks or that ``torch.fx``
-    cannot trace, around their parts.
+    them, and global pooling with the classifier after it become one op each; other poolings write no indices, and ReLUs
+    of one value are computed once; weights are packed once; the network runs in channels_last. What is none of these
+    stays as it is, and so do modules that have hooks or that ``torch.fx`` cannot trace, around their parts.
 
     Args:
         model: in eval mode. It is not changed.
