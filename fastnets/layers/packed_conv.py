@@ -115,10 +115,11 @@ class PackedConv2d(Packs, GroupedConv2d):
     def _gains(self, input: Tensor) -> bool:
         """Whether our product of matrices is the faster one: oneDNN's takes 30 µs more, and catches up in large ones.
 
-        Few channels are bound by stores, which it does better; pixels 2 KB apart share sets of the first-level cache.
+        With few channels large results bind, whose stores it does better; pixels 4 KB apart share a set of the cache.
         """
-        large = input.numel() * self.out_channels > 1 << 26
-        return self.in_channels >= 32 and self.in_channels % 512 != 0 and not large
+        results = input.numel() // self.in_channels * self.out_channels
+        large = results * self.in_channels > 1 << 26 or (self.in_channels < 32 and results > 1 << 20)
+        return self.in_channels >= 16 and self.in_channels % 1024 != 0 and not large
 
     def is_stem(self) -> bool:
         """Whether it is a network's first convolution, of few channels, for which there is a kernel of its own."""
