@@ -120,10 +120,7 @@ def readme(text: str, results: Path, known: Mapping[str, str]) -> str:
     Raises:
         UsageError: the markers are not there.
     """
-    tables = []
-    for path in sorted(results.glob("*.csv")):
-        with path.open(encoding="utf-8", newline="") as file:
-            tables.append(table([*csv.DictReader(file)]))
+    tables = [table(_read(path)) for path in sorted(results.glob("*.csv"))]
     text = _between(GPU_BEGIN, GPU_END, text, gpu_table(known))
     return _between(BEGIN, END, text, "\n".join(tables) or "No full run has been kept yet.\n")
 
@@ -136,16 +133,26 @@ def _between(begin: str, end: str, text: str, new: str) -> str:
     return before + begin + new + end + after
 
 
+def _read(path: Path) -> list[Row]:
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return [*csv.DictReader(file)]
+
+
 def keep(run: Run, results: Path) -> Path:
-    """Writes a run's figures to ``results/<machine>.csv``.
+    """Writes a run's figures to ``results/<machine>.csv``, or, where it was of one op, ``results/<machine>-<op>.csv``.
 
     Raises:
-        UsageError: it was a quick run, whose figures mean nothing.
+        UsageError: it was a quick run, whose figures mean nothing, or figures of ops that it lacks would be lost.
     """
     if run.quick:
         raise UsageError("this was a run with --quick, whose times mean nothing")
     results.mkdir(exist_ok=True)
-    path = results / f"{machine(run)}.csv"
+    ops = {case.op for case in run.cases} - {"itself"}
+    path = results / f"{'-'.join([machine(run), *(ops if len(ops) == 1 else ())])}.csv"
+    if lost := {row["op"] for row in _read(path)} - ops - {"", "itself"}:
+        raise UsageError(f"{path.name} has figures of {', '.join(sorted(lost))}, which this run lacks: run these too")
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()

@@ -63,6 +63,20 @@ def test_a_quick_run_is_not_kept(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_figures_of_other_ops_are_not_lost(tmp_path):
+    run = read(str(RUN))
+    run.cases.append(dataclasses.replace(run.cases[0], op="nms"))
+    path = keep.keep(run, tmp_path)
+    assert path.name == "made-up-cpu-a-test-4-cores.csv" and keep.keep(run, tmp_path) == path
+    before = path.read_text()
+    run.cases[-1] = dataclasses.replace(run.cases[0], op="tune")
+    with pytest.raises(UsageError, match="has figures of nms, which this run lacks"):
+        keep.keep(run, tmp_path)
+    assert path.read_text() == before
+    run.cases = run.cases[-1:]
+    assert keep.keep(run, tmp_path).name == "made-up-cpu-a-test-4-cores-tune.csv"
+
+
 def test_what_ran_with_its_present_source_is_evidence(tmp_path, monkeypatch, entry):
     _ledger.write({"cuda/nms": entry, "triton/nms": dataclasses.replace(entry, hash="0" * 64)}, tmp_path / "ledger")
     monkeypatch.setattr(_ledger, "read", lambda read=_ledger.read: read(tmp_path / "ledger"))
