@@ -81,11 +81,11 @@ def test_a_gradient_of_the_bias_alone_is_computed():
 
 
 def test_it_packs_once_and_again_after_the_weights_changed():
-    conv, x = layer(kernel_size=3), torch.randn(1, 8, 6, 6)
+    conv, x = layer(kernel_size=3), torch.randn(1, 8, 6, 6).contiguous(memory_format=torch.channels_last)
     conv(x)
     packed = conv._packed
     conv(x)
-    assert conv._packed is packed
+    assert packed is not None and conv._packed is packed
     conv.weight.mul_(2)
     torch.testing.assert_close(conv(x), F.conv2d(x, conv.weight, conv.bias))
     conv.load_state_dict(layer(kernel_size=3).state_dict())
@@ -94,8 +94,17 @@ def test_it_packs_once_and_again_after_the_weights_changed():
     torch.testing.assert_close(conv(x), conv.bias.view(1, -1, 1, 1).expand(1, 6, 4, 4))
 
 
+def test_packs_for_several_sizes_are_kept():
+    conv = PackedConv2d(16, 16, 3, padding=1).eval().requires_grad_(False)
+    small, large = (torch.randn(n, 16, 14, 14).contiguous(memory_format=torch.channels_last) for n in (1, 4))
+    conv(small), conv(large)
+    packs = dict(conv._packed[1])
+    conv(small), conv(large)
+    assert packs.keys() == conv._packed[1].keys() and all(conv._packed[1][how] is pack for how, pack in packs.items())
+
+
 def test_packed_weights_are_in_no_state_and_no_copy():
-    conv, x = layer(kernel_size=3), torch.randn(1, 8, 6, 6)
+    conv, x = layer(kernel_size=3), torch.randn(1, 8, 6, 6).contiguous(memory_format=torch.channels_last)
     y = conv(x)
     assert list(conv.state_dict()) == ["weight", "bias"]
     for other in (copy.deepcopy(conv), pickle.loads(pickle.dumps(conv))):
@@ -105,7 +114,8 @@ def test_packed_weights_are_in_no_state_and_no_copy():
 
 @torch.inference_mode()
 def test_eight_threads_at_once():
-    conv, x = layer(kernel_size=3, activation="relu"), torch.randn(2, 8, 9, 9)
+    conv = layer(kernel_size=3, activation="relu")
+    x = torch.randn(2, 8, 9, 9).contiguous(memory_format=torch.channels_last)
     y = copy.deepcopy(conv)(x)
     with ThreadPoolExecutor(8) as pool:
         assert all(torch.equal(other, y) for other in pool.map(lambda _: conv(x), range(64)))
