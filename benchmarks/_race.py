@@ -30,6 +30,7 @@ class Pace:
     Attributes:
         block: seconds that a candidate runs in a row; it makes at least one call.
         slow: rounds in which a peer takes part that is four times as slow as the fastest.
+        fewest: rounds after which patience may end.
         least: rounds.
         most: rounds.
         error: the standard error of the ratio at which a race is decided.
@@ -39,6 +40,7 @@ class Pace:
 
     block: float
     slow: int
+    fewest: int
     least: int
     most: int
     error: float
@@ -48,8 +50,8 @@ class Pace:
 
 # Blocks shorter than a turn of the system's scheduler, a few milliseconds, and many of them: beside a busy process most
 # are then either disturbed or not.
-FULL = Pace(block=1e-3, slow=3, least=11, most=1000, error=0.004, seconds=1.8, patience=10)
-QUICK = Pace(block=0, slow=1, least=1, most=1, error=0, seconds=0, patience=0)
+FULL = Pace(block=1e-3, slow=3, fewest=5, least=11, most=1000, error=0.004, seconds=1.8, patience=10)
+QUICK = Pace(block=0, slow=1, fewest=1, least=1, most=1, error=0, seconds=0, patience=0)
 
 
 def race(
@@ -118,6 +120,8 @@ def _take_turns(running: dict[str, Candidate], pace: Pace) -> dict[str, list[flo
         for done in range(pace.most):
             if done == pace.slow:
                 order = [name for name in order if name not in slow]
+            if done >= pace.fewest and time.monotonic() - start > limits[True]:
+                break
             if done >= pace.least:
                 error = Spread.of(_ratios(times, _fastest_peer(running, times))).error
                 if error < pace.error or time.monotonic() - start > limits[error > NOISY]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from benchmarks._race import QUICK, NoPeer, Pace, race
 make = torch.Generator().manual_seed(0)
 x, w = torch.randn(2, 16, 32, 32, generator=make), torch.randn(16, 1, 3, 3, generator=make)
 EXACT = (F.conv2d(x.double(), w.double(), padding=1, groups=16),)
-BRIEF = Pace(block=1e-4, slow=5, least=5, most=5, error=0, seconds=0, patience=0)
+BRIEF = Pace(block=1e-4, slow=5, fewest=5, least=5, most=5, error=0, seconds=0, patience=0)
 
 
 def right():
@@ -138,3 +139,12 @@ def test_quick_checks_too():
 def test_nobody_to_race_with():
     with pytest.raises(NoPeer, match="onnxruntime: not installed"):
         race({"onnxruntime": Missing("not installed"), "fastnets": right}, EXACT, BRIEF)
+
+
+def test_patience_ends_after_the_fewest_rounds():
+    def slow():
+        time.sleep(0.005)
+        return right()
+
+    pace = replace(BRIEF, fewest=3, least=50, most=50, patience=0.02)
+    assert len(race({"peer": slow, "fastnets": slow}, EXACT, pace)["rounds"]) == 3
