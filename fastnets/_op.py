@@ -148,10 +148,8 @@ class Op:
     def __call__(self, *args: Any) -> Any:
         """Calls the operator with the arguments of its schema, by the shortest way that is right."""
         if torch.compiler.is_compiling():
-            # ONNX has no fastnets operators: an exported network is made of standard ones.
             if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():
-                self.check(*args)
-                return self.implementations["reference"].fn(*args)
+                return self._for_onnx(*args)
             return self.torch_op(*args)
         if forward_ad._current_level >= 0:
             self._refuse_tangents(args)
@@ -165,7 +163,14 @@ class Op:
                 return self.differentiable(*args)
         elif self.transformable and torch._C._are_functorch_transforms_active():
             return self.transformable(*args)
+        elif torch.onnx.is_in_onnx_export():  # the exporter before torch.export, which traces
+            return self._for_onnx(*args)
         return self.torch_op(*args)
+
+    def _for_onnx(self, *args: Any) -> Any:
+        """ONNX has no fastnets operators: an exported network is made of standard ones."""
+        self.check(*args)
+        return self.implementations["reference"].fn(*args)
 
     def _refuse_tangents(self, args: tuple[Any, ...]) -> None:
         """Raises where PyTorch would give a derivative of zero: it takes that of an operator without one."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import io
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -48,3 +50,12 @@ def test_compiles_and_exports(ours, theirs):
     layer, x = ours(2), torch.randn(1, 8, 4, 4)
     assert torch.equal(torch.compile(layer, fullgraph=True, backend="aot_eager")(x), theirs(2)(x))
     assert torch.equal(torch.export.export(layer, (x,), strict=False).module()(x), theirs(2)(x))
+
+
+def test_the_exporter_that_traces_gets_standard_operators():
+    onnx = pytest.importorskip("onnx")
+    file, x = io.BytesIO(), torch.randn(1, 8, 3, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(nn.Sequential(ChannelShuffle(2), PixelShuffle(2)).eval(), (x,), file, dynamo=False)
+    assert {node.domain for node in onnx.load_from_string(file.getvalue()).graph.node} == {""}
