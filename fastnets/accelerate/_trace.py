@@ -8,6 +8,7 @@ import torch
 from torch import fx, nn
 
 from fastnets.accelerate._graph import has_hooks
+from fastnets.accelerate._plan import Network
 from fastnets.accelerate._rewrite import CONVOLUTIONS, rebuild, rewrite
 from fastnets.accelerate._table import Table
 
@@ -63,7 +64,7 @@ class Accelerator:
             return self._parts(module, name, "cannot be traced: " + str(error).partition("\n")[0])
         for node in graph.nodes:
             node.type = None  # annotations, which fx cannot pickle where they are strings
-        network = fx.GraphModule(module, graph, type(module).__name__)
+        network = Network(module, graph, type(module).__name__)
         hooked = [
             str(n.target) for n in graph.nodes if n.op == "call_module" and has_hooks(network.get_submodule(n.target))
         ]

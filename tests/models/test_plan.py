@@ -1,0 +1,281 @@
+"""Networks that run by a plan: the same results, and no plan where another call would run something else."""
+
+from __future__ import annotations
+
+import copy
+import operator
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+import torch.nn.functional as F
+from peers import difference, settle
+from torch import nn
+
+import fastnets
+from fastnets.accelerate import accelerate
+from fastnets.accelerate._plan import Network
+from fastnets.models import create_model
+
+
+class Parts(nn.Module):
+    """One of each: a convolution of ours and of oneDNN, several results, slices, a result that is an argument of another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32), nn.ReLU())
+        self.down = nn.Conv2d(32, 32, 3, stride=2, padding=1, groups=4)
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        y = self.drop(self.stem(x))
+        left, right = self.down(y).chunk(2, 1)
+        return {"sum": F.relu(left * 2, inplace=True) - right, "right": right, "y": y.flatten(1)[:, ::2], "again": y}
+
+
+def image(n: int = 1, size: int = 12, seed: int = 3) -> torch.Tensor:
+    return torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def parts() -> nn.Module:
+    return accelerate(settle(Parts()).eval())
+
+
+def planned(fast: nn.Module, *xs: torch.Tensor) -> None:
+    """Calls until the network has a plan for each input."""
+    for x in xs:
+        for _ in range(2):
+            fast(x)
+
+
+def ran(fast: nn.Module, x: torch.Tensor) -> tuple[object, bool]:
+    """What a call returns, and whether it ran by a plan: then no layer was called."""
+    called = []
+    with pytest.MonkeyPatch.context() as patch:
+        forward = fastnets.layers.PackedConv2d.forward
+        patch.setattr(fastnets.layers.PackedConv2d, "forward", lambda *args: called.append(1) or forward(*args))
+        return fast(x), not called
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("n, size", [(1, 12), (3, 12), (2, 17), (1, 40)])
+def test_a_plan_gives_what_the_layers_give(n, size):
+    model = settle(Parts()).eval()
+    fast = accelerate(model)
+    planned(fast, image(n, size))
+    for seed in range(3):
+        x = image(n, size, seed)
+        got, by_plan = ran(fast, x)
+        expected = model(x)
+        assert by_plan and got.keys() == expected.keys()
+        assert all(difference(got[name], expected[name]) < 1e-5 for name in got)
+
+
+@torch.inference_mode()
+def test_each_shape_and_layout_has_its_plan():
+    fast = parts()
+    last = image(2).contiguous(memory_format=torch.channels_last)
+    planned(fast, image(1), image(2), last)
+    assert all(ran(fast, x)[1] for x in (image(1, seed=5), image(2, seed=5), last))
+    assert not ran(fast, image(4))[1]
+
+
+@torch.inference_mode()
+def test_results_are_new_at_each_call():
+    fast = parts()
+    planned(fast, image())
+    first = fast(image())
+    before = {name: y.clone() for name, y in first.items()}
+    fast(image(seed=9))
+    assert all(torch.equal(first[name], before[name]) for name in first)
+
+
+def set_parameter(fast):
+    (layer,) = [m for m in fast.modules() if isinstance(m, nn.Conv2d) and m.groups == 4]
+    layer.weight = nn.Parameter(layer.weight * 2, requires_grad=False)
+
+
+def set_data(fast):
+    for parameter in fast.parameters():
+        parameter.data = parameter.data * 2
+
+
+def load(fast):
+    fast.load_state_dict({name: t * 2 for name, t in fast.state_dict().items()})
+
+
+def replace_layer(fast):
+    path = next(name for name, m in fast.named_modules() if isinstance(m, nn.Conv2d) and m.groups == 4)
+    fast.set_submodule(path, nn.Conv2d(32, 32, 3, stride=2, padding=1).eval())
+
+
+def hook(fast):
+    layer = next(m for m in fast.modules() if isinstance(m, nn.Conv2d) and m.groups == 4)
+    layer.register_forward_hook(lambda module, args, output: output * 3)
+
+
+def hook_all(fast):
+    fast.register_forward_pre_hook(lambda module, args: (args[0] * 3,))
+
+
+def edit_graph(fast):
+    (difference,) = fast.graph.find_nodes(op="call_function", target=operator.sub)
+    difference.target = operator.add
+    fast.recompile()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("change", [set_parameter, set_data, load, replace_layer, hook, hook_all, edit_graph])
+def test_a_changed_network_is_run_as_it_is(change):
+    fast, x = parts(), image()
+    planned(fast, x)
+    (before, by_plan), twin = ran(fast, x), copy.deepcopy(fast)
+    assert by_plan
+    torch.manual_seed(0)
+    change(fast)
+    torch.manual_seed(0)
+    change(twin)
+    for _ in range(3):  # of which the last may run by a new plan
+        got, expected = fast(x), nn.Module.__call__(twin, x)
+        assert all(torch.equal(got[name], expected[name]) for name in got)
+        assert not torch.equal(got["sum"], before["sum"])
+
+
+def test_training_layers_and_gradients_are_not_planned():
+    fast, x = parts(), image()
+    with torch.no_grad():
+        planned(fast, x)
+    x.requires_grad_()
+    sum(y.sum() for y in fast(x).values()).backward()
+    assert x.grad.any()
+    weight = next(fast.parameters()).requires_grad_()
+    sum(y.sum() for y in fast(x.detach()).values()).backward()
+    assert weight.grad.any()
+    with torch.no_grad():
+        fast.train()
+        first, second = (nn.Module.__call__(fast, x)["again"] for _ in range(2))
+        assert torch.equal(first, second)  # the dropout is gone; what is left has no two modes
+        assert not ran(fast, x)[1] or torch.equal(ran(fast, x)[0]["again"], first)
+
+
+@torch.inference_mode()
+def test_what_depends_on_numbers_is_not_planned():
+    class Picks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.conv(x)
+            return y * y.amax().item(), y[y > 0]
+
+    model = Picks().eval()
+    fast = accelerate(model)
+    for seed in range(4):
+        x = image(seed=seed)
+        assert all(difference(a, b) < 1e-5 for a, b in zip(fast(x), model(x), strict=True))
+
+
+@torch.inference_mode()
+def test_code_of_others_runs_at_each_call():
+    calls = []
+
+    class Counts(nn.Conv2d):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            calls.append(1)
+            return super().forward(x)
+
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), Counts(8, 8, 1)).eval()
+    model[1].register_forward_hook(lambda module, args, output: calls.append(2))
+    fast = accelerate(model)
+    calls.clear()
+    for _ in range(4):
+        fast(image())
+    assert calls == [1, 2] * 4
+
+
+@torch.inference_mode()
+def test_random_numbers_are_new_at_each_call():
+    class Noise(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.relu(x) + torch.rand_like(x)
+
+    fast = accelerate(Noise().eval())
+    results = [fast(image()) for _ in range(5)]
+    assert all(not torch.equal(a, b) for a, b in zip(results, results[1:], strict=False))
+
+
+@torch.inference_mode()
+def test_a_backend_that_is_asked_for_runs_and_is_counted():
+    fast, x = parts(), image()
+    expected = fast(x)
+    planned(fast, x)
+    with fastnets.use_backend("reference"):
+        for _ in range(3):
+            fastnets.backend_report(reset=True)
+            assert difference(fast(x)["sum"], expected["sum"]) < 1e-5
+            assert all(set(entry["calls"]) == {"reference"} for entry in fastnets.backend_report().values())
+    fastnets.backend_report(reset=True)
+    once = None
+    for _ in range(3):
+        fast(x)
+        report = fastnets.backend_report(reset=True)
+        once = once or report
+        assert report == once and "grouped_conv2d" in report
+    fast(x)
+    fast(x)
+    assert {op: entry["calls"]["cpu"] for op, entry in fastnets.backend_report().items()} == {
+        op: 2 * entry["calls"]["cpu"] for op, entry in once.items()
+    }
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("make", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["copy", "pickle"])
+def test_copies_plan_for_themselves(make):
+    fast, x = parts(), image()
+    planned(fast, x)
+    twin = make(fast)
+    assert isinstance(twin, Network)
+    assert twin.state_dict().keys() == fast.state_dict().keys()
+    twin.get_parameter(next(name for name, _ in twin.named_parameters())).data = torch.zeros(32, 3, 3, 3)
+    planned(twin, x)
+    assert ran(twin, x)[1] and not torch.equal(twin(x)["sum"], fast(x)["sum"])
+
+
+def test_threads_share_a_network():
+    fast = accelerate(settle(create_model("mobilenet_v2", num_classes=3, width=0.25)).eval())
+    xs = [image(1 + i % 2, 32, seed=i) for i in range(40)]
+    with torch.no_grad():
+        expected = [nn.Module.__call__(fast, x) for x in xs]
+
+    def call(x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return fast(x)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(difference(y, e) < 1e-6 for y, e in zip(pool.map(call, xs), expected, strict=True))
+
+
+@torch.inference_mode()
+def test_the_number_of_plans_is_bounded():
+    fast = accelerate(nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU()).eval())
+    for size in range(4, 44):
+        planned(fast, image(1, size))
+    assert 0 < len(fast._plans.plans) <= 16
+    assert fast(image(1, 50)).shape == (1, 8, 50, 50)
+
+
+@torch.inference_mode()
+def test_autocast_and_other_modes_are_obeyed():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    fast, x = parts(), image()
+    planned(fast, x)
+    with FlopCounterMode(display=False) as counter:
+        fast(x)
+    assert counter.get_total_flops() > 0
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert fast(x)["y"].dtype == nn.Module.__call__(fast, x)["y"].dtype
+
+
