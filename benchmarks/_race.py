@@ -50,7 +50,7 @@ class Pace:
 
 # Blocks shorter than a turn of the system's scheduler, a few milliseconds, and many of them: beside a busy process most
 # are then either disturbed or not.
-FULL = Pace(block=1e-3, slow=3, fewest=5, least=11, most=1000, error=0.004, seconds=1.8, patience=10)
+FULL = Pace(block=1e-3, slow=3, fewest=5, least=11, most=1000, error=0.004, seconds=1.2, patience=5)
 QUICK = Pace(block=0, slow=1, fewest=1, least=1, most=1, error=0, seconds=0, patience=0)
 
 

@@ -36,11 +36,11 @@ class Network(fx.GraphModule):
     _plans: Plans | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if not kwargs and args and all(type(x) is Tensor and x.is_cpu for x in args):
-            if not torch.compiler.is_compiling() and is_plain(*args) and requested.get() in (None, "cpu"):
-                self._plans = plans = self._plans or Plans()
-                return plans.run(self, super().__call__, args)
-        return super().__call__(*args, **kwargs)
+        here = not kwargs and args and all(type(x) is Tensor and x.is_cpu for x in args)
+        if not here or torch.compiler.is_compiling() or not is_plain(*args) or requested.get() not in (None, "cpu"):
+            return super().__call__(*args, **kwargs)
+        self._plans = plans = self._plans or Plans()
+        return plans.run(self, super().__call__, args)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _restore, super().__reduce__()
@@ -95,7 +95,9 @@ class State:
         self.leaves = [module for module in modules if not module._modules]
         self.hooks = [hooks for m in modules for hooks in (m._forward_hooks, m._forward_pre_hooks)]
         self.hooks += [nn_module._global_forward_hooks, nn_module._global_forward_pre_hooks]
-        self.holders = [held for m in modules for held in (m._parameters, m._buffers, m._modules) if held]
+        self.holders: list[dict[str, Any]] = [
+            held for m in modules for held in (m._parameters, m._buffers, m._modules) if held
+        ]
         self.held = self._held()  # kept, so that no other object gets the id of one of them
         self.ids = list(map(id, self.held))
         self.tensors = [t for t in self.held if isinstance(t, Tensor)]
@@ -214,6 +216,6 @@ def _program(recorder: Recorder, args: tuple[Tensor, ...], result: Any) -> Calla
                 nodes.setdefault(id(tensor), graph.call_function(operator.getitem, (call, i)))
     graph.output(pytree.tree_map(node, result))
     code = graph.python_code("self")
-    exec(code.src, namespace := dict(code.globals))
+    exec(code.src, namespace := dict(code.globals))  # noqa: S102  what fx writes of a graph
     forward = namespace["forward"]
     return lambda *args: forward(held, *args)

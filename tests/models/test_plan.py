@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import operator
 import pickle
 from concurrent.futures import ThreadPoolExecutor
@@ -203,7 +204,7 @@ def test_random_numbers_are_new_at_each_call():
 
     fast = accelerate(Noise().eval())
     results = [fast(image()) for _ in range(5)]
-    assert all(not torch.equal(a, b) for a, b in zip(results, results[1:], strict=False))
+    assert all(not torch.equal(a, b) for a, b in itertools.pairwise(results))
 
 
 @torch.inference_mode()
@@ -277,5 +278,3 @@ def test_autocast_and_other_modes_are_obeyed():
     assert counter.get_total_flops() > 0
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert fast(x)["y"].dtype == nn.Module.__call__(fast, x)["y"].dtype
-
-
