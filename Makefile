@@ -1,6 +1,7 @@
 # Each target sets up what it needs in .venv and skips what is already there.
 #   PYTHON=python3.12   which Python makes .venv         FASTNETS_BUILD=none   no compiled kernels (README.md)
 #   TORCH=2.12.0        another torch than the pinned    ARGS="-k conv2d"      more arguments for pytest
+#   WORKERS=4           processes that run tests
 
 PYTHON ?= python3
 PINNED := $(shell sed -n 's/^torch==//p' constraints.txt)
@@ -9,12 +10,15 @@ VENV := .venv
 # One stamp for the torch in .venv, one for each extra of pyproject.toml, one for the compiled kernels.
 HAS_TORCH := $(VENV)/has-torch-$(TORCH)
 BUILT := $(VENV)/built-$(or $(FASTNETS_BUILD),auto)$(FORCE_CUDA)
+WORKERS ?= 2
+# Threads that wait in one process must not keep those of another from the cores.
+PYTEST := OMP_WAIT_POLICY=passive python -m pytest -rs -n $(WORKERS) --dist worksteal
 CXX_FILES = $$(find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test lint format bench gpu gpu-resources sanitize wheel clean
+.PHONY: help demo test test-networks lint format bench gpu gpu-resources sanitize wheel clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 15
@@ -27,15 +31,18 @@ demo: $(VENV)/has-demo $(BUILT) ## Classify three photographs with EfficientNet-
 	@grep 'CPU kernels' $(BUILT)
 
 test: $(VENV)/has-test $(BUILT) ## Run every test: all, per instruction set, Triton interpreted, examples, benchmarks
-	python -m pytest -rs $(ARGS)
-	FASTNETS_CPU_CAPABILITY=default python -m pytest -rs -k 'cpu or threads or geometry' tests/ops $(ARGS)
+	$(PYTEST) $(ARGS)
+	FASTNETS_CPU_CAPABILITY=default $(PYTEST) -k 'cpu or threads or geometry' tests/ops $(ARGS)
 	@grep -qw avx2 /proc/cpuinfo || echo "skipped: tests/ops on AVX2, which this processor lacks"
 	! grep -qw avx2 /proc/cpuinfo || FASTNETS_CPU_CAPABILITY=avx2 \
-		python -m pytest -rs -k 'cpu or threads or geometry' tests/ops $(ARGS)
-	TRITON_INTERPRET=1 python -m pytest -rs -k triton tests/ops $(ARGS)
-	python -m pytest -rs --doctest-modules fastnets $(ARGS)
+		$(PYTEST) -k 'cpu or threads or geometry' tests/ops $(ARGS)
+	TRITON_INTERPRET=1 $(PYTEST) -k triton tests/ops $(ARGS)
+	$(PYTEST) --doctest-modules fastnets $(ARGS)
 	python -m pytest -rs benchmarks --quick $(ARGS)
 	@grep 'CPU kernels' $(BUILT)
+
+test-networks: $(VENV)/has-test $(BUILT) ## Run every test of the networks, each of which is compiled and exported too
+	FASTNETS_TRACE=all $(PYTEST) tests/models $(ARGS)
 
 lint: $(VENV)/has-test $(VENV)/has-lint ## Check style and types
 	ruff check .

@@ -28,6 +28,7 @@ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // Sizes or strides of a tensor of four dimensions.
 struct Four {
   int64_t n, c, h, w;
+  bool operator==(const Four& other) const { return n == other.n && c == other.c && h == other.h && w == other.w; }
 };
 
 inline Four sizes_of(const Tensor& t) {

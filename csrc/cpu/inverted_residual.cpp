@@ -83,8 +83,8 @@ Tensor inverted_residual(const Tensor& x, const std::optional<Tensor>& expand, c
   p.depthwise = data<float>(depthwise), p.activation = parse_activation(activation);
   p.project.w = data<float>(project), p.project.bias = check_bias(project_bias, out);
   p.project.in = hidden, p.project.out = out, p.project.activation = parse_activation(project_activation);
-  p.project.y = {mutable_data<float>(y), out}, p.project.residual = check_residual(residual, y);
-  p.project.streams = streams(y);
+  p.project.y = {mutable_data<float>(y), out}, p.project.residual = check_residual(residual, sizes_of(y));
+  p.project.streams = streams(sizes_of(y));
   if (y.numel() > 0) run(p, x);
   return y;
 }

@@ -10,22 +10,23 @@
 namespace fastnets {
 namespace {
 
-// Of x in channels_last and weights in panels (see Problem), of which there are `out` results.
+// Of x in channels_last and weights in panels (see Problem), of which there are `out` results, as channels of `into`
+// from `channel` on where that is given.
 Tensor pointwise_conv2d(const Tensor& x, const Tensor& panels, int64_t out, const std::optional<Tensor>& bias,
-                        const std::optional<Tensor>& residual, const std::optional<std::string>& activation) {
+                        const std::optional<Tensor>& residual, const std::optional<std::string>& activation,
+                        const std::optional<Tensor>& into, int64_t channel) {
   using namespace pointwise;
-  check_images(x);
-  const Four s = sizes_of(x);
-  const Tensor y = empty(x, {s.n, out, s.h, s.w}, true);
-  check_panels(panels, s.c, out);
   Problem p;
-  p.x = {data<float>(x), s.c}, p.y = {mutable_data<float>(y), out}, p.residual = check_residual(residual, y);
+  p.x = check_slice(x);
+  const Four s = sizes_of(x), size{s.n, out, s.h, s.w};
+  const Results y(x, size, into, channel);
+  check_panels(panels, s.c, out);
+  p.y = y.pixels, p.residual = check_residual(residual, size);
   p.w = data<float>(panels), p.bias = check_bias(bias, out);
   p.in = s.c, p.out = out, p.activation = parse_activation(activation);
-  p.streams = streams(y);
-  if (y.numel() == 0) return y;
-  run(p, s.n * s.h * s.w, FASTNETS_FOR_THIS_CPU(pointwise::multiply_tasks));
-  return y;
+  p.streams = streams(size);
+  if (x.numel() > 0) run(p, s.n * s.h * s.w, FASTNETS_FOR_THIS_CPU(pointwise::multiply_tasks));
+  return y.images;
 }
 
 }  // namespace

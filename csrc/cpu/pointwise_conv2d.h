@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <optional>
 
 #include "../convolution.h"
 #include "capability.h"
@@ -36,7 +37,7 @@ struct Problem {
   int64_t panels() const { return ceil_div(out, kPanel); }
 };
 
-inline bool streams(const Tensor& y) { return y.numel() * sizeof(float) > 16 << 20; }
+inline bool streams(const Four& y) { return y.n * y.c * y.h * y.w * sizeof(float) > 16 << 20; }
 
 // Blocks of pixels, each for every panel: `block` pixels to a task where tasks go panels first, else pixels first.
 struct Tasks {
@@ -96,13 +97,39 @@ inline void check_images(const Tensor& x) {
                   "expected float32 images in channels_last");
 }
 
-// The residual's pixels, or none.
-inline Pixels<const float> check_residual(const std::optional<Tensor>& residual, const Tensor& y) {
-  if (!residual) return {};
-  STD_TORCH_CHECK(
-      residual->sizes() == y.sizes() && is_dense(*residual, true) && residual->scalar_type() == ScalarType::Float,
-      "expected a float32 residual of the result's shape in channels_last");
-  return {data<float>(*residual), y.size(1), kPanel};
+// The pixels of images in channels_last, or of some of the channels of such.
+inline Pixels<const float> check_slice(const Tensor& x) {
+  STD_TORCH_CHECK(x.dim() == 4 && x.scalar_type() == ScalarType::Float, "expected float32 images");
+  const Four n = sizes_of(x), s = strides_of(x);
+  const int64_t pixel = n.w > 1 ? s.w : n.h > 1 ? s.h : n.n > 1 ? s.n : n.c;
+  const bool fits = (n.c == 1 || s.c == 1) && pixel >= n.c && (n.h == 1 || s.h == n.w * pixel) &&
+                    (n.n == 1 || s.n == n.h * n.w * pixel);
+  STD_TORCH_CHECK(fits || x.numel() == 0, "expected channels of images in channels_last");
+  return {data<float>(x), pixel};
 }
+
+// The residual's pixels, or none.
+inline Pixels<const float> check_residual(const std::optional<Tensor>& residual, const Four& size) {
+  if (!residual) return {};
+  check_images(*residual);
+  STD_TORCH_CHECK(sizes_of(*residual) == size, "expected a residual of the result's shape");
+  return {data<float>(*residual), size.c};
+}
+
+// Where results of this size go: new images, or channels of larger ones, from `channel` on.
+struct Results {
+  Results(const Tensor& like, const Four& size, const std::optional<Tensor>& into, int64_t channel)
+      : images(into ? *into : empty(like, size, true)) {
+    check_images(images);
+    const Four all = sizes_of(images);
+    const bool fits =
+        all.n == size.n && all.h == size.h && all.w == size.w && 0 <= channel && channel + size.c <= all.c;
+    STD_TORCH_CHECK(fits, "expected images of ", size.n, " x ", size.h, " x ", size.w, " with room for ", size.c,
+                    " channels from ", channel, " on");
+    pixels = {mutable_data<float>(images) + channel, all.c};
+  }
+  Tensor images;
+  Pixels<float> pixels;
+};
 
 }  // namespace fastnets::pointwise

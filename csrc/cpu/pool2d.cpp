@@ -1,7 +1,7 @@
 // Maximum and mean of windows on a CPU: arguments, the cut into tasks, registration. The kernel is in the header.
 #include "pool2d.h"
 
-#include "pointwise_conv2d.h"
+#include <optional>
 
 #define FASTNETS_KERNELS "pool2d_kernels.h"
 #include "isa.h"
@@ -25,27 +25,31 @@ Convolution windows(const Four& s, const Pair& kernel, const Pair& stride, const
   return g;
 }
 
+using Into = std::optional<Tensor>;  // images whose channels from a given one on the results become
+
 Tensor pool(const Tensor& x, const Pair& kernel, const Pair& stride, const Pair& padding, bool ceil_mode, bool mean,
-            bool counts_padding) {
-  pointwise::check_images(x);
+            bool counts_padding, const Into& into, int64_t channel) {
+  const auto from = pointwise::check_slice(x);
   const Convolution g = windows(sizes_of(x), kernel, stride, padding, ceil_mode);
-  const Tensor y = empty(x, {g.n, g.c, g.oh, g.ow}, true);
-  if (y.numel() == 0) return y;
-  const pool::Problem p{g, data<float>(x), mutable_data<float>(y), mean, counts_padding};
-  pointwise::run(
-      g.n * g.oh, y.numel() * g.kh * g.kw,
-      [&, kernel = FASTNETS_FOR_THIS_CPU(pool::rows)](int64_t begin, int64_t end) { kernel(p, begin, end); });
-  return y;
+  const pointwise::Results y(x, {g.n, g.c, g.oh, g.ow}, into, channel);
+  const pool::Problem p{g, from, y.pixels, mean, counts_padding};
+  const int64_t rows = g.n * g.oh, row = g.ow * g.c * g.kh * g.kw;
+  if (rows * row > 0)
+    pointwise::run(rows, rows * row, [&, kernel = FASTNETS_FOR_THIS_CPU(pool::rows)](int64_t begin, int64_t end) {
+      kernel(p, begin, end);
+    });
+  return y.images;
 }
 
 // Of x in channels_last.
-Tensor max_pool2d(const Tensor& x, const Pair& kernel, const Pair& stride, const Pair& padding, bool ceil_mode) {
-  return pool(x, kernel, stride, padding, ceil_mode, false, false);
+Tensor max_pool2d(const Tensor& x, const Pair& kernel, const Pair& stride, const Pair& padding, bool ceil_mode,
+                  const Into& into, int64_t channel) {
+  return pool(x, kernel, stride, padding, ceil_mode, false, false, into, channel);
 }
 
 Tensor avg_pool2d(const Tensor& x, const Pair& kernel, const Pair& stride, const Pair& padding, bool ceil_mode,
-                  bool count_include_pad) {
-  return pool(x, kernel, stride, padding, ceil_mode, true, count_include_pad);
+                  bool count_include_pad, const Into& into, int64_t channel) {
+  return pool(x, kernel, stride, padding, ceil_mode, true, count_include_pad, into, channel);
 }
 
 }  // namespace

@@ -1,14 +1,14 @@
 // What the kernels of the two poolings are given, for all instruction sets.
 #pragma once
 
-#include "../convolution.h"
+#include "pointwise_conv2d.h"
 
 namespace fastnets::pool {
 
 struct Problem {
-  Convolution g;             // of windows for kernels
-  const float* x = nullptr;  // in channels_last, as is y
-  float* y = nullptr;
+  Convolution g;  // of windows for kernels
+  pointwise::Pixels<const float> x;
+  pointwise::Pixels<float> y;
   bool mean = false;            // else the maximum
   bool counts_padding = false;  // whether the padding's zeros are part of the mean
 };

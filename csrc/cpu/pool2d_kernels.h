@@ -43,36 +43,37 @@ FASTNETS_INLINE void window(const float* x, int64_t rows, int64_t columns, int64
 }
 
 template <bool Mean>
-FASTNETS_INLINE void row(const Problem& p, int64_t task) {
+FASTNETS_INLINE void result_row(const Problem& p, int64_t task) {
   const Convolution& g = p.g;
   const Part h = part(task % g.oh, g.sh, g.ph, g.kh, g.h);
-  const float* const x = p.x + (task / g.oh * g.h + h.begin) * g.w * g.c;
-  float* y = p.y + task * g.ow * g.c;
-  for (int64_t i = 0; i < g.ow; ++i, y += g.c) {
+  const int64_t pixel = p.x.pixel, row = g.w * pixel;
+  const float* const x = p.x.data + (task / g.oh * g.h + h.begin) * row;
+  float* y = p.y.data + task * g.ow * p.y.pixel;
+  for (int64_t i = 0; i < g.ow; ++i, y += p.y.pixel) {
     const Part w = part(i, g.sw, g.pw, g.kw, g.w);
     const int64_t rows = h.end - h.begin, columns = w.end - w.begin;
     const float divisor = p.counts_padding ? h.padded * w.padded : rows * columns;
     for (int64_t c = 0; c < g.c; c += 4 * L) {
-      const float* const from = x + w.begin * g.c + c;
+      const float* const from = x + w.begin * pixel + c;
       switch (const int64_t count = std::min<int64_t>(4 * L, g.c - c); ceil_div(count, L)) {
         case 4:
-          window<Mean, 4>(from, rows, columns, g.w * g.c, g.c, divisor, y + c, count);
+          window<Mean, 4>(from, rows, columns, row, pixel, divisor, y + c, count);
           break;
         case 3:
-          window<Mean, 3>(from, rows, columns, g.w * g.c, g.c, divisor, y + c, count);
+          window<Mean, 3>(from, rows, columns, row, pixel, divisor, y + c, count);
           break;
         case 2:
-          window<Mean, 2>(from, rows, columns, g.w * g.c, g.c, divisor, y + c, count);
+          window<Mean, 2>(from, rows, columns, row, pixel, divisor, y + c, count);
           break;
         default:
-          window<Mean, 1>(from, rows, columns, g.w * g.c, g.c, divisor, y + c, count);
+          window<Mean, 1>(from, rows, columns, row, pixel, divisor, y + c, count);
       }
     }
   }
 }
 
 inline void rows(const Problem& p, int64_t begin, int64_t end) {
-  for (int64_t task = begin; task < end; ++task) p.mean ? row<true>(p, task) : row<false>(p, task);
+  for (int64_t task = begin; task < end; ++task) p.mean ? result_row<true>(p, task) : result_row<false>(p, task);
 }
 
 }  // namespace fastnets::FASTNETS_ISA::pool

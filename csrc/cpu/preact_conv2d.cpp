@@ -41,7 +41,7 @@ Tensor preact_conv2d(const Tensor& norm, const std::vector<Tensor>& xs, int64_t 
   p.pool = pool, p.norm = data<float>(norm);
   p.product.w = data<float>(panels), p.product.bias = pointwise::check_bias(bias, out);
   p.product.y = {mutable_data<float>(y), out}, p.product.in = s.c, p.product.out = out;
-  p.product.activation = parse_activation(activation), p.product.streams = pointwise::streams(y);
+  p.product.activation = parse_activation(activation), p.product.streams = pointwise::streams(sizes_of(y));
   if (y.numel() == 0) return y;
   p.cut();
   pointwise::run(

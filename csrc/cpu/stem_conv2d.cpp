@@ -37,7 +37,7 @@ Tensor stem_conv2d(const Tensor& x, const Tensor& panels, int64_t out, const std
   p.product.w = data<float>(panels), p.product.bias = pointwise::check_bias(bias, out);
   p.product.y = {mutable_data<float>(y), out};
   p.product.in = g.kh * g.kw * g.c, p.product.out = out, p.product.activation = parse_activation(activation);
-  p.product.streams = pointwise::streams(y);
+  p.product.streams = pointwise::streams(sizes_of(y));
   if (y.numel() == 0) return y;
   pointwise::run(
       g.n * g.oh, y.numel() * p.product.in,

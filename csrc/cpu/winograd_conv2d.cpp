@@ -33,27 +33,29 @@ void run(Problem& p, const Tensor& x) {
       [&, kernel = FASTNETS_FOR_THIS_CPU(winograd::panels)](int64_t begin, int64_t end) { kernel(p, v, begin, end); });
 }
 
-// Of x in channels_last and weights in panels, [panel][point][channel][32], for tiles of 2 (16 points) or 4 (36).
+// Of x in channels_last and weights in panels, [panel][point][channel][32], for tiles of 2 (16 points) or 4 (36). The
+// results are channels of `into` from `channel` on where that is given.
 Tensor winograd_conv2d(const Tensor& x, const Tensor& panels, int64_t out, const std::vector<int64_t>& padding,
                        const std::optional<Tensor>& bias, const std::optional<Tensor>& residual,
-                       const std::optional<std::string>& activation) {
-  pointwise::check_images(x);
+                       const std::optional<std::string>& activation, const std::optional<Tensor>& into,
+                       int64_t channel) {
   Problem p;
+  p.x = pointwise::check_slice(x);
   p.g = geometry(sizes_of(x), {out, x.size(1), 3, 3}, {1, 1}, padding, {1, 1}, 1);
   const Convolution& g = p.g;
   STD_TORCH_CHECK(panels.dim() > 1 && (panels.size(1) == 16 || panels.size(1) == 36),
                   "expected the weights of 16 or 36 points");
   p.side = panels.size(1) == 16 ? 2 : 4;
   pointwise::check_panels(panels, p.points() * g.c, out);
-  const Tensor y = empty(x, {g.n, out, g.oh, g.ow}, true);
-  p.x = data<float>(x);
+  const Four size{g.n, out, g.oh, g.ow};
+  const pointwise::Results y(x, size, into, channel);
   p.product.w = data<float>(panels), p.product.bias = pointwise::check_bias(bias, out);
-  p.product.residual = pointwise::check_residual(residual, y), p.product.y = {mutable_data<float>(y), out};
+  p.product.residual = pointwise::check_residual(residual, size), p.product.y = y.pixels;
   p.product.in = g.c, p.product.out = out, p.product.activation = parse_activation(activation);
   const std::vector<float> zeros(g.c);
   p.zeros = zeros.data();
-  if (y.numel() > 0) run(p, x);
-  return y;
+  if (p.tiles() > 0) run(p, x);
+  return y.images;
 }
 
 }  // namespace

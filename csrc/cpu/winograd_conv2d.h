@@ -6,11 +6,13 @@
 namespace fastnets::winograd {
 
 using pointwise::kPanel;
+using pointwise::Pixels;
 
 // A tile is `side` by `side` results of all channels, made of side + 2 rows and columns of x: as many points squared.
 struct Problem {
   Convolution g;
-  const float *x = nullptr, *zeros = nullptr;  // x in channels_last; as many zeros as it has channels
+  Pixels<const float> x;
+  const float* zeros = nullptr;  // as many as x has channels
   int64_t side = 2, chunk = 1;
   pointwise::Problem product;  // its weights: [panel][point][in][kPanel]; its x is made
 

@@ -79,7 +79,7 @@ void transform_tile(const Problem& p, int64_t tile, float* v) {
     for (int j = 0; j < n; ++j) {
       const int64_t w = at.column - g.pw + j;
       const bool inside = h >= 0 && h < g.h && w >= 0 && w < g.w;
-      from[i][j] = inside ? p.x + ((at.image * g.h + h) * g.w + w) * g.c : p.zeros;
+      from[i][j] = inside ? p.x.data + ((at.image * g.h + h) * g.w + w) * p.x.pixel : p.zeros;
     }
   }
   const int64_t panel = p.chunk * kPanel, point = p.x_point();
@@ -105,6 +105,8 @@ void finish_tile(const Problem& p, const Activate<float>& activate, int64_t tile
   constexpr int n = side + 2;
   const Convolution& g = p.g;
   const Place at = place(p, tile);
+  const Pixels<const float>& residual = p.product.residual;
+  const Pixels<float>& to = p.product.y;
   const int64_t point = p.y_point(), count = g.o - o;
   const Lanes bias = p.product.bias ? load_first<float, L>(p.product.bias + o, count) : Lanes{};
   alignas(64) float half[side * n * L];
@@ -119,12 +121,12 @@ void finish_tile(const Problem& p, const Activate<float>& activate, int64_t tile
     Lanes m[n], y[side];
     for (int j = 0; j < n; ++j) m[j] = load<float, L>(half + (i * n + j) * L);
     from_points<side>(m, y);
-    const int64_t first = ((at.image * g.oh + at.row + i) * g.ow + at.column) * g.o + o;
+    const int64_t first = (at.image * g.oh + at.row + i) * g.ow + at.column;
     for (int j = 0; j < side; ++j) y[j] += bias;
-    for (int64_t j = 0; p.product.residual.data && j < columns; ++j)
-      y[j] += load_first<float, L>(p.product.residual.data + first + j * g.o, count);
+    for (int64_t j = 0; residual.data && j < columns; ++j)
+      y[j] += load_first<float, L>(residual.data + (first + j) * residual.pixel + o, count);
     activate.template operator()<L, side>(y);
-    for (int64_t j = 0; j < columns; ++j) store_first<float, L>(p.product.y.data + first + j * g.o, y[j], count);
+    for (int64_t j = 0; j < columns; ++j) store_first<float, L>(to.data + (first + j) * to.pixel + o, y[j], count);
   }
 }
 

@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastnets._backends import requested
 from fastnets._op import OPS, Implementation, is_plain, looked_on
+from fastnets.accelerate._slices import concatenate_in_place, read_slices
 
 _KEPT = 16  # plans of a network at most, one for each combination of shapes, types and layouts
 
@@ -198,23 +199,31 @@ class Plan:
 def _program(recorder: Recorder, args: tuple[Tensor, ...], result: Any) -> Callable[..., Any]:
     """The steps as a function: tensors that they made are its variables, others that they used are held."""
     graph, held = fx.Graph(), SimpleNamespace()
-    nodes: dict[int, fx.Node] = {id(x): graph.placeholder(f"x{i}") for i, x in enumerate(args)}
+    nodes: dict[int, fx.Node] = {}
+
+    def is_made(value: Tensor, by: fx.Node) -> None:
+        by.meta["val"] = value
+        nodes.setdefault(id(value), by)  # what writes into an argument returns it
 
     def node(value: Any) -> Any:
         if isinstance(value, Tensor) and id(value) not in nodes:
             name = f"held{len(nodes)}"
             setattr(held, name, value)
-            nodes[id(value)] = graph.get_attr(name)
+            is_made(value, graph.get_attr(name))
         return nodes[id(value)] if isinstance(value, Tensor) else value
 
+    for i, x in enumerate(args):
+        is_made(x, graph.placeholder(f"x{i}"))
     for func, given, named, made in recorder.steps:
         call = graph.call_function(func, *pytree.tree_map(node, (given, named)))
         if isinstance(made, Tensor):
-            nodes.setdefault(id(made), call)  # what writes into an argument returns it
+            is_made(made, call)
         else:
             for i, tensor in enumerate(made or ()):
-                nodes.setdefault(id(tensor), graph.call_function(operator.getitem, (call, i)))
+                is_made(tensor, graph.call_function(operator.getitem, (call, i)))
     graph.output(pytree.tree_map(node, result))
+    concatenate_in_place(graph)
+    read_slices(graph)
     code = graph.python_code("self")
     exec(code.src, namespace := dict(code.globals))  # noqa: S102  what fx writes of a graph
     forward = namespace["forward"]

@@ -116,6 +116,8 @@ def unpack_winograd(panels: Tensor, out: int) -> Tensor:
 
 
 # ---- ops -------------------------------------------------------------------------------------
+# Those with `into` and `channel` write their results into channels of that image, from that one on, and return it. Their x
+# may be some of the channels of an image too.
 
 
 def _op(schema: str) -> Op:
@@ -125,7 +127,8 @@ def _op(schema: str) -> Op:
 
 
 pointwise_conv2d = _op(
-    "pointwise_conv2d(Tensor x, Tensor panels, int out, Tensor? bias, Tensor? residual, str? activation) -> Tensor"
+    "pointwise_conv2d(Tensor x, Tensor panels, int out, Tensor? bias, Tensor? residual, str? activation, "
+    "Tensor? into=None, int channel=0) -> Tensor"
 )
 preact_conv2d = _op(
     "preact_conv2d(Tensor norm, Tensor[] xs, int pool, Tensor panels, int out, Tensor? bias, str? activation) -> Tensor"
@@ -140,22 +143,40 @@ stem_conv2d = _op(
     "str? activation) -> Tensor"
 )
 winograd_conv2d = _op(
-    "winograd_conv2d(Tensor x, Tensor panels, int out, int[2] padding, Tensor? bias, Tensor? residual, str? activation) "
-    "-> Tensor"
+    "winograd_conv2d(Tensor x, Tensor panels, int out, int[2] padding, Tensor? bias, Tensor? residual, str? activation, "
+    "Tensor? into=None, int channel=0) -> Tensor"
 )
 pooled_linear = _op("pooled_linear(Tensor x, Tensor panels, int out, Tensor? bias) -> Tensor")
-max_pool2d = _op("max_pool2d(Tensor x, int[2] kernel, int[2] stride, int[2] padding, bool ceil_mode) -> Tensor")
-avg_pool2d = _op(
-    "avg_pool2d(Tensor x, int[2] kernel, int[2] stride, int[2] padding, bool ceil_mode, bool count_include_pad) -> Tensor"
+max_pool2d = _op(
+    "max_pool2d(Tensor x, int[2] kernel, int[2] stride, int[2] padding, bool ceil_mode, Tensor? into=None, int channel=0) "
+    "-> Tensor"
 )
+avg_pool2d = _op(
+    "avg_pool2d(Tensor x, int[2] kernel, int[2] stride, int[2] padding, bool ceil_mode, bool count_include_pad, "
+    "Tensor? into=None, int channel=0) -> Tensor"
+)
+
+
+def _placed(y: Tensor, into: Tensor | None, channel: int) -> Tensor:
+    if into is None:
+        return y
+    into.narrow(1, channel, y.shape[1]).copy_(y)
+    return into
 
 
 @pointwise_conv2d.backend("reference")
 def _pointwise_conv2d(
-    x: Tensor, panels: Tensor, out: int, bias: Tensor | None, residual: Tensor | None, activation: str | None
+    x: Tensor,
+    panels: Tensor,
+    out: int,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str | None,
+    into: Tensor | None = None,
+    channel: int = 0,
 ) -> Tensor:
     y = F.conv2d(x, unpack_panels(panels, out), bias)
-    return ACTIVATIONS[activation](y if residual is None else y + residual)
+    return _placed(ACTIVATIONS[activation](y if residual is None else y + residual), into, channel)
 
 
 @preact_conv2d.backend("reference")
@@ -217,9 +238,11 @@ def _winograd_conv2d(
     bias: Tensor | None,
     residual: Tensor | None,
     activation: str | None,
+    into: Tensor | None = None,
+    channel: int = 0,
 ) -> Tensor:
     y = F.conv2d(x, unpack_winograd(panels, out), bias, padding=tuple(padding))
-    return ACTIVATIONS[activation](y if residual is None else y + residual)
+    return _placed(ACTIVATIONS[activation](y if residual is None else y + residual), into, channel)
 
 
 @pooled_linear.backend("reference")
@@ -228,8 +251,16 @@ def _pooled_linear(x: Tensor, panels: Tensor, out: int, bias: Tensor | None) -> 
 
 
 @max_pool2d.backend("reference")
-def _max_pool2d(x: Tensor, kernel: list[int], stride: list[int], padding: list[int], ceil_mode: bool) -> Tensor:
-    return F.max_pool2d(x, kernel, stride, padding, ceil_mode=ceil_mode)
+def _max_pool2d(
+    x: Tensor,
+    kernel: list[int],
+    stride: list[int],
+    padding: list[int],
+    ceil_mode: bool,
+    into: Tensor | None = None,
+    channel: int = 0,
+) -> Tensor:
+    return _placed(F.max_pool2d(x, kernel, stride, padding, ceil_mode=ceil_mode), into, channel)
 
 
 @avg_pool2d.backend("reference")
@@ -240,5 +271,7 @@ def _avg_pool2d(
     padding: list[int],
     ceil_mode: bool,
     count_include_pad: bool,
+    into: Tensor | None = None,
+    channel: int = 0,
 ) -> Tensor:
-    return F.avg_pool2d(x, kernel, stride, padding, ceil_mode, count_include_pad)
+    return _placed(F.avg_pool2d(x, kernel, stride, padding, ceil_mode, count_include_pad), into, channel)

@@ -57,8 +57,8 @@ from fastnets.models import (
 
 NAMES = list_models()
 
-# A network of each kind of block of each family, as shallow as its class can be: tracing all registered ones takes
-# longer than everything else here. FASTNETS_TRACE=all traces them nevertheless.
+# A network of each kind of block of each family, as shallow as its class can be: compiling and exporting all registered
+# ones takes longer than everything else here. FASTNETS_TRACE=all (`make test-networks`) does so nevertheless.
 SHALLOW: dict[str, Callable[[], nn.Module]] = {
     "alexnet": alexnet.SlimAlexNet,
     "alexnet: response normalisation, two towers": partial(alexnet.AlexNet, towers=2),
@@ -133,11 +133,19 @@ def network(request) -> Network:
     return Network(info.name, info.build, info.min_size)
 
 
+@pytest.fixture(scope="module", params=SHALLOW)
+def shallow(request) -> Network:
+    return of_family(request.param, SHALLOW[request.param])
+
+
 @pytest.fixture(scope="module", params=TRACED)
 def traced(request) -> Network:
-    of = request.param.partition(":")[0]
-    min_size = max(model_info(name).min_size for name in NAMES if of in (name, family(name)))
-    return Network(request.param, TRACED[request.param], min_size)
+    return of_family(request.param, TRACED[request.param])
+
+
+def of_family(name: str, build: Callable[[], nn.Module]) -> Network:
+    of = name.partition(":")[0]
+    return Network(name, build, max(model_info(name).min_size for name in NAMES if of in (name, family(name))))
 
 
 def is_grouped(module: nn.Module) -> bool:
@@ -262,15 +270,15 @@ def test_a_new_network_neither_dies_out_nor_blows_up(name):
 
 
 @torch.no_grad()
-def test_copies_and_pickles(traced):
-    x, logits = traced.two
-    for other in (copy.deepcopy(traced.model), pickle.loads(pickle.dumps(traced.model))):
+def test_copies_and_pickles(shallow):
+    x, logits = shallow.two
+    for other in (copy.deepcopy(shallow.model), pickle.loads(pickle.dumps(shallow.model))):
         assert torch.equal(other(x), logits)
 
 
-def test_gradients_are_those_with_pytorchs_convolutions(traced):
-    model = copy.deepcopy(traced.model)
-    assert_same_gradients(model, plain_pytorch(model), torch.randn(4, 3, traced.min_size, traced.min_size))
+def test_gradients_are_those_with_pytorchs_convolutions(shallow):
+    model = copy.deepcopy(shallow.model)
+    assert_same_gradients(model, plain_pytorch(model), torch.randn(4, 3, shallow.min_size, shallow.min_size))
 
 
 @torch.no_grad()

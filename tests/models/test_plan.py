@@ -6,6 +6,7 @@ import copy
 import itertools
 import operator
 import pickle
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -15,8 +16,9 @@ from peers import difference, settle
 from torch import nn
 
 import fastnets
+from fastnets._op import looked_on
 from fastnets.accelerate import accelerate
-from fastnets.accelerate._plan import Network
+from fastnets.accelerate._plan import Network, Recorder
 from fastnets.models import create_model
 
 
@@ -33,6 +35,29 @@ class Parts(nn.Module):
         y = self.drop(self.stem(x))
         left, right = self.down(y).chunk(2, 1)
         return {"sum": F.relu(left * 2, inplace=True) - right, "right": right, "y": y.flatten(1)[:, ::2], "again": y}
+
+
+class Slices(nn.Module):
+    """Kernels that could write into a concatenation and read a split, and what stands in their way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.three = nn.Conv2d(24, 24, 1), nn.Conv2d(24, 40, 3, padding=1)
+        self.left, self.right = nn.Conv2d(32, 16, 1), nn.Conv2d(32, 16, 3, padding=1)
+        self.pool = nn.MaxPool2d(3, 1, 1)
+        self.mean = nn.AvgPool2d(3, 1, 1)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        x = x.repeat(1, 8, 1, 1).contiguous(memory_format=torch.channels_last)
+        wide = torch.cat((self.one(x), self.three(x)), 1)
+        left, right = (part.contiguous(memory_format=torch.channels_last) for part in (wide[:, :32], wide[:, 32:]))
+        used, twice = self.left(left), self.right(right)
+        mixed = torch.cat((self.pool(left), used, x, self.mean(right)), 1)
+        again = torch.cat((self.pool(right), self.one(x)), 1)
+        read = self.left(again[:, 8:40].contiguous(memory_format=torch.channels_last))
+        kept = right.clone()
+        wide.relu_()  # after which neither half is what it was
+        return mixed, again, read, self.pool(kept), wide, used * 2, torch.cat((twice, twice), 1)
 
 
 def image(n: int = 1, size: int = 12, seed: int = 3) -> torch.Tensor:
@@ -71,6 +96,32 @@ def test_a_plan_gives_what_the_layers_give(n, size):
         expected = model(x)
         assert by_plan and got.keys() == expected.keys()
         assert all(difference(got[name], expected[name]) < 1e-5 for name in got)
+
+
+@pytest.mark.parametrize("inference", [False, True])
+@pytest.mark.parametrize("n, size", [(1, 12), (2, 17), (1, 1)])
+def test_slices_are_written_and_read_where_they_lie(n, size, inference):
+    fast = accelerate(settle(Slices()).eval())
+    with torch.inference_mode(inference), torch.no_grad():
+        planned(fast, image(n, size))
+        (plan,) = fast._plans.plans.values()
+        for seed in range(2):
+            x = image(n, size, seed)
+            got, expected = plan(x), nn.Module.__call__(fast, x)
+            assert ran(fast, x)[1]
+            assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+        by_plan, by_layers = counts(lambda: plan(x)), counts(lambda: nn.Module.__call__(fast, x))
+    if size > 1:  # or images are slices and the reverse
+        assert by_plan["cat"] == 1 and by_layers["cat"] == 4  # one is of what comes twice
+        copies = [of["clone"] + of["contiguous"] for of in (by_plan, by_layers)]
+        assert copies[0] == copies[1] - 2  # a slice, and what nobody writes to; others are overwritten
+
+
+def counts(call) -> Counter[str]:
+    """The operators that a call runs."""
+    with looked_on(recorder := Recorder()):
+        call()
+    return Counter(func._opname for func, *_ in recorder.steps)
 
 
 @torch.inference_mode()

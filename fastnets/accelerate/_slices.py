@@ -1,0 +1,101 @@
+"""Channels of images that are written and read where they lie: concatenations and splits without copies.
+
+These passes work on the graph of a plan, whose nodes are operators and have the tensors of the recorded call in
+``meta["val"]``: sizes and layouts are known.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+aten = torch.ops.aten
+
+# Kernels of ours that read channels of larger images, and write results into such.
+_ON_SLICES = {"pointwise_conv2d", "winograd_conv2d", "max_pool2d", "avg_pool2d"}
+
+
+def concatenate_in_place(graph: fx.Graph) -> None:
+    """Lets kernels write their results to where a concatenation along the channels would copy them."""
+    for cat in graph.find_nodes(op="call_function", target=aten.cat.default):
+        (parts, dim), image = (*cat.args, 0)[:2], cat.meta["val"]
+        written = [p for p in parts if _is_on_slices(p) and not p.kwargs and list(p.users) == [cat]]
+        written = [p for p in written if parts.count(p) == 1]
+        enough = 2 * sum(_channels(p) for p in written) >= image.shape[1] if image.dim() == 4 else False
+        if dim == 1 and enough and image.is_contiguous(memory_format=torch.channels_last):
+            _concatenate(graph, cat, parts, set(written))
+
+
+def _concatenate(graph: fx.Graph, cat: fx.Node, parts: list[fx.Node], written: set[fx.Node]) -> None:
+    image, channel = cat.meta["val"], 0
+    with graph.inserting_before(next(node for node in graph.nodes if node in written)):
+        how = {"dtype": image.dtype, "device": image.device, "memory_format": torch.channels_last}
+        whole = _call(graph, image, aten.empty.memory_format, list(image.shape), **how)
+    for part in parts:
+        value = part.meta["val"]
+        if part in written:
+            part.kwargs = {"into": whole, "channel": channel}
+        else:
+            with graph.inserting_before(cat):
+                place = _call(graph, value, aten.slice.Tensor, whole, 1, channel, channel + _channels(part))
+                _call(graph, value, aten.copy_.default, place, part)
+        channel += _channels(part)
+    cat.replace_all_uses_with(whole)
+    graph.erase_node(cat)
+
+
+def _call(graph: fx.Graph, value: Tensor, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+    node = graph.call_function(target, args, kwargs)
+    node.meta["val"] = value
+    return node
+
+
+def read_slices(graph: fx.Graph) -> None:
+    """Lets kernels read channels where they lie in place of copies that have no gaps."""
+    for copy in [node for node in graph.nodes if node.target in (aten.clone.default, aten.contiguous.default)]:
+        source = copy.args[0]
+        is_read = all(_is_on_slices(user) and _places(copy, user) == [0] for user in copy.users)
+        if is_read and _is_slice(source.meta["val"]) and not _is_written(graph, source.meta["val"], copy):
+            copy.replace_all_uses_with(source)
+            graph.erase_node(copy)
+
+
+def _places(value: fx.Node, user: fx.Node) -> list[int]:
+    return [i for i, argument in enumerate(user.args) if argument is value]
+
+
+def _is_slice(x: Tensor) -> bool:
+    """Whether these are channels of images in channels_last."""
+    if x.dim() != 4 or x.dtype != torch.float32 or x.numel() == 0:
+        return False
+    (n, c, h, w), (sn, sc, sh, sw) = x.shape, x.stride()
+    return sc == 1 and sw >= c and sh == w * sw and sn == h * sh and min(n, h, w) > 0
+
+
+def _is_written(graph: fx.Graph, x: Tensor, since: fx.Node) -> bool:
+    """Whether an operator after a node writes into the memory of x."""
+    nodes = list(graph.nodes)
+    for node in nodes[nodes.index(since) + 1 :]:
+        schema = getattr(node.target, "_schema", None)
+        for argument, given in zip(schema.arguments if schema else (), node.args, strict=False):
+            if argument.alias_info is not None and argument.alias_info.is_write and _shares(given, x):
+                return True
+    return False
+
+
+def _shares(given: Any, x: Tensor) -> bool:
+    values = [
+        n.meta.get("val") for n in (given if isinstance(given, list | tuple) else [given]) if isinstance(n, fx.Node)
+    ]
+    return any(isinstance(v, Tensor) and v.untyped_storage()._cdata == x.untyped_storage()._cdata for v in values)
+
+
+def _is_on_slices(node: fx.Node) -> bool:
+    target: Any = node.target
+    return getattr(target, "namespace", None) == "fastnets_cpu" and target._opname in _ON_SLICES
+
+
+def _channels(node: fx.Node) -> int:
+    return node.meta["val"].shape[1]

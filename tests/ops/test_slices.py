@@ -1,0 +1,91 @@
+"""Kernels on channels of larger images: what they read lies in one, what they write goes into one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import fastnets
+from fastnets.ops import _packed
+from fastnets.ops._packed import pack_panels, pack_winograd
+
+LAST = torch.channels_last
+OPS = ("pointwise_conv2d", "winograd_conv2d", "max_pool2d", "avg_pool2d")
+
+
+def image(n, c, h, w):
+    return torch.randn(n, c, h, w, generator=torch.Generator().manual_seed(c)).contiguous(memory_format=LAST)
+
+
+def arguments(op, c, o, residual=None):
+    """What follows x."""
+    make = torch.Generator().manual_seed(2)
+    if op == "pointwise_conv2d":
+        return pack_panels(torch.randn(o, c, 1, 1, generator=make)), o, torch.randn(o, generator=make), residual, "relu"
+    if op == "winograd_conv2d":
+        weight = torch.randn(o, c, 3, 3, generator=make)
+        return pack_winograd(weight, 4), o, (1, 1), torch.randn(o, generator=make), residual, "relu"
+    return (3, 3), (1, 1), (1, 1), False, *((True,) if op == "avg_pool2d" else ())
+
+
+def kernel(op):
+    return getattr(torch.ops.fastnets_cpu, op).default
+
+
+# Channels around the lanes and the panels, beginning within a cache line or with one.
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize(("c", "o"), [(16, 16), (20, 37), (33, 70), (48, 32)])
+@pytest.mark.parametrize("first", (0, 3, 16))
+@pytest.mark.parametrize("size", [(1, 1, 1), (2, 1, 5), (2, 5, 1), (1, 13, 9)])
+def test_cpu_slices(cpu_kernels, op, c, o, first, size):
+    n, *hw = size
+    x = image(n, c + 20, *hw)[:, first : first + c]
+    o = o if "conv" in op else c
+    rest = arguments(op, c, o, image(n, o, *hw) if n == 2 else None)
+    expected = kernel(op)(x.contiguous(memory_format=LAST), *rest)
+    assert torch.equal(kernel(op)(x, *rest), expected)
+    into = torch.full((n, o + 24, *hw), torch.nan).contiguous(memory_format=LAST)
+    result = kernel(op)(x, *rest, into=into, channel=first)
+    assert result.data_ptr() == into.data_ptr() and result.shape == into.shape
+    assert torch.equal(into[:, first : first + o], expected)
+    assert into[:, :first].isnan().all() and into[:, first + o :].isnan().all()
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_the_reference_does_the_same(op):
+    x = image(2, 40, 6, 5)[:, 8:28]
+    rest = arguments(op, 20, 20)
+    images = []
+    for backend in ("cpu", "reference"):
+        with fastnets.use_backend(backend):
+            into = image(2, 50, 6, 5)
+            assert getattr(_packed, op).run(x, *rest, into, 7) is not None
+            images.append(into)
+    torch.testing.assert_close(*images, rtol=1e-5, atol=1e-4)
+    assert not torch.equal(images[0], image(2, 50, 6, 5))
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_cpu_refuses_what_does_not_fit(op):
+    x, into = image(2, 20, 6, 5), image(2, 50, 6, 5)
+    rest = arguments(op, 20, 20)
+    good = (x, *rest, into, 30)
+    kernel(op)(*good)
+    bad = {
+        "past the end": (*good[:-1], 31),
+        "before the start": (*good[:-1], -1),
+        "other height": (*good[:-2], image(2, 50, 5, 5), 0),
+        "other number": (*good[:-2], image(1, 50, 6, 5), 0),
+        "other type": (*good[:-2], into.double(), 0),
+        "other layout": (*good[:-2], into.contiguous(), 0),
+        "a slice": (*good[:-2], image(2, 60, 6, 5)[:, :50], 0),
+        "input in another layout": (x.contiguous(), *good[1:]),
+        "input of every second channel": (image(2, 40, 6, 5)[:, ::2], *good[1:]),
+        "input of every second row": (image(2, 20, 12, 5)[:, :, ::2], *good[1:]),
+        "input of a part of the columns": (image(2, 20, 6, 9)[..., :5], *good[1:]),
+        "input of every second image": (image(4, 20, 6, 5)[::2], *good[1:]),
+        "expanded input": (image(2, 1, 6, 5).expand(2, 20, 6, 5), *good[1:]),
+    }
+    for wrong in bad.values():
+        with pytest.raises(RuntimeError, match="expected"):
+            kernel(op)(*wrong)
