@@ -39,7 +39,9 @@ def accelerate(
 
     Returns:
         A module with the inputs and, up to rounding, the outputs of ``model``, without gradients for weights. It can be
-        saved, copied, exported, and called from several threads.
+        saved, copied, exported, and called from several threads. Where all of it can be traced and its layers are
+        PyTorch's and ours, calls from the third on with inputs of the same shapes, types and layouts run what the second
+        ran, without the modules, until a parameter, a layer, a hook or a mode is changed.
 
     Raises:
         TypeError: not a module, or ``dtype`` is not floating.
