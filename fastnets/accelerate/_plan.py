@@ -40,8 +40,10 @@ class Network(fx.GraphModule):
         here = not kwargs and args and all(type(x) is Tensor and x.is_cpu for x in args)
         if not here or torch.compiler.is_compiling() or not is_plain(*args) or requested.get() not in (None, "cpu"):
             return super().__call__(*args, **kwargs)
-        self._plans = plans = self._plans or Plans()
-        return plans.run(self, super().__call__, args)
+        plans = self._plans
+        if plans is None or not plans.state.lasts():
+            self._plans = plans = Plans(State(self))
+        return plans.run(super().__call__, args)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _restore, super().__reduce__()
@@ -56,20 +58,18 @@ def _restore(make: Callable[..., fx.GraphModule], args: tuple[Any, ...]) -> Netw
 
 
 class Plans:
-    """A network's plans, for as long as it stays as it is; copies of the network make their own."""
+    """The plans of a network for as long as it stays as it is; copies of the network make their own."""
 
-    def __init__(self) -> None:
-        self.state: State | None = None
+    def __init__(self, state: State) -> None:
+        self.state = state
         self.seen: set[Any] = set()
         self.plans: dict[Any, Plan | None] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Plans, ()
+        return type(None), ()
 
-    def run(self, network: Network, call: Callable[..., Any], args: tuple[Tensor, ...]) -> Any:
+    def run(self, call: Callable[..., Any], args: tuple[Tensor, ...]) -> Any:
         """What ``call``, the network's own, returns for the arguments."""
-        if self.state is None or not self.state.lasts():
-            self.state, self.seen, self.plans = State(network), set(), {}
         if not self.state.is_known or self.state.needs_gradients():
             return call(*args)
         key = (requested.get(), torch._C._get_mkldnn_enabled(), *[(x.shape, x.stride(), x.dtype) for x in args])
@@ -101,10 +101,11 @@ class State:
         ]
         self.held = self._held()  # kept, so that no other object gets the id of one of them
         self.ids = list(map(id, self.held))
-        self.tensors = [t for t in self.held if isinstance(t, Tensor)]
+        tensors = [t for t in self.held if isinstance(t, Tensor)]
+        self.tensors = [t for t in tensors if type(t) in (Tensor, nn.Parameter) and t.layout == torch.strided]
         self.versioned = [t for t in self.tensors if not t.is_inference()]
         self.marks = self._marks()
-        self.is_known = not any(self.hooks) and all(map(_is_known, modules))
+        self.is_known = not any(self.hooks) and all(map(_is_known, modules)) and len(self.tensors) == len(tensors)
 
     def lasts(self) -> bool:
         """Whether all is as it was."""
@@ -156,18 +157,24 @@ class Recorder(TorchDispatchMode):
 
 
 def record(call: Callable[..., Any], args: tuple[Tensor, ...]) -> tuple[Any, Plan | None]:
-    """What a call returns, and its plan; None where numbers decide what runs, or an op runs its reference."""
+    """What a call returns, and its plan; None where numbers may decide what runs, or an op runs its reference."""
     uncounted = _calls_of_references()
     with looked_on(recorder := Recorder()):
         result = call(*args)
     tags = {tag for func, *_ in recorder.steps for tag in func.tags}
     if tags & {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}:
         return result, None
-    if uncounted != _calls_of_references():
+    if uncounted != _calls_of_references() or not _is_simple(result):
         return result, None
     names = Counter(func._opname for func, *_ in recorder.steps if func.namespace == "fastnets_cpu")
     counts = [(OPS[name].implementations["cpu"], n) for name, n in names.items()]
     return result, Plan(_program(recorder, args, result), counts)
+
+
+def _is_simple(result: Any) -> bool:
+    if type(result) in (tuple, list, dict):
+        return all(map(_is_simple, result.values() if isinstance(result, dict) else result))
+    return result is None or type(result) is Tensor or isinstance(result, int | float | str)
 
 
 def _calls_of_references() -> int:

@@ -8,6 +8,7 @@ import operator
 import pickle
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -227,6 +228,32 @@ def test_what_depends_on_numbers_is_not_planned():
     for seed in range(4):
         x = image(seed=seed)
         assert all(difference(a, b) < 1e-5 for a, b in zip(fast(x), model(x), strict=True))
+
+
+class Pair(NamedTuple):
+    first: torch.Tensor
+    second: torch.Tensor
+
+
+@torch.inference_mode()
+def test_results_of_other_types_are_made_anew():
+    class Pairs(nn.Module):
+        def forward(self, x: torch.Tensor) -> Pair:
+            return Pair(x * 2, x.amax((2, 3)))
+
+    fast = accelerate(Pairs().eval())
+    for seed in range(4):
+        x = image(seed=seed)
+        got = fast(x)
+        assert torch.equal(got.first, x * 2) and torch.equal(got.second, x.amax((2, 3)))
+
+
+@torch.inference_mode()
+def test_parameters_that_have_no_memory_of_their_own_are_not_followed():
+    fast = accelerate(nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU()).eval())
+    fast.register_buffer("sparse", torch.eye(3).to_sparse())
+    planned(fast, image())
+    assert not ran(fast, image())[1]
 
 
 @torch.inference_mode()
