@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx
 
 aten = torch.ops.aten
+LAST = torch.channels_last
 
 # Kernels of ours that read channels of larger images, and write results into such.
 _ON_SLICES = {"pointwise_conv2d", "winograd_conv2d", "max_pool2d", "avg_pool2d"}
@@ -21,17 +22,24 @@ def concatenate_in_place(graph: fx.Graph) -> None:
     """Lets kernels write their results to where a concatenation along the channels would copy them."""
     for cat in graph.find_nodes(op="call_function", target=aten.cat.default):
         (parts, dim), image = (*cat.args, 0)[:2], cat.meta["val"]
-        written = [p for p in parts if _is_on_slices(p) and not p.kwargs and list(p.users) == [cat]]
-        written = [p for p in written if parts.count(p) == 1]
-        enough = 2 * sum(_channels(p) for p in written) >= image.shape[1] if image.dim() == 4 else False
-        if dim == 1 and enough and image.is_contiguous(memory_format=torch.channels_last):
-            _concatenate(graph, cat, parts, set(written))
+        if dim != 1 or not all(map(_is_images, (cat, *parts))) or not image.is_contiguous(memory_format=LAST):
+            continue
+        mine = [
+            p for p in parts if _is_on_slices(p) and not p.kwargs and list(p.users) == [cat] and parts.count(p) == 1
+        ]
+        if 2 * sum(map(_channels, mine)) >= image.shape[1]:
+            _concatenate(graph, cat, parts, set(mine))
+
+
+def _is_images(node: fx.Node) -> bool:
+    value = node.meta["val"]
+    return value.dim() == 4 and value.dtype == torch.float32
 
 
 def _concatenate(graph: fx.Graph, cat: fx.Node, parts: list[fx.Node], written: set[fx.Node]) -> None:
     image, channel = cat.meta["val"], 0
     with graph.inserting_before(next(node for node in graph.nodes if node in written)):
-        how = {"dtype": image.dtype, "device": image.device, "memory_format": torch.channels_last}
+        how = {"dtype": image.dtype, "device": image.device, "memory_format": LAST}
         whole = _call(graph, image, aten.empty.memory_format, list(image.shape), **how)
     for part in parts:
         value = part.meta["val"]
@@ -79,8 +87,9 @@ def _is_written(graph: fx.Graph, x: Tensor, since: fx.Node) -> bool:
     nodes = list(graph.nodes)
     for node in nodes[nodes.index(since) + 1 :]:
         schema = getattr(node.target, "_schema", None)
-        for argument, given in zip(schema.arguments if schema else (), node.args, strict=False):
-            if argument.alias_info is not None and argument.alias_info.is_write and _shares(given, x):
+        for i, argument in enumerate(schema.arguments if schema else ()):
+            given = node.args[i] if i < len(node.args) else node.kwargs.get(argument.name)
+            if argument.is_write and _shares(given, x):
                 return True
     return False
 

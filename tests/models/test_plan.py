@@ -118,6 +118,29 @@ def test_slices_are_written_and_read_where_they_lie(n, size, inference):
         assert copies[0] == copies[1] - 2  # a slice, and what nobody writes to; others are overwritten
 
 
+@torch.inference_mode()
+def test_concatenations_of_other_kinds_stay():
+    class Others(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Conv2d(24, 24, 1), nn.Conv2d(24, 24, 1)
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            x = x.repeat(1, 8, 1, 1).contiguous(memory_format=torch.channels_last)
+            wide = torch.cat((self.one(x), self.two(x).double()), 1)
+            below = torch.cat((self.one(x), self.two(x)), 2)
+            padded = torch.cat((self.one(x), x.new_empty(0), self.two(x)), 1)
+            return wide, below, padded, torch.cat((self.one(x), self.two(x)), dim=-3)
+
+    model = settle(Others()).eval()
+    fast = accelerate(model)
+    for seed in range(4):
+        x = image(2, 9, seed)
+        for got, expected in zip(fast(x), model(x), strict=True):
+            assert got.dtype == expected.dtype and difference(got, expected) < 1e-5
+    assert ran(fast, x)[1]
+
+
 def counts(call) -> Counter[str]:
     """The operators that a call runs."""
     with looked_on(recorder := Recorder()):
