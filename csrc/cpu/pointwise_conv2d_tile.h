@@ -84,16 +84,17 @@ void tile(const Problem& p, const Activate<float>& activate, int64_t pixel, int6
   constexpr int kStep = 3;  // rows to a pointer: more pointers than this would not fit the registers
   constexpr int kBases = (R + kStep - 1) / kStep;
   const int64_t step = p.x.pixel, in = p.in;
-  const int64_t left = p.out - o - (W - 1) * L;  // results in the last vector, or more
+  const int64_t length = p.x.panel == p.x.length ? in : p.x.length;  // panels side by side are one long one
+  const int64_t left = p.out - o - (W - 1) * L;                      // results in the last vector, or more
   const float* x = p.x.data + pixel * step;
   Vec<float, L> bias[W] = {}, z[R][W];
   if (p.bias)
     for (int i = 0; i < W; ++i) bias[i] = load_first<float, L>(p.bias + o + i * L, i + 1 < W ? L : left);
   begin(bias, z);
-  for (int64_t first = 0; first < in; first += p.x.length, x += p.x.panel) {
+  for (int64_t first = 0; first < in; first += length, x += p.x.panel) {
     const float* base[kBases];
     for (int i = 0; i < kBases; ++i) base[i] = x + i * kStep * step;
-    const int64_t count = std::min(p.x.length, in - first);
+    const int64_t count = std::min(length, in - first);
     for (int64_t k = 0; k < count; ++k, w += kPanel) {
       Vec<float, L> weight[W];
       for (int i = 0; i < W; ++i) weight[i] = load<float, L>(w + i * L);
@@ -148,9 +149,15 @@ inline void multiply(const Problem& p, Range pixels, int64_t panel) {
   if (p.streams) finish_streams();
 }
 
-// Panels of results of blocks of pixels.
+// Panels of results of blocks of pixels; blocks that follow one another are one.
 inline void multiply_tasks(const Problem& p, const fastnets::pointwise::Tasks& tasks, int64_t begin, int64_t end) {
-  for (int64_t task = begin; task < end; ++task) multiply(p, tasks.range(task), tasks.panel(task));
+  for (int64_t task = begin; task < end;) {
+    const int64_t panel = tasks.panel(task);
+    Range pixels = tasks.range(task);
+    for (++task; task < end && tasks.panel(task) == panel && tasks.range(task).begin == pixels.end; ++task)
+      pixels.end = tasks.range(task).end;
+    multiply(p, pixels, panel);
+  }
 }
 
 }  // namespace fastnets::FASTNETS_ISA::pointwise
