@@ -26,9 +26,10 @@ Row = dict[str, str]
 
 
 def machine(run: Run) -> str:
-    """The name of the run's machine, as a file is called."""
+    """The name of the run's machine, as a file is called; processors of one name may differ in instructions."""
     p = run.provenance
-    return re.sub(r"[^a-z0-9]+", "-", f"{p['gpu'] or p['cpu']} {p['cores']} cores".lower()).strip("-")
+    name = f"{p['gpu'] or p['cpu']} {p['cores']} cores {'' if p['gpu'] else p['isa']['fastnets']}"
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def rows(run: Run) -> Iterator[Row]:

@@ -25,7 +25,7 @@ def test_readme_and_the_package_say_what_the_results_say():
 
 def test_one_row_for_each_figure(tmp_path):
     path = keep.keep(read(str(RUN)), tmp_path)
-    assert path.name == "made-up-cpu-a-test-4-cores.csv"
+    assert path.name == "made-up-cpu-a-test-4-cores-avx2.csv"
     with path.open(newline="") as file:
         rows = [*csv.DictReader(file)]
     assert len({tuple(row.values())[:5] for row in rows}) == len(rows)
@@ -67,14 +67,23 @@ def test_figures_of_other_ops_are_not_lost(tmp_path):
     run = read(str(RUN))
     run.cases.append(dataclasses.replace(run.cases[0], op="nms"))
     path = keep.keep(run, tmp_path)
-    assert path.name == "made-up-cpu-a-test-4-cores.csv" and keep.keep(run, tmp_path) == path
+    assert path.name == "made-up-cpu-a-test-4-cores-avx2.csv" and keep.keep(run, tmp_path) == path
     before = path.read_text()
     run.cases[-1] = dataclasses.replace(run.cases[0], op="tune")
     with pytest.raises(UsageError, match="has figures of nms, which this run lacks"):
         keep.keep(run, tmp_path)
     assert path.read_text() == before
     run.cases = run.cases[-1:]
-    assert keep.keep(run, tmp_path).name == "made-up-cpu-a-test-4-cores-tune.csv"
+    assert keep.keep(run, tmp_path).name == "made-up-cpu-a-test-4-cores-avx2-tune.csv"
+
+
+def test_runs_with_other_instructions_have_a_file_of_their_own(tmp_path):
+    run = read(str(RUN))
+    path = keep.keep(run, tmp_path)
+    before = path.read_text()
+    run.provenance["isa"]["fastnets"] = "avx512"
+    other = keep.keep(run, tmp_path)
+    assert other.name == "made-up-cpu-a-test-4-cores-avx512.csv" and path.read_text() == before
 
 
 def test_what_ran_with_its_present_source_is_evidence(tmp_path, monkeypatch, entry):
