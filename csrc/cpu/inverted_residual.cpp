@@ -42,9 +42,9 @@ void run(Problem& p, const Tensor& x) {
     return pointwise::run(
         p.units(), first + pixels * g.c * p.project.out,
         [&, kernel = FASTNETS_FOR_THIS_CPU(inverted::units)](int64_t begin, int64_t end) { kernel(p, begin, end); });
-  const Tensor hidden = empty(x, pixels * p.hidden_panels() * kPanel);
-  float* const to = mutable_data<float>(hidden);
-  p.project.x = {to, kPanel, pixels * kPanel};
+  const Tensor hidden = empty(x, pixels * p.hidden_pixel());
+  const pointwise::Pixels<float> to = p.hidden(mutable_data<float>(hidden), pixels);
+  p.project.x = {to.data, to.pixel, to.panel};
   pointwise::run(p.units() * p.hidden_panels(), first,
                  [&, kernel = FASTNETS_FOR_THIS_CPU(inverted::hidden_panels)](int64_t begin, int64_t end) {
                    kernel(p, to, begin, end);

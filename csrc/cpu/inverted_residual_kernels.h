@@ -66,15 +66,15 @@ inline void hidden_panel(const Problem& p, int64_t unit, int64_t panel, float* s
 inline void units(const Problem& p, int64_t begin, int64_t end) {
   const auto scratch = expanded(p);
   const int64_t most = ceil_div(p.g.oh, p.strips) * p.g.ow;
-  const std::unique_ptr<float[]> hidden(new float[most * p.hidden_panels() * kPanel]);
+  const std::unique_ptr<float[]> hidden(new float[most * p.hidden_pixel()]);
   for (int64_t unit = begin; unit < end; ++unit) {
     const Range rows = p.rows(unit);
     const int64_t pixels = (rows.end - rows.begin) * p.g.ow;
     const int64_t first = (unit / p.strips * p.g.oh + rows.begin) * p.g.ow;
-    for (int64_t panel = 0; panel < p.hidden_panels(); ++panel)
-      hidden_panel(p, unit, panel, scratch.get(), {hidden.get(), kPanel, pixels * kPanel});
+    const Pixels<float> to = p.hidden(hidden.get(), pixels);
+    for (int64_t panel = 0; panel < p.hidden_panels(); ++panel) hidden_panel(p, unit, panel, scratch.get(), to);
     fastnets::pointwise::Problem project = p.project;
-    project.x = {hidden.get(), kPanel, pixels * kPanel};
+    project.x = {to.data, to.pixel, to.panel};
     project.y.data += first * project.y.pixel;
     if (project.residual.data) project.residual.data += first * project.residual.pixel;
     const auto tasks = tasks_of(project, pixels);
@@ -83,13 +83,13 @@ inline void units(const Problem& p, int64_t begin, int64_t end) {
 }
 
 // Panels of hidden channels of units, unit by unit, into `hidden`, which is as project.x says.
-inline void hidden_panels(const Problem& p, float* hidden, int64_t begin, int64_t end) {
+inline void hidden_panels(const Problem& p, const Pixels<float>& hidden, int64_t begin, int64_t end) {
   const auto scratch = expanded(p);
   for (int64_t task = begin; task < end; ++task) {
     const int64_t unit = task / p.hidden_panels();
     const int64_t first = (unit / p.strips * p.g.oh + p.rows(unit).begin) * p.g.ow;
     hidden_panel(p, unit, task % p.hidden_panels(), scratch.get(),
-                 {hidden + first * kPanel, kPanel, p.project.x.panel});
+                 {hidden.data + first * hidden.pixel, hidden.pixel, hidden.panel});
   }
 }
 
