@@ -87,6 +87,15 @@ def test_cpu_geometries(cpu_kernels, geometry, expand):
     check(block(48, 48, 20, expand=expand, **geometry), whole(2, 48, 11, 9))
 
 
+# Of 256 on, hidden channels lie pixel by pixel between the products, with a panel left empty where their number is even.
+# With few weights each thread takes all steps, with many the threads share the panels; or several images go to each.
+@pytest.mark.parametrize("n", (1, 5))
+@pytest.mark.parametrize(("c", "o"), ((5, 17), (130, 140)))
+@pytest.mark.parametrize("hidden", (255, 256, 257, 290))
+def test_cpu_many_hidden_channels(cpu_kernels, hidden, c, o, n):
+    check(block(c, hidden, o), whole(n, c, 7, 9), whole(n, o, 7, 9))
+
+
 # Wide maps are cut into strips, which share rows of x; several images go to a thread each.
 @pytest.mark.parametrize("n", (1, 3, 9))
 @pytest.mark.parametrize(("stride", "kernel_size"), ((1, 3), (2, 3), (1, 5), (2, 5)))
