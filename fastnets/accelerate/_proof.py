@@ -17,7 +17,7 @@ def prove(model: nn.Module, fast: nn.Module, example: tuple[Any, ...]) -> None:
     """Raises RuntimeError if the copy's results on the example are not the model's, but for rounding.
 
     Where results have 16 bits they are compared with the model's in float32, and the model itself, run in that type, says
-    how large rounding is; twice that is allowed.
+    how large rounding is; four times that is allowed, as one of two roundings may be twice the other by chance.
     """
     with torch.inference_mode():
         got = _tensors(fast(*_cast(example, None)))
@@ -31,7 +31,7 @@ def prove(model: nn.Module, fast: nn.Module, example: tuple[Any, ...]) -> None:
     for i, (e, p, g) in enumerate(zip(expected, plain, got, strict=True)):
         error, allowed = _difference(g, e), _ROUNDING.get(g.dtype, 0.0)
         if g.dtype == low:
-            allowed = 2 * _difference(p, e) + torch.finfo(low).eps
+            allowed = 4 * _difference(p, e) + torch.finfo(low).eps
         if not error <= allowed:
             raise RuntimeError(
                 f"accelerate failed: on the example, result {i} differs from the model's by {error:.1e} of its largest "

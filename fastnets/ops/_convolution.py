@@ -102,8 +102,8 @@ def check_gradient(name: str, dy: Tensor, x: Tensor, w: Tensor, stride: Ints, pa
 
 
 def _sum_type(x: Tensor) -> torch.dtype:
-    # PyTorch adds up float16 in float16 on a CPU.
-    return torch.float32 if x.dtype == torch.float16 and x.device.type == "cpu" else x.dtype
+    # On a CPU PyTorch adds up float16 in float16, and gradients of bfloat16 in bfloat16 where oneDNN has no kernel for it.
+    return torch.float32 if x.dtype in (torch.float16, torch.bfloat16) and x.device.type == "cpu" else x.dtype
 
 
 def reference(
