@@ -16,11 +16,11 @@ struct Problem {
   int64_t strips = 1;          // pieces that the rows of an image's result are cut into
 
   int64_t hidden_panels() const { return ceil_div(g.c, kPanel); }
-  // Scratch for what the depthwise convolution gives, per pixel and of so many. Few channels lie panel by panel; many
-  // pixel by pixel, so that a sum is one loop, and an odd number of pairs of cache lines apart, or pixels would share
-  // sets of a cache.
+  // The scratch that the depthwise convolution leaves to `project`. Few channels lie panel by panel; many pixel by
+  // pixel, so that a sum is one loop, and an odd number of pairs of cache lines apart, or pixels would share sets of a
+  // cache.
   bool by_pixel() const { return g.c >= 256; }
-  int64_t hidden_pixel() const { return (by_pixel() ? hidden_panels() | 1 : hidden_panels()) * kPanel; }
+  int64_t hidden_pixel() const { return (by_pixel() ? hidden_panels() | 1 : hidden_panels()) * kPanel; }  // its size
   pointwise::Pixels<float> hidden(float* data, int64_t pixels) const {
     if (by_pixel()) return {data, hidden_pixel()};
     return {data, kPanel, pixels * kPanel};

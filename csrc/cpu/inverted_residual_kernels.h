@@ -82,7 +82,7 @@ inline void units(const Problem& p, int64_t begin, int64_t end) {
   }
 }
 
-// Panels of hidden channels of units, unit by unit, into `hidden`, which is as project.x says.
+// Panels of hidden channels of units, unit by unit, into `hidden`, which project reads.
 inline void hidden_panels(const Problem& p, const Pixels<float>& hidden, int64_t begin, int64_t end) {
   const auto scratch = expanded(p);
   for (int64_t task = begin; task < end; ++task) {

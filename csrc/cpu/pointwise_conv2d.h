@@ -15,8 +15,8 @@ namespace fastnets::pointwise {
 constexpr int64_t kPanel = 32;  // channels that lie together in packed weights and in scratch
 
 // Pixels: channel c of pixel i is at data[i * pixel + c / length * panel + c % length]. In an image in channels_last
-// pixels are all its channels apart and panels kPanel; scratch holds one panel after the other, its pixels kPanel
-// apart.
+// pixels are all its channels apart and panels kPanel; scratch mostly holds one panel after the other, its pixels
+// kPanel apart.
 template <typename T>
 struct Pixels {
   T* data = nullptr;

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fastnets.accelerate._convert import convert as convert
 from fastnets.accelerate._convert import revert as revert
-from fastnets.accelerate._proof import prove
+from fastnets.accelerate._proof import cast, prove
 from fastnets.accelerate._table import Table
 from fastnets.accelerate._trace import Accelerator
 
@@ -46,7 +46,8 @@ def accelerate(
     Raises:
         TypeError: not a module, or ``dtype`` is not floating.
         ValueError: the model, or a part of it, is in training mode.
-        RuntimeError: on ``example`` the copy differs from the model by more than rounding.
+        RuntimeError: on ``example`` the copy, or in 16 bits the same copy in float32, differs from the model by more
+            than rounding.
 
     Example:
         >>> import torch, fastnets
@@ -62,11 +63,19 @@ def accelerate(
     if training := [name or "the model" for name, module in model.named_modules() if module.training]:
         raise ValueError(f"accelerate expects a model in eval mode, but {training[0]} is training: call .eval() first")
     table = Table()
-    fast = Accelerator(table, dtype)(copy.deepcopy(model)).eval().requires_grad_(False)
-    if dtype is not None:
-        fast = fast.to(dtype)
+    fast = _rewritten(model, dtype, table)
     if example is not None:
-        prove(model, fast, example if isinstance(example, tuple) else (example,))
+        example = example if isinstance(example, tuple) else (example,)
+        prove(model, fast, example)
+        if any(p.dtype.itemsize == 2 for p in fast.parameters()):
+            # Rounding to 16 bits hides much: the same rewriting is held to the digits of float32.
+            model = copy.deepcopy(model).float()
+            prove(model, _rewritten(model, None, Table()), cast(example, torch.float32))
     if verbose:
         print(table)
     return fast
+
+
+def _rewritten(model: nn.Module, dtype: torch.dtype | None, table: Table) -> nn.Module:
+    fast = Accelerator(table, dtype)(copy.deepcopy(model)).eval().requires_grad_(False)
+    return fast if dtype is None else fast.to(dtype)

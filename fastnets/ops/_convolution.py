@@ -102,7 +102,7 @@ def check_gradient(name: str, dy: Tensor, x: Tensor, w: Tensor, stride: Ints, pa
 
 
 def _sum_type(x: Tensor) -> torch.dtype:
-    # On a CPU PyTorch adds up float16 in float16, and gradients of bfloat16 in bfloat16 where oneDNN has no kernel for it.
+    # On a CPU PyTorch adds up float16 in float16, and where oneDNN has no bfloat16 its gradients in bfloat16.
     return torch.float32 if x.dtype in (torch.float16, torch.bfloat16) and x.device.type == "cpu" else x.dtype
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import sys
 
 import pytest
 import torch
@@ -368,6 +369,26 @@ def test_a_model_that_is_in_bfloat16_is_proved_by_its_own_rounding():
     wrong.classifier[1].bias.add_(1)
     with pytest.raises(RuntimeError, match="where rounding explains"):
         prove(wrong, accelerate(model), (x,))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("own", (torch.float32, torch.bfloat16))
+def test_what_16_bits_would_hide_is_refused(monkeypatch, own):
+    module = sys.modules[accelerate.__module__]
+
+    def slightly_wrong(*args, right=module._rewritten):
+        fast = right(*args)
+        for p in fast.parameters():
+            p.mul_(1.01)
+        return fast
+
+    model = settle(nn.Sequential(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8))).eval().to(own)
+    x = image(1, dtype=own)
+    accelerate(model, x, dtype=torch.bfloat16)
+    monkeypatch.setattr(module, "_rewritten", slightly_wrong)
+    prove(model, accelerate(model, dtype=torch.bfloat16), (x,))
+    with pytest.raises(RuntimeError, match="where rounding explains 1.0e-04"):
+        accelerate(model, x, dtype=torch.bfloat16)
 
 
 def test_the_table_names_every_layer(capsys):
