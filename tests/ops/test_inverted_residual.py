@@ -90,7 +90,7 @@ def test_cpu_geometries(cpu_kernels, geometry, expand):
 # Between the products hidden channels lie panel by panel, of 256 on pixel by pixel, with a panel left empty where their
 # number is even. With few weights each thread takes all steps, with over 256 KB the threads share the panels; or several
 # images go to each.
-@pytest.mark.parametrize("n", (1, 5))
+@pytest.mark.parametrize("n", (3, 5))
 @pytest.mark.parametrize(("c", "o"), ((5, 17), (140, 140)))
 @pytest.mark.parametrize("hidden", (240, 256, 257, 290))
 def test_cpu_many_hidden_channels(cpu_kernels, hidden, c, o, n):
