@@ -53,14 +53,16 @@ void run(Problem& p, const Tensor& x) {
 }
 
 // Of x in channels_last: project(depthwise(expand(x))) + residual, each with bias and activation. Weights are in panels
-// as inverted_residual.h says; hidden channels, of which `hidden` is a multiple of 16, may end in zeros.
+// as inverted_residual.h says; hidden channels, of which `hidden` is a multiple of 16, may end in zeros; `into` and
+// `channel` are as in pointwise_conv2d.
 Tensor inverted_residual(const Tensor& x, const std::optional<Tensor>& expand, const std::optional<Tensor>& expand_bias,
                          const std::optional<std::string>& expand_activation, const Tensor& depthwise, int64_t hidden,
                          const std::vector<int64_t>& kernel, const std::vector<int64_t>& stride,
                          const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation,
                          const std::optional<std::string>& activation, const Tensor& project,
                          const std::optional<Tensor>& project_bias, int64_t out, const std::optional<Tensor>& residual,
-                         const std::optional<std::string>& project_activation) {
+                         const std::optional<std::string>& project_activation, const std::optional<Tensor>& into,
+                         int64_t channel) {
   using namespace pointwise;
   check_images(x);
   const Four s = sizes_of(x);
@@ -73,7 +75,8 @@ Tensor inverted_residual(const Tensor& x, const std::optional<Tensor>& expand, c
                       depthwise.numel() == (p.g.kh * p.g.kw + 1) * hidden,
                   "expected the float32 weights and biases of ", hidden, " depthwise kernels");
   check_panels(project, hidden, out);
-  const Tensor y = empty(x, {s.n, out, p.g.oh, p.g.ow}, true);
+  const Four size{s.n, out, p.g.oh, p.g.ow};
+  const Results y(x, size, into, channel);
   p.expand.x = {data<float>(x), s.c}, p.expand.in = s.c, p.expand.out = hidden;
   if (expand) {
     check_panels(*expand, s.c, hidden);
@@ -83,10 +86,10 @@ Tensor inverted_residual(const Tensor& x, const std::optional<Tensor>& expand, c
   p.depthwise = data<float>(depthwise), p.activation = parse_activation(activation);
   p.project.w = data<float>(project), p.project.bias = check_bias(project_bias, out);
   p.project.in = hidden, p.project.out = out, p.project.activation = parse_activation(project_activation);
-  p.project.y = {mutable_data<float>(y), out}, p.project.residual = check_residual(residual, sizes_of(y));
-  p.project.streams = streams(sizes_of(y));
-  if (y.numel() > 0) run(p, x);
-  return y;
+  p.project.y = y.pixels, p.project.residual = check_residual(residual, size);
+  p.project.streams = streams(size);
+  if (size.n * size.c * size.h * size.w > 0) run(p, x);
+  return y.images;
 }
 
 }  // namespace

@@ -26,9 +26,11 @@ void take(const std::vector<Tensor>& xs, preact::Problem& p) {
   }
 }
 
-// Of the images together, with weights in panels, of which there are `out` results; `norm` is as in Problem.
+// Of the images together, with weights in panels, of which there are `out` results; `norm` is as in Problem, `into` and
+// `channel` as in pointwise_conv2d.
 Tensor preact_conv2d(const Tensor& norm, const std::vector<Tensor>& xs, int64_t pool, const Tensor& panels, int64_t out,
-                     const std::optional<Tensor>& bias, const std::optional<std::string>& activation) {
+                     const std::optional<Tensor>& bias, const std::optional<std::string>& activation,
+                     const std::optional<Tensor>& into, int64_t channel) {
   preact::Problem p;
   take(xs, p);
   const Four& s = p.size;
@@ -37,17 +39,19 @@ Tensor preact_conv2d(const Tensor& norm, const std::vector<Tensor>& xs, int64_t 
       norm.is_contiguous() && norm.scalar_type() == ScalarType::Float && norm.numel() == 2 * (s.c + preact::kLanes),
       "expected float32 scales and shifts of ", s.c, " channels");
   pointwise::check_panels(panels, s.c, out);
-  const Tensor y = empty(norm, {s.n, out, s.h / pool, s.w / pool}, true);
+  const Four size{s.n, out, s.h / pool, s.w / pool};
+  const pointwise::Results y(norm, size, into, channel);
   p.pool = pool, p.norm = data<float>(norm);
   p.product.w = data<float>(panels), p.product.bias = pointwise::check_bias(bias, out);
-  p.product.y = {mutable_data<float>(y), out}, p.product.in = s.c, p.product.out = out;
-  p.product.activation = parse_activation(activation), p.product.streams = pointwise::streams(sizes_of(y));
-  if (y.numel() == 0) return y;
+  p.product.y = y.pixels, p.product.in = s.c, p.product.out = out;
+  p.product.activation = parse_activation(activation), p.product.streams = pointwise::streams(size);
+  const int64_t results = size.n * size.c * size.h * size.w;
+  if (results == 0) return y.images;
   p.cut();
   pointwise::run(
-      p.tasks.count(), y.numel() * s.c,
+      p.tasks.count(), results * s.c,
       [&, kernel = FASTNETS_FOR_THIS_CPU(preact::forward)](int64_t begin, int64_t end) { kernel(p, begin, end); });
-  return y;
+  return y.images;
 }
 
 }  // namespace

@@ -23,7 +23,7 @@ inline void forward(const fastnets::stem::Problem& p, int64_t begin, int64_t end
         std::copy_n(p.x + (image * g.h + first + i) * row, row, to);
     }
     product.x = {padded.get(), g.sw * g.c, width, g.kw * g.c};
-    product.y.data = p.product.y.data + task * g.ow * g.o;
+    product.y.data = p.product.y.data + task * g.ow * product.y.pixel;
     for (int64_t panel = 0; panel < product.panels(); ++panel) pointwise::multiply(product, {0, g.ow}, panel);
   }
 }

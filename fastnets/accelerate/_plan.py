@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastnets._backends import requested
 from fastnets._op import OPS, Implementation, is_plain, looked_on
+from fastnets.accelerate._arena import Arena, Layout, lay_out
 from fastnets.accelerate._slices import concatenate_in_place, read_slices
 
 _KEPT = 16  # plans of a network at most, one for each combination of shapes, types and layouts
@@ -64,6 +65,7 @@ class Plans:
         self.state = state
         self.seen: set[Any] = set()
         self.plans: dict[Any, Plan | None] = {}
+        self.arena = Arena()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(None), ()
@@ -74,7 +76,7 @@ class Plans:
             return call(*args)
         key = (requested.get(), torch._C._get_mkldnn_enabled(), *[(x.shape, x.stride(), x.dtype) for x in args])
         if plan := self.plans.get(key):
-            return plan(*args) if plan.was_reported() else call(*args)
+            return plan(self.arena, *args) if plan.was_reported() else call(*args)
         if key in self.seen and key not in self.plans:
             result, self.plans[key] = record(call, args)
             return result
@@ -168,7 +170,7 @@ def record(call: Callable[..., Any], args: tuple[Tensor, ...]) -> tuple[Any, Pla
         return result, None
     names = Counter(func._opname for func, *_ in recorder.steps if func.namespace == "fastnets_cpu")
     counts = [(OPS[name].implementations["cpu"], n) for name, n in names.items()]
-    return result, Plan(_program(recorder, args, result), counts)
+    return result, Plan(*_program(recorder, args, result), counts)
 
 
 def _is_simple(result: Any) -> bool:
@@ -185,25 +187,27 @@ class Plan:
     """What a call ran.
 
     Args:
-        program: takes the call's arguments and returns its result.
+        program: takes places for the results in between and the call's arguments, and returns the call's result.
+        layout: of those places.
         counts: how often each of our kernels runs in it.
     """
 
-    def __init__(self, program: Callable[..., Any], counts: list[tuple[Implementation, int]]) -> None:
+    def __init__(self, program: Callable[..., Any], layout: Layout, counts: list[tuple[Implementation, int]]) -> None:
         self.program = program
+        self.layout = layout
         self.counts = counts
 
-    def __call__(self, *args: Tensor) -> Any:
+    def __call__(self, arena: Arena, *args: Tensor) -> Any:
         for implementation, n in self.counts:
             implementation.calls += n
-        return self.program(*args)
+        return self.program(arena.results_of(self.layout), *args)
 
     def was_reported(self) -> bool:
         """Whether ``backend_report`` knows why no other backend ran: ops say so at their first call after a reset."""
         return all(implementation.calls for implementation, _ in self.counts)
 
 
-def _program(recorder: Recorder, args: tuple[Tensor, ...], result: Any) -> Callable[..., Any]:
+def _program(recorder: Recorder, args: tuple[Tensor, ...], result: Any) -> tuple[Callable[..., Any], Layout]:
     """The steps as a function: tensors that they made are its variables, others that they used are held."""
     graph, held = fx.Graph(), SimpleNamespace()
     nodes: dict[int, fx.Node] = {}
@@ -231,7 +235,8 @@ def _program(recorder: Recorder, args: tuple[Tensor, ...], result: Any) -> Calla
     graph.output(pytree.tree_map(node, result))
     concatenate_in_place(graph)
     read_slices(graph)
+    layout = lay_out(graph)
     code = graph.python_code("self")
     exec(code.src, namespace := dict(code.globals))  # noqa: S102  what fx writes of a graph
     forward = namespace["forward"]
-    return lambda *args: forward(held, *args)
+    return lambda *args: forward(held, *args), layout

@@ -14,8 +14,9 @@ from torch import Tensor, fx
 aten = torch.ops.aten
 LAST = torch.channels_last
 
-# Kernels of ours that read channels of larger images, and write results into such.
-_ON_SLICES = {"pointwise_conv2d", "winograd_conv2d", "max_pool2d", "avg_pool2d"}
+# Kernels of ours that write results into channels of larger images, and those that read such too.
+_READ = {"pointwise_conv2d", "winograd_conv2d", "max_pool2d", "avg_pool2d"}
+_WRITE = {*_READ, "stem_conv2d", "inverted_residual", "preact_conv2d"}
 
 
 def concatenate_in_place(graph: fx.Graph) -> None:
@@ -24,9 +25,7 @@ def concatenate_in_place(graph: fx.Graph) -> None:
         (parts, dim), image = (*cat.args, 0)[:2], cat.meta["val"]
         if dim != 1 or not all(map(_is_images, (cat, *parts))) or not image.is_contiguous(memory_format=LAST):
             continue
-        mine = [
-            p for p in parts if _is_on_slices(p) and not p.kwargs and list(p.users) == [cat] and parts.count(p) == 1
-        ]
+        mine = [p for p in parts if writes_slices(p) and list(p.users) == [cat] and parts.count(p) == 1]
         if 2 * sum(map(_channels, mine)) >= image.shape[1]:
             _concatenate(graph, cat, parts, set(mine))
 
@@ -42,14 +41,14 @@ def _concatenate(graph: fx.Graph, cat: fx.Node, parts: list[fx.Node], written: s
         how = {"dtype": image.dtype, "device": image.device, "memory_format": LAST}
         whole = _call(graph, image, aten.empty.memory_format, list(image.shape), **how)
     for part in parts:
-        value = part.meta["val"]
+        end = channel + _channels(part)
         if part in written:
-            part.kwargs = {"into": whole, "channel": channel}
+            part.kwargs, part.meta["val"] = {"into": whole, "channel": channel}, image
         else:
             with graph.inserting_before(cat):
-                place = _call(graph, value, aten.slice.Tensor, whole, 1, channel, channel + _channels(part))
-                _call(graph, value, aten.copy_.default, place, part)
-        channel += _channels(part)
+                place = _call(graph, image[:, channel:end], aten.slice.Tensor, whole, 1, channel, end)
+                _call(graph, place.meta["val"], aten.copy_.default, place, part)
+        channel = end
     cat.replace_all_uses_with(whole)
     graph.erase_node(cat)
 
@@ -64,7 +63,7 @@ def read_slices(graph: fx.Graph) -> None:
     """Lets kernels read channels where they lie in place of copies that have no gaps."""
     for copy in [node for node in graph.nodes if node.target in (aten.clone.default, aten.contiguous.default)]:
         source = copy.args[0]
-        is_read = all(_is_on_slices(user) and _places(copy, user) == [0] for user in copy.users)
+        is_read = all(_is_ours(user, _READ) and _places(copy, user) == [0] for user in copy.users)
         if is_read and _is_slice(source.meta["val"]) and not _is_written(graph, source.meta["val"], copy):
             copy.replace_all_uses_with(source)
             graph.erase_node(copy)
@@ -101,9 +100,14 @@ def _shares(given: Any, x: Tensor) -> bool:
     return any(isinstance(v, Tensor) and v.untyped_storage()._cdata == x.untyped_storage()._cdata for v in values)
 
 
-def _is_on_slices(node: fx.Node) -> bool:
+def writes_slices(node: fx.Node) -> bool:
+    """Whether a kernel makes new images that it could write into given ones."""
+    return _is_ours(node, _WRITE) and "into" not in node.kwargs
+
+
+def _is_ours(node: fx.Node, names: set[str]) -> bool:
     target: Any = node.target
-    return getattr(target, "namespace", None) == "fastnets_cpu" and target._opname in _ON_SLICES
+    return getattr(target, "namespace", None) == "fastnets_cpu" and target._opname in names
 
 
 def _channels(node: fx.Node) -> int:

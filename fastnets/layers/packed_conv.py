@@ -116,10 +116,11 @@ class PackedConv2d(Packs, GroupedConv2d):
         """Whether our product of matrices is the faster one: oneDNN's takes 30 µs more, and catches up in large ones.
 
         With few channels large results bind, whose stores it does better; pixels 4 KB apart share a set of the cache.
+        Results of 32 MB are ours again: it takes new memory for them at each call, which the system has to clear.
         """
         results = input.numel() // self.in_channels * self.out_channels
         large = results * self.in_channels > 1 << 26 or (self.in_channels < 32 and results > 1 << 20)
-        return self.in_channels >= 16 and self.in_channels % 1024 != 0 and not large
+        return self.in_channels >= 16 and self.in_channels % 1024 != 0 and (not large or results >= 1 << 23)
 
     def is_stem(self) -> bool:
         """Whether it is a network's first convolution, of few channels, for which there is a kernel of its own."""

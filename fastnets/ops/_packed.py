@@ -131,16 +131,18 @@ pointwise_conv2d = _op(
     "Tensor? into=None, int channel=0) -> Tensor"
 )
 preact_conv2d = _op(
-    "preact_conv2d(Tensor norm, Tensor[] xs, int pool, Tensor panels, int out, Tensor? bias, str? activation) -> Tensor"
+    "preact_conv2d(Tensor norm, Tensor[] xs, int pool, Tensor panels, int out, Tensor? bias, str? activation, "
+    "Tensor? into=None, int channel=0) -> Tensor"
 )
 inverted_residual = _op(
     "inverted_residual(Tensor x, Tensor? expand, Tensor? expand_bias, str? expand_activation, "
     "Tensor depthwise, int hidden, int[2] kernel, int[2] stride, int[2] padding, int[2] dilation, str? activation, "
-    "Tensor project, Tensor? project_bias, int out, Tensor? residual, str? project_activation) -> Tensor"
+    "Tensor project, Tensor? project_bias, int out, Tensor? residual, str? project_activation, "
+    "Tensor? into=None, int channel=0) -> Tensor"
 )
 stem_conv2d = _op(
     "stem_conv2d(Tensor x, Tensor panels, int out, int[2] kernel, int[2] stride, int[2] padding, Tensor? bias, "
-    "str? activation) -> Tensor"
+    "str? activation, Tensor? into=None, int channel=0) -> Tensor"
 )
 winograd_conv2d = _op(
     "winograd_conv2d(Tensor x, Tensor panels, int out, int[2] padding, Tensor? bias, Tensor? residual, str? activation, "
@@ -181,11 +183,12 @@ def _pointwise_conv2d(
 
 @preact_conv2d.backend("reference")
 def _preact_conv2d(
-    norm: Tensor, xs: Sequence[Tensor], pool: int, panels: Tensor, out: int, bias: Tensor | None, activation: str | None
-) -> Tensor:
+    norm: Tensor, xs: Sequence[Tensor], pool: int, panels: Tensor, out: int, bias: Tensor | None,
+    activation: str | None, into: Tensor | None = None, channel: int = 0,
+) -> Tensor:  # fmt: skip
     scale, shift = norm[:, :-LANES, None, None]
     y = F.avg_pool2d(F.relu(torch.cat(tuple(xs), 1) * scale + shift), pool, divisor_override=1)
-    return _pointwise_conv2d(y, panels, out, bias, None, activation)
+    return _pointwise_conv2d(y, panels, out, bias, None, activation, into, channel)
 
 
 @inverted_residual.backend("reference")
@@ -206,12 +209,14 @@ def _inverted_residual(
     out: int,
     residual: Tensor | None,
     project_activation: str | None,
+    into: Tensor | None = None,
+    channel: int = 0,
 ) -> Tensor:
     y = x if expand is None else _pointwise_conv2d(x, expand, hidden, expand_bias, None, expand_activation)
     taps = unpack_depthwise(depthwise, hidden)
     weight = taps[:, :-1].view(hidden, 1, *kernel)
     y = ACTIVATIONS[activation](F.conv2d(y, weight, taps[:, -1], stride, padding, dilation, hidden))
-    return _pointwise_conv2d(y, project, out, project_bias, residual, project_activation)
+    return _pointwise_conv2d(y, project, out, project_bias, residual, project_activation, into, channel)
 
 
 @stem_conv2d.backend("reference")
@@ -224,9 +229,11 @@ def _stem_conv2d(
     padding: Sequence[int],
     bias: Tensor | None,
     activation: str | None,
+    into: Tensor | None = None,
+    channel: int = 0,
 ) -> Tensor:
     weight = unpack_panels(panels, out).view(out, *kernel, x.shape[1]).permute(0, 3, 1, 2)
-    return ACTIVATIONS[activation](F.conv2d(x, weight, bias, stride, padding))
+    return _placed(ACTIVATIONS[activation](F.conv2d(x, weight, bias, stride, padding)), into, channel)
 
 
 @winograd_conv2d.backend("reference")

@@ -6,19 +6,23 @@ import copy
 import itertools
 import operator
 import pickle
+import random
+import resource
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate, combinations
 from typing import NamedTuple
 
 import pytest
 import torch
 import torch.nn.functional as F
 from peers import difference, settle
-from torch import nn
+from torch import fx, nn
 
 import fastnets
 from fastnets._op import looked_on
 from fastnets.accelerate import accelerate
+from fastnets.accelerate._arena import Block, Layout, _choose_offsets
 from fastnets.accelerate._plan import Network, Recorder
 from fastnets.models import create_model
 
@@ -106,12 +110,13 @@ def test_slices_are_written_and_read_where_they_lie(n, size, inference):
     with torch.inference_mode(inference), torch.no_grad():
         planned(fast, image(n, size))
         (plan,) = fast._plans.plans.values()
+        arena = fast._plans.arena
         for seed in range(2):
             x = image(n, size, seed)
-            got, expected = plan(x), nn.Module.__call__(fast, x)
+            got, expected = plan(arena, x), nn.Module.__call__(fast, x)
             assert ran(fast, x)[1]
             assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
-        by_plan, by_layers = counts(lambda: plan(x)), counts(lambda: nn.Module.__call__(fast, x))
+        by_plan, by_layers = counts(lambda: plan(arena, x)), counts(lambda: nn.Module.__call__(fast, x))
     if size > 1:  # or images are slices and the reverse
         assert by_plan["cat"] == 1 and by_layers["cat"] == 4  # one is of what comes twice
         copies = [of["clone"] + of["contiguous"] for of in (by_plan, by_layers)]
@@ -357,6 +362,114 @@ def test_threads_share_a_network():
 
     with ThreadPoolExecutor(8) as pool:
         assert all(difference(y, e) < 1e-6 for y, e in zip(pool.map(call, xs), expected, strict=True))
+
+
+# ---- memory ----------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", ["mobilenet_v2", "squeezenet1_1", "densenet121", "res2net50_26w_4s"])
+def test_results_in_between_lie_in_the_arena_and_do_not_disturb_each_other(name):
+    fast = accelerate(settle(create_model(name, num_classes=3)).eval())
+    x = image(2, 64)
+    planned(fast, x)
+    (plan,), arena = fast._plans.plans.values(), fast._plans.arena
+    with looked_on(recorder := Recorder()):
+        result = plan(arena, x)
+    memory = range(arena.memory.data_ptr(), arena.memory.data_ptr() + len(arena.memory))
+    made = [y for func, *_, y in recorder.steps if func.namespace == "fastnets_cpu" and func._opname != "shuffle_split"]
+    inside = [y for y in made if y.data_ptr() in memory]
+    assert len(inside) >= len(made) - 1 and result.data_ptr() not in memory  # but the classifier's
+    assert all(y.data_ptr() % 64 == 0 for y in arena.results_of(plan.layout))
+    arena.memory.view(torch.float32).fill_(torch.nan)
+    assert torch.equal(plan(arena, x), nn.Module.__call__(fast, x))
+
+
+def test_no_two_results_overlap_that_are_alive_at_once():
+    numbers = random.Random(0)
+    for count in [1, 2, 3, 8, 40] * 20:
+        graph = fx.Graph()
+        blocks = []
+        for _ in range(count):
+            node, (first, last) = graph.placeholder("x"), sorted(numbers.sample(range(30), 2))
+            node.meta["val"] = torch.empty(numbers.choice((1, 16, 17, 100, 1000)))
+            blocks.append(Block(node, first, last))
+        _choose_offsets(blocks)
+        for a, b in combinations(blocks, 2):
+            assert a.last < b.first or b.last < a.first or a.end <= b.offset or b.end <= a.offset
+        alive = [sum(b.nbytes for b in blocks if b.first <= i <= b.last) for i in range(30)]
+        assert max(alive) <= Layout(blocks).nbytes <= 1.6 * max(alive)  # first fit may leave gaps
+
+
+def test_a_thread_has_one_memory_for_all_sizes_and_modes():
+    fast = accelerate(settle(create_model("mobilenet_v2", num_classes=3, width=0.25)).eval())
+    xs = [image(n, size, seed=n) for n, size in ((1, 32), (3, 64), (1, 48))]
+    for mode in (torch.inference_mode, torch.no_grad, torch.inference_mode):
+        with mode():
+            expected = [nn.Module.__call__(fast, x) for x in xs]
+            planned(fast, *xs)
+            arena = fast._plans.arena
+            for x, y in zip([*xs, *xs], [*expected, *expected], strict=True):
+                assert torch.equal(fast(x), y)
+            sizes = [plan.layout.nbytes for plan in fast._plans.plans.values()]
+            assert len(arena.memory) == max(sizes) > min(sizes)
+            places = [y for plan in fast._plans.plans.values() for y in arena.results_of(plan.layout)]
+            assert {y.untyped_storage().data_ptr() for y in places} == {arena.memory.data_ptr()}
+    with ThreadPoolExecutor(1) as pool, torch.inference_mode():
+        pool.submit(fast, xs[1]).result()
+        theirs = pool.submit(lambda: arena.memory).result()
+    assert len(theirs) == len(arena.memory) and theirs.data_ptr() != arena.memory.data_ptr()
+
+
+def test_operators_write_over_results_in_the_arena_in_any_mode():
+    class Overwrites(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(3, 32, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (self.stem(x).mul_(2) + 1) * 3
+
+    fast = accelerate(Overwrites().eval())
+    for mode in (torch.inference_mode, torch.no_grad, torch.enable_grad):
+        with mode():
+            planned(fast, image())
+            (plan,) = fast._plans.plans.values()
+            assert len(plan.layout.places) == 2
+            assert torch.equal(plan(fast._plans.arena, image()), nn.Module.__call__(fast, image()))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", ["mobilenet_v2", "mobilenetv1_100", "squeezenet1_1", "densenet121", "resnext50_32x4d"])
+def test_memory_is_at_most_that_of_the_model(name):
+    model = create_model(name, num_classes=3).eval().to(memory_format=torch.channels_last)
+    fast, x = accelerate(model), image(4, 96).contiguous(memory_format=torch.channels_last)
+    planned(fast, x)
+    (plan,) = fast._plans.plans.values()
+    assert 0 < plan.layout.nbytes + peak(lambda: fast(x)) <= peak(lambda: model(x))
+
+
+def peak(call) -> int:
+    """The most bytes of tensors that a call makes and has at once."""
+    call()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        call()
+    events = profiler.profiler.kineto_results.events()
+    return max(accumulate(event.nbytes() for event in events if event.name() == "[memory]"))
+
+
+@torch.inference_mode()
+def test_no_page_is_faulted_in_twice():
+    fast = accelerate(create_model("mobilenetv1_100", num_classes=3).eval())
+    x = image(16, 224).contiguous(memory_format=torch.channels_last)  # a result of 51 MB, twice: 25 088 pages
+    planned(fast, x)
+    fast(x)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    fast(x)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 1000
+
+
+# ---- limits ----------------------------------------------------------------------------------
 
 
 @torch.inference_mode()

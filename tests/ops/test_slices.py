@@ -7,7 +7,7 @@ import torch
 
 import fastnets
 from fastnets.ops import _packed
-from fastnets.ops._packed import pack_panels, pack_winograd
+from fastnets.ops._packed import pack_depthwise, pack_panels, pack_winograd
 
 LAST = torch.channels_last
 OPS = ("pointwise_conv2d", "winograd_conv2d", "max_pool2d", "avg_pool2d")
@@ -26,6 +26,27 @@ def arguments(op, c, o, residual=None):
         weight = torch.randn(o, c, 3, 3, generator=make)
         return pack_winograd(weight, 4), o, (1, 1), torch.randn(o, generator=make), residual, "relu"
     return (3, 3), (1, 1), (1, 1), False, *((True,) if op == "avg_pool2d" else ())
+
+
+def whole_inputs(op, o):
+    """All arguments of kernels that read images without gaps, n = 2, results of 7x5."""
+    make = torch.Generator().manual_seed(2)
+    weights = lambda *size: torch.randn(size, generator=make)
+    if op == "stem_conv2d":
+        return image(2, 3, 14, 9), pack_panels(weights(o, 27)), o, (3, 3), (2, 2), (1, 1), weights(o), "relu"
+    if op == "preact_conv2d":
+        return (
+            weights(2, 24 + 16),
+            [image(2, 16, 14, 10), image(2, 8, 14, 10)],
+            2,
+            pack_panels(weights(o, 24)),
+            o,
+            None,
+            None,
+        )
+    depthwise = pack_depthwise(weights(48, 1, 3, 3), weights(48)), 48, (3, 3), (1, 1), (1, 1), (1, 1), "relu6"
+    expand = pack_panels(weights(48, 8)), weights(48), "relu"
+    return image(2, 8, 7, 5), *expand, *depthwise, pack_panels(weights(o, 48)), weights(o), o, image(2, o, 7, 5), None
 
 
 def kernel(op):
@@ -49,6 +70,26 @@ def test_cpu_slices(cpu_kernels, op, c, o, first, size):
     assert result.data_ptr() == into.data_ptr() and result.shape == into.shape
     assert torch.equal(into[:, first : first + o], expected)
     assert into[:, :first].isnan().all() and into[:, first + o :].isnan().all()
+
+
+@pytest.mark.parametrize("op", ("stem_conv2d", "inverted_residual", "preact_conv2d"))
+@pytest.mark.parametrize("o", (16, 37, 70))
+@pytest.mark.parametrize("first", (0, 3, 16))
+def test_cpu_results_in_slices(cpu_kernels, op, o, first):
+    given = whole_inputs(op, o)
+    expected = kernel(op)(*given)
+    into = torch.full((2, o + 24, 7, 5), torch.nan).contiguous(memory_format=LAST)
+    result = kernel(op)(*given, into=into, channel=first)
+    assert result.data_ptr() == into.data_ptr() and result.shape == into.shape
+    assert torch.equal(into[:, first : first + o], expected)
+    assert into[:, :first].isnan().all() and into[:, first + o :].isnan().all()
+    for bad, channel in ((into, 25), (into, -1), (into[:1], 0), (into.double(), 0), (into.contiguous(), 0)):
+        with pytest.raises(RuntimeError, match="expected "):
+            kernel(op)(*given, into=bad, channel=channel)
+    reference = torch.full_like(into, torch.nan)
+    with fastnets.use_backend("reference"):
+        assert getattr(_packed, op).run(*given, reference, first) is reference
+    torch.testing.assert_close(reference, into, rtol=1e-5, atol=1e-3, equal_nan=True)
 
 
 @pytest.mark.parametrize("op", OPS)
