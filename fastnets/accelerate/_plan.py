@@ -11,19 +11,16 @@ import operator
 from collections import Counter
 from collections.abc import Callable
 from itertools import chain
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules import module as nn_module
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastnets._backends import requested
 from fastnets._op import OPS, Implementation, is_plain, looked_on
-from fastnets.accelerate._arena import Arena, Layout, lay_out
-from fastnets.accelerate._slices import concatenate_in_place, read_slices
+from fastnets.accelerate._arena import Arena, Layout
+from fastnets.accelerate._record import Recorder
 
 _KEPT = 16  # plans of a network at most, one for each combination of shapes, types and layouts
 
@@ -144,33 +141,19 @@ def _package(function: Any) -> str:
 # ---- recording -------------------------------------------------------------------------------
 
 
-class Recorder(TorchDispatchMode):
-    """Keeps each operator that runs under it, with arguments and result."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.steps: list[tuple[Any, tuple[Any, ...], dict[str, Any], Any]] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if not isinstance(result, int | float):  # a question of the code in between
-            self.steps.append((func, args, kwargs or {}, result))
-        return result
-
-
 def record(call: Callable[..., Any], args: tuple[Tensor, ...]) -> tuple[Any, Plan | None]:
     """What a call returns, and its plan; None where numbers may decide what runs, or an op runs its reference."""
     uncounted = _calls_of_references()
-    with looked_on(recorder := Recorder()):
+    with looked_on(recorder := Recorder(args)):
         result = call(*args)
-    tags = {tag for func, *_ in recorder.steps for tag in func.tags}
+    tags = {tag for operator in recorder.operators for tag in operator.tags}
     if tags & {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}:
         return result, None
     if uncounted != _calls_of_references() or not _is_simple(result):
         return result, None
-    names = Counter(func._opname for func, *_ in recorder.steps if func.namespace == "fastnets_cpu")
+    names = Counter(operator._opname for operator in recorder.operators if operator.namespace == "fastnets_cpu")
     counts = [(OPS[name].implementations["cpu"], n) for name, n in names.items()]
-    return result, Plan(*_program(recorder, args, result), counts)
+    return result, Plan(*recorder.program(result), counts)
 
 
 def _is_simple(result: Any) -> bool:
@@ -205,38 +188,3 @@ class Plan:
     def was_reported(self) -> bool:
         """Whether ``backend_report`` knows why no other backend ran: ops say so at their first call after a reset."""
         return all(implementation.calls for implementation, _ in self.counts)
-
-
-def _program(recorder: Recorder, args: tuple[Tensor, ...], result: Any) -> tuple[Callable[..., Any], Layout]:
-    """The steps as a function: tensors that they made are its variables, others that they used are held."""
-    graph, held = fx.Graph(), SimpleNamespace()
-    nodes: dict[int, fx.Node] = {}
-
-    def is_made(value: Tensor, by: fx.Node) -> None:
-        by.meta["val"] = value
-        nodes.setdefault(id(value), by)  # what writes into an argument returns it
-
-    def node(value: Any) -> Any:
-        if isinstance(value, Tensor) and id(value) not in nodes:
-            name = f"held{len(nodes)}"
-            setattr(held, name, value)
-            is_made(value, graph.get_attr(name))
-        return nodes[id(value)] if isinstance(value, Tensor) else value
-
-    for i, x in enumerate(args):
-        is_made(x, graph.placeholder(f"x{i}"))
-    for func, given, named, made in recorder.steps:
-        call = graph.call_function(func, *pytree.tree_map(node, (given, named)))
-        if isinstance(made, Tensor):
-            is_made(made, call)
-        else:
-            for i, tensor in enumerate(made or ()):
-                is_made(tensor, graph.call_function(operator.getitem, (call, i)))
-    graph.output(pytree.tree_map(node, result))
-    concatenate_in_place(graph)
-    read_slices(graph)
-    layout = lay_out(graph)
-    code = graph.python_code("self")
-    exec(code.src, namespace := dict(code.globals))  # noqa: S102  what fx writes of a graph
-    forward = namespace["forward"]
-    return lambda *args: forward(held, *args), layout

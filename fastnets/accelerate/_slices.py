@@ -1,7 +1,7 @@
 """Channels of images that are written and read where they lie: concatenations and splits without copies.
 
 These passes work on the graph of a plan, whose nodes are operators and have the tensors of the recorded call in
-``meta["val"]``: sizes and layouts are known.
+``meta["val"]``, as sketches without numbers: sizes and layouts are known.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _is_images(node: fx.Node) -> bool:
 def _concatenate(graph: fx.Graph, cat: fx.Node, parts: list[fx.Node], written: set[fx.Node]) -> None:
     image, channel = cat.meta["val"], 0
     with graph.inserting_before(next(node for node in graph.nodes if node in written)):
-        how = {"dtype": image.dtype, "device": image.device, "memory_format": LAST}
+        how = {"dtype": image.dtype, "device": torch.device("cpu"), "memory_format": LAST}
         whole = _call(graph, image, aten.empty.memory_format, list(image.shape), **how)
     for part in parts:
         end = channel + _channels(part)

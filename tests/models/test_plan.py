@@ -8,6 +8,8 @@ import operator
 import pickle
 import random
 import resource
+import subprocess
+import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate, combinations
@@ -18,12 +20,14 @@ import torch
 import torch.nn.functional as F
 from peers import difference, settle
 from torch import fx, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastnets
 from fastnets._op import looked_on
 from fastnets.accelerate import accelerate
 from fastnets.accelerate._arena import Block, Layout, _choose_offsets
-from fastnets.accelerate._plan import Network, Recorder
+from fastnets.accelerate._plan import Network
+from fastnets.accelerate._record import Recorder
 from fastnets.models import create_model
 
 
@@ -150,7 +154,7 @@ def counts(call) -> Counter[str]:
     """The operators that a call runs."""
     with looked_on(recorder := Recorder()):
         call()
-    return Counter(func._opname for func, *_ in recorder.steps)
+    return Counter(operator._opname for operator in recorder.operators)
 
 
 @torch.inference_mode()
@@ -374,15 +378,28 @@ def test_results_in_between_lie_in_the_arena_and_do_not_disturb_each_other(name)
     x = image(2, 64)
     planned(fast, x)
     (plan,), arena = fast._plans.plans.values(), fast._plans.arena
-    with looked_on(recorder := Recorder()):
+    with looked_on(results := Results()):
         result = plan(arena, x)
     memory = range(arena.memory.data_ptr(), arena.memory.data_ptr() + len(arena.memory))
-    made = [y for func, *_, y in recorder.steps if func.namespace == "fastnets_cpu" and func._opname != "shuffle_split"]
-    inside = [y for y in made if y.data_ptr() in memory]
-    assert len(inside) >= len(made) - 1 and result.data_ptr() not in memory  # but the classifier's
+    inside = [at for at in results.places if at in memory]
+    assert len(inside) >= len(results.places) - 1 and result.data_ptr() not in memory  # but the classifier's
     assert all(y.data_ptr() % 64 == 0 for y in arena.results_of(plan.layout))
     arena.memory.view(torch.float32).fill_(torch.nan)
     assert torch.equal(plan(arena, x), nn.Module.__call__(fast, x))
+
+
+class Results(TorchDispatchMode):
+    """Where the results of our kernels lie, but those that are several."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places: list[int] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if func.namespace == "fastnets_cpu" and isinstance(result, torch.Tensor):
+            self.places.append(result.data_ptr())
+        return result
 
 
 def test_no_two_results_overlap_that_are_alive_at_once():
@@ -445,13 +462,18 @@ def test_memory_is_at_most_that_of_the_model(name):
     model = create_model(name, num_classes=3).eval().to(memory_format=torch.channels_last)
     fast, x = accelerate(model), image(4, 96).contiguous(memory_format=torch.channels_last)
     planned(fast, x)
+    model(x), fast(x)
     (plan,) = fast._plans.plans.values()
-    assert 0 < plan.layout.nbytes + peak(lambda: fast(x)) <= peak(lambda: model(x))
+    most = peak(lambda: model(x))
+    assert 0 < plan.layout.nbytes + peak(lambda: fast(x)) <= most
+    fast._plans = None
+    fast(x)
+    assert 0 < peak(lambda: fast(x)) <= most  # of the call that is recorded
+    assert fast._plans.plans
 
 
 def peak(call) -> int:
     """The most bytes of tensors that a call makes and has at once."""
-    call()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
         call()
     events = profiler.profiler.kineto_results.events()
@@ -467,6 +489,17 @@ def test_no_page_is_faulted_in_twice():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     fast(x)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 1000
+
+
+@pytest.mark.skipif(not hasattr(TorchDispatchMode, "_should_skip_dynamo"), reason="this torch imports it for any mode")
+def test_a_plan_does_not_import_the_compiler():
+    code = (
+        "import sys, torch, fastnets\n"
+        "fast = fastnets.accelerate(torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU()).eval())\n"
+        "for _ in range(3): fast(torch.ones(1, 3, 9, 9))\n"
+        "assert fast._plans.plans and 'torch._dynamo' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 # ---- limits ----------------------------------------------------------------------------------

@@ -1,0 +1,97 @@
+"""The operators of a call, written down as a graph while they run, and made a function."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from fastnets.accelerate._arena import Layout, lay_out
+from fastnets.accelerate._slices import concatenate_in_place, read_slices
+
+
+class Recorder(TorchDispatchMode):
+    """Writes down each operator that runs under it, with arguments and results.
+
+    Results are free to go when the call has used them: the graph's nodes have sketches of them in ``meta["val"]``.
+
+    Args:
+        inputs: of the call.
+
+    Attributes:
+        operators: that ran, in their order.
+    """
+
+    def __init__(self, inputs: tuple[Tensor, ...] = ()) -> None:
+        super().__init__()
+        self.operators: list[Any] = []
+        self._graph = fx.Graph()
+        self._held = SimpleNamespace()  # tensors that the call uses and does not make
+        self._nodes: Any = WeakTensorKeyDictionary()
+        self._memories: dict[int, tuple[StorageWeakRef, Tensor]] = {}
+        for i, x in enumerate(inputs):
+            self._is_made(x, self._graph.placeholder(f"x{i}"))
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: it would be imported for that, which takes 2 s, and never sees what runs here."""
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, int | float):  # a question of the code in between
+            return result
+        self.operators.append(func)
+        call = self._graph.call_function(func, *pytree.tree_map(self._node, (args, kwargs or {})))
+        if isinstance(result, Tensor):
+            self._is_made(result, call)
+        else:
+            for i, tensor in enumerate(result or ()):
+                self._is_made(tensor, self._graph.call_function(operator.getitem, (call, i)))
+        return result
+
+    def program(self, result: Any) -> tuple[Callable[..., Any], Layout]:
+        """A function of places for the results in between and the call's arguments, and how those places lie."""
+        graph, held = self._graph, self._held
+        graph.output(pytree.tree_map(self._node, result))
+        concatenate_in_place(graph)
+        read_slices(graph)
+        layout = lay_out(graph)
+        code = graph.python_code("self")
+        exec(code.src, namespace := dict(code.globals))  # noqa: S102  what fx writes of a graph
+        forward = namespace["forward"]
+        return lambda *args: forward(held, *args), layout
+
+    def _is_made(self, value: Tensor, by: fx.Node) -> None:
+        by.meta["val"] = self._sketch(value)
+        self._nodes.setdefault(value, by)  # what writes into an argument returns it
+
+    def _node(self, value: Any) -> Any:
+        if isinstance(value, Tensor) and value not in self._nodes:
+            name = f"held{len(vars(self._held))}"
+            setattr(self._held, name, value)
+            self._is_made(value, self._graph.get_attr(name))
+        return self._nodes[value] if isinstance(value, Tensor) else value
+
+    def _sketch(self, x: Tensor) -> Tensor:
+        """A tensor without numbers of the same type, sizes and strides, on the memory that is in place of x's."""
+        if x.layout != torch.strided:
+            return x
+        real = x.untyped_storage()
+        if real._cdata not in self._memories:
+            memory = torch.empty(real.nbytes(), dtype=torch.uint8, device="meta")
+            self._memories[real._cdata] = (
+                StorageWeakRef(real),
+                memory,
+            )  # as long as it is referred to, the name is its own
+        memory = self._memories[real._cdata][1]
+        sketch = torch.empty(0, dtype=x.dtype, device="meta")
+        return sketch.set_(memory.untyped_storage(), x.storage_offset(), x.shape, x.stride())
