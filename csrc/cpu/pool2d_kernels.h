@@ -20,10 +20,12 @@ inline Part part(int64_t i, int64_t stride, int64_t padding, int64_t kernel, int
   return {std::max<int64_t>(first, 0), std::min(last, size), last - first};
 }
 
-// `count` channels of U vectors, of a window whose first pixel x is; rows are `row` apart, pixels `pixel`.
-template <bool Mean, int U>
+// `count` channels of U vectors, of a window whose first pixel x is; rows are `row` apart, pixels `pixel`. Where these
+// are all, the compiler is told, or each load would ask how many are left.
+template <bool Mean, int U, bool All>
 FASTNETS_INLINE void window(const float* x, int64_t rows, int64_t columns, int64_t row, int64_t pixel, float divisor,
                             float* y, int64_t count) {
+  if (All) count = U * L;
   Vec<float, L> sums[U];  // or maxima
   Vec<int32_t, L> nan[U] = {};
   for (int u = 0; u < U; ++u) sums[u] = splat<float, L>(Mean ? 0.0f : -std::numeric_limits<float>::infinity());
@@ -55,18 +57,24 @@ FASTNETS_INLINE void result_row(const Problem& p, int64_t task) {
     const float divisor = p.counts_padding ? h.padded * w.padded : rows * columns;
     for (int64_t c = 0; c < g.c; c += 4 * L) {
       const float* const from = x + w.begin * pixel + c;
-      switch (const int64_t count = std::min<int64_t>(4 * L, g.c - c); ceil_div(count, L)) {
+      const int64_t count = std::min<int64_t>(4 * L, g.c - c);
+      const auto take = [&](auto vectors) {
+        constexpr int U = decltype(vectors)::value;
+        if (count == U * L) return window<Mean, U, true>(from, rows, columns, row, pixel, divisor, y + c, count);
+        window<Mean, U, false>(from, rows, columns, row, pixel, divisor, y + c, count);
+      };
+      switch (ceil_div(count, L)) {
         case 4:
-          window<Mean, 4>(from, rows, columns, row, pixel, divisor, y + c, count);
+          take(std::integral_constant<int, 4>());
           break;
         case 3:
-          window<Mean, 3>(from, rows, columns, row, pixel, divisor, y + c, count);
+          take(std::integral_constant<int, 3>());
           break;
         case 2:
-          window<Mean, 2>(from, rows, columns, row, pixel, divisor, y + c, count);
+          take(std::integral_constant<int, 2>());
           break;
         default:
-          window<Mean, 1>(from, rows, columns, row, pixel, divisor, y + c, count);
+          take(std::integral_constant<int, 1>());
       }
     }
   }
