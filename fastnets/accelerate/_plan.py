@@ -71,7 +71,12 @@ class Plans:
         """What ``call``, the network's own, returns for the arguments."""
         if not self.state.is_known or self.state.needs_gradients():
             return call(*args)
-        key = (requested.get(), torch._C._get_mkldnn_enabled(), *[(x.shape, x.stride(), x.dtype) for x in args])
+        key = (
+            requested.get(),
+            torch._C._get_mkldnn_enabled(),
+            torch.get_num_threads(),
+            *[(x.shape, x.stride(), x.dtype) for x in args],
+        )
         if plan := self.plans.get(key):
             return plan(self.arena, *args) if plan.was_reported() else call(*args)
         if key in self.seen and key not in self.plans:

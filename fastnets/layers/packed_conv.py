@@ -33,6 +33,7 @@ _POST_OPS: dict[str | None, tuple[str, list[float], str]] = {
 }
 
 
+_SIZES = 256  # of inputs, at most, whose weights a layer knows the order of
 _STEM = 4  # input channels at most of a network's first convolution
 
 
@@ -97,7 +98,7 @@ class PackedConv2d(Packs, GroupedConv2d):
                 return self._winograd(input, residual, side)
         geometry = self._rows_and_columns(), self.stride, self.dilation, self.groups
         name, scalars, algorithm = _POST_OPS[self.activation]
-        weight = self._pack("onednn", lambda: _reordered(self.weight, geometry, input.shape), self.weight)
+        weight = self._onednn_weight(input.shape)
         if residual is None:
             return torch.ops.mkldnn._convolution_pointwise.default(
                 input, weight, self.bias, *geometry, name, scalars, algorithm
@@ -106,6 +107,21 @@ class PackedConv2d(Packs, GroupedConv2d):
         return torch.ops.mkldnn._convolution_pointwise_.binary(
             residual, input, weight, self.bias, *geometry, "add", 1.0, after, scalars, algorithm
         )
+
+    def _onednn_weight(self, size: torch.Size) -> Tensor:
+        """The weights in the order of oneDNN's kernel for inputs of this size; on those of another runs its reference.
+
+        Orders are few, and each is kept once.
+        """
+        by_size, by_order = self._pack("onednn", lambda: ({}, {}), self.weight)
+        key = size, torch.get_num_threads()
+        if (weight := by_size.get(key)) is None:
+            if len(by_size) >= _SIZES:
+                by_size.clear()
+            geometry = self._rows_and_columns(), self.stride, self.dilation, self.groups
+            weight = _reordered(self.weight, geometry, size)
+            weight = by_size[key] = by_order.setdefault(_order(weight), weight)
+        return weight
 
     def is_pointwise(self) -> bool:
         """Whether each result is of one pixel: a product of matrices."""
@@ -158,6 +174,11 @@ class PackedConv2d(Packs, GroupedConv2d):
 def _reordered(weight: Tensor, geometry: tuple[Any, ...], size: torch.Size) -> Tensor:
     plain = weight.detach().contiguous().to_mkldnn()
     return torch._C._nn.mkldnn_reorder_conv2d_weight(plain, *geometry, size)  # type: ignore[call-arg]
+
+
+def _order(packed: Tensor) -> bytes:
+    """What tells an order of oneDNN's from others."""
+    return bytes(torch.ops.mkldnn._get_mkldnn_serialized_md(packed).tolist())
 
 
 def _is_channels_last(x: Tensor) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fastnets.layers import PackedConv2d
+from fastnets.layers import PackedConv2d, packed_conv
 from fastnets.ops._activation import ACTIVATIONS
 
 GEOMETRIES = [
@@ -101,6 +102,36 @@ def test_packs_for_several_sizes_are_kept():
     packs = dict(conv._packed[1])
     conv(small), conv(large)
     assert packs.keys() == conv._packed[1].keys() and all(conv._packed[1][how] is pack for how, pack in packs.items())
+
+
+@torch.inference_mode()
+def test_weights_lie_as_onednn_wants_them_for_each_size_and_number_of_threads(monkeypatch):
+    conv = PackedConv2d(1024, 256, 1, bias=False).eval().requires_grad_(False)
+    orders: set[bytes] = set()
+    kept: set[int] = set()
+    convolve = torch.ops.mkldnn._convolution_pointwise.default
+
+    def check(input, weight, *rest):
+        plain = conv.weight.to_mkldnn()
+        fresh = torch._C._nn.mkldnn_reorder_conv2d_weight(plain, (0, 0), (1, 1), (1, 1), 1, input.shape)
+        assert packed_conv._order(weight) == packed_conv._order(fresh)
+        orders.add(packed_conv._order(weight)), kept.add(id(weight))
+        return convolve(input, weight, *rest)
+
+    monkeypatch.setattr(torch.ops.mkldnn._convolution_pointwise, "default", check)
+    monkeypatch.setattr(packed_conv, "_SIZES", 6)
+    threads = torch.get_num_threads()
+    try:
+        for _ in range(2):
+            for n, size, count in itertools.product((1, 4), (4, 7, 14), (1, 2, 3)):
+                torch.set_num_threads(count)
+                x = torch.ones(n, 1024, size, size).contiguous(memory_format=torch.channels_last)
+                torch.testing.assert_close(
+                    conv(x), conv.weight.sum((1, 2, 3)).view(1, -1, 1, 1).expand(n, 256, size, size)
+                )
+    finally:
+        torch.set_num_threads(threads)
+    assert len(orders) == len(kept)
 
 
 def test_packed_weights_are_in_no_state_and_no_copy():

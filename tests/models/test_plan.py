@@ -164,6 +164,13 @@ def test_each_shape_and_layout_has_its_plan():
     planned(fast, image(1), image(2), last)
     assert all(ran(fast, x)[1] for x in (image(1, seed=5), image(2, seed=5), last))
     assert not ran(fast, image(4))[1]
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads + 1)  # for which weights may have to lie in another order
+        assert not ran(fast, image(1))[1]
+    finally:
+        torch.set_num_threads(threads)
+    assert ran(fast, image(1))[1]
 
 
 @torch.inference_mode()
