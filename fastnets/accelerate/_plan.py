@@ -16,11 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules import module as nn_module
+from torch.utils.hooks import RemovableHandle
 
 from fastnets._backends import requested
 from fastnets._op import OPS, Implementation, is_plain, looked_on
 from fastnets.accelerate._arena import Arena, Layout
 from fastnets.accelerate._record import Recorder
+from fastnets.ops._packed import Packs
 
 _KEPT = 16  # plans of a network at most, one for each combination of shapes, types and layouts
 
@@ -97,23 +99,34 @@ class State:
     def __init__(self, network: nn.Module) -> None:
         modules = list(network.modules())
         self.graphs = [type(module) for module in modules if isinstance(module, fx.GraphModule)]
-        self.leaves = [module for module in modules if not module._modules]
+        # Layers on packed weights do the same in both modes.
+        self.leaves = [module for module in modules if not module._modules and not isinstance(module, Packs)]
         self.hooks = [hooks for m in modules for hooks in (m._forward_hooks, m._forward_pre_hooks)]
         self.hooks += [nn_module._global_forward_hooks, nn_module._global_forward_pre_hooks]
         self.holders: list[dict[str, Any]] = [
             held for m in modules for held in (m._parameters, m._buffers, m._modules) if held
         ]
         self.held = self._held()  # kept, so that no other object gets the id of one of them
-        self.ids = list(map(id, self.held))
         tensors = [t for t in self.held if isinstance(t, Tensor)]
         self.tensors = [t for t in tensors if type(t) in (Tensor, nn.Parameter) and t.layout == torch.strided]
         self.versioned = [t for t in self.tensors if not t.is_inference()]
         self.marks = self._marks()
+        self.hooks_made = RemovableHandle.next_id
         self.is_known = not any(self.hooks) and all(map(_is_known, modules)) and len(self.tensors) == len(tensors)
 
     def lasts(self) -> bool:
         """Whether all is as it was."""
-        return list(map(id, self._held())) == self.ids and self._marks() == self.marks
+        held = self._held()
+        is_held = len(held) == len(self.held) and all(map(operator.is_, held, self.held))
+        return is_held and self._marks() == self.marks and not self._has_new_hooks()
+
+    def _has_new_hooks(self) -> bool:
+        """Whether one of the hooks that were made since, by anyone, is on these modules."""
+        if RemovableHandle.next_id != self.hooks_made:
+            if any(self.hooks):
+                return True
+            self.hooks_made = RemovableHandle.next_id
+        return False
 
     def needs_gradients(self) -> bool:
         """Whether a call has to record gradients of parameters."""
@@ -126,7 +139,7 @@ class State:
     def _marks(self) -> tuple[Any, ...]:
         """What changes where these do not."""
         pointers, versions = map(Tensor.data_ptr, self.tensors), map(_VERSION, self.versioned)
-        return list(pointers), list(versions), list(map(_TRAINING, self.leaves)), any(self.hooks)
+        return list(pointers), list(versions), list(map(_TRAINING, self.leaves))
 
 
 _REQUIRES_GRAD, _VERSION, _TRAINING = map(operator.attrgetter, ("requires_grad", "_version", "training"))
