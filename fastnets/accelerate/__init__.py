@@ -41,7 +41,8 @@ def accelerate(
         A module with the inputs and, up to rounding, the outputs of ``model``, without gradients for weights. It can be
         saved, copied, exported, and called from several threads. Where all of it can be traced and its layers are
         PyTorch's and ours, calls from the third on with inputs of the same shapes, types and layouts run what the second
-        ran, without the modules, until a parameter, a layer, a hook or a mode is changed.
+        ran, without the modules, until a parameter, a layer, a hook or a mode is changed; the copy then keeps the memory
+        of what lies between its layers, for each thread that calls it, of the largest input so far.
 
     Raises:
         TypeError: not a module, or ``dtype`` is not floating.

@@ -89,7 +89,7 @@ class PackedConv2d(Packs, GroupedConv2d):
 
     def _in_one_pass(self, input: Tensor, residual: Tensor | None) -> Tensor:
         if compiled_kernels(input, self.weight):
-            if self.is_pointwise() and self._gains(input):
+            if self.is_pointwise() and self._gains(input, residual):
                 panels = self._pack("panels", lambda: pack_panels(self.weight), self.weight)
                 return pointwise_conv2d.run(input, panels, self.out_channels, self.bias, residual, self.activation)
             if self.is_stem() and residual is None:
@@ -128,15 +128,18 @@ class PackedConv2d(Packs, GroupedConv2d):
         one = self.kernel_size == self.stride == (1, 1) and self.groups == 1
         return one and not any(self._reversed_padding_repeated_twice)
 
-    def _gains(self, input: Tensor) -> bool:
+    def _gains(self, input: Tensor, residual: Tensor | None) -> bool:
         """Whether our product of matrices is the faster one: oneDNN's takes 30 µs more, and catches up in large ones.
 
         With few channels large results bind, whose stores it does better; pixels 4 KB apart share a set of the cache.
-        Results of 32 MB are ours again: it takes new memory for them at each call, which the system has to clear.
+        Results of 32 MB are ours again: where it does not write over a residual, it takes new memory for them at each
+        call, which the system has to clear.
         """
         results = input.numel() // self.in_channels * self.out_channels
         large = results * self.in_channels > 1 << 26 or (self.in_channels < 32 and results > 1 << 20)
-        return self.in_channels >= 16 and self.in_channels % 1024 != 0 and (not large or results >= 1 << 23)
+        if large and (residual is not None or results < 1 << 23):
+            return False
+        return self.in_channels >= 16 and self.in_channels % 1024 != 0
 
     def is_stem(self) -> bool:
         """Whether it is a network's first convolution, of few channels, for which there is a kernel of its own."""
