@@ -58,8 +58,10 @@ class Layout:
 
     def on(self, memory: Tensor) -> list[Tensor]:
         """The results as parts of some bytes."""
-        flat = [(memory[at:].narrow(0, 0, _nbytes(dtype, shape)), dtype) for at, dtype, shape, _ in self.places]
-        return [part.view(dtype).as_strided(*place[2:]) for (part, dtype), place in zip(flat, self.places, strict=True)]
+        return [
+            memory[at : at + _nbytes(dtype, shape)].view(dtype).as_strided(shape, stride)
+            for at, dtype, shape, stride in self.places
+        ]
 
 
 def _nbytes(dtype: torch.dtype, shape: torch.Size) -> int:
@@ -104,7 +106,6 @@ def lay_out(graph: fx.Graph) -> Layout:
 
 def _blocks(graph: fx.Graph) -> list[Block]:
     blocks: dict[Any, Block] = {}
-    output = graph.output_node()
     for i, node in enumerate(graph.nodes):
         value = node.meta.get("val")
         if isinstance(value, Tensor):
@@ -112,7 +113,7 @@ def _blocks(graph: fx.Graph) -> list[Block]:
         for used in node.all_input_nodes:
             if isinstance(used.meta.get("val"), Tensor):
                 blocks[_storage(used.meta["val"])].last = i
-    returned = {_storage(node.meta["val"]) for node in output.all_input_nodes}
+    returned = {_storage(node.meta["val"]) for node in graph.output_node().all_input_nodes}
     return [block for key, block in blocks.items() if key not in returned and _can_write(block)]
 
 
@@ -122,13 +123,12 @@ def _storage(x: Tensor) -> int:
 
 
 def _can_write(block: Block) -> bool:
-    """Whether the result is all of its memory, and what makes it can write it to a given place."""
+    """Whether the result is all of its memory, also later (``resize_``), and can be written to a given place."""
     node, value = block.maker, block.value
     if value.layout != torch.strided or value.numel() == 0:
         return False
-    if _nbytes(value.dtype, value.shape) != value.untyped_storage().nbytes():
-        return False
-    return node.target in _WITH_OUT or node.target is aten.empty.memory_format or writes_slices(node)
+    is_all = _nbytes(value.dtype, value.shape) == value.untyped_storage().nbytes()
+    return is_all and (node.target in _WITH_OUT or node.target is aten.empty.memory_format or writes_slices(node))
 
 
 def _choose_offsets(blocks: list[Block]) -> None:

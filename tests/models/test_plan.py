@@ -464,6 +464,25 @@ def test_operators_write_over_results_in_the_arena_in_any_mode():
 
 
 @torch.inference_mode()
+def test_a_result_that_grows_has_memory_of_its_own():
+    class Grows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(3, 32, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            first, second = self.stem(x), self.stem(x + 1)
+            first.resize_(2, 32, 10, 10)[1].fill_(7)
+            return second * 2 + first[:1]
+
+    fast = accelerate(Grows().eval())
+    planned(fast, image())
+    (plan,) = fast._plans.plans.values()
+    assert len(plan.layout.places) == 2  # the sum and the second
+    assert torch.equal(plan(fast._plans.arena, image()), nn.Module.__call__(fast, image()))
+
+
+@torch.inference_mode()
 @pytest.mark.parametrize("name", ["mobilenet_v2", "mobilenetv1_100", "squeezenet1_1", "densenet121", "resnext50_32x4d"])
 def test_memory_is_at_most_that_of_the_model(name):
     model = create_model(name, num_classes=3).eval().to(memory_format=torch.channels_last)
