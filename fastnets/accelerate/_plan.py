@@ -164,12 +164,12 @@ def record(call: Callable[..., Any], args: tuple[Tensor, ...]) -> tuple[Any, Pla
     uncounted = _calls_of_references()
     with looked_on(recorder := Recorder(args)):
         result = call(*args)
-    tags = {tag for operator in recorder.operators for tag in operator.tags}
+    tags = {tag for op in recorder.operators for tag in op.tags}
     if tags & {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}:
         return result, None
     if uncounted != _calls_of_references() or not _is_simple(result):
         return result, None
-    names = Counter(operator._opname for operator in recorder.operators if operator.namespace == "fastnets_cpu")
+    names = Counter(op._opname for op in recorder.operators if op.namespace == "fastnets_cpu")
     counts = [(OPS[name].implementations["cpu"], n) for name, n in names.items()]
     return result, Plan(*recorder.program(result), counts)
 

@@ -88,10 +88,8 @@ class Recorder(TorchDispatchMode):
         real = x.untyped_storage()
         if real._cdata not in self._memories:
             memory = torch.empty(real.nbytes(), dtype=torch.uint8, device="meta")
-            self._memories[real._cdata] = (
-                StorageWeakRef(real),
-                memory,
-            )  # as long as it is referred to, the name is its own
+            # As long as the real one is referred to, nothing else gets its name.
+            self._memories[real._cdata] = StorageWeakRef(real), memory
         memory = self._memories[real._cdata][1]
         sketch = torch.empty(0, dtype=x.dtype, device="meta")
         return sketch.set_(memory.untyped_storage(), x.storage_offset(), x.shape, x.stride())

@@ -98,7 +98,7 @@ class PackedConv2d(Packs, GroupedConv2d):
                 return self._winograd(input, residual, side)
         geometry = self._rows_and_columns(), self.stride, self.dilation, self.groups
         name, scalars, algorithm = _POST_OPS[self.activation]
-        weight = self._onednn_weight(input.shape)
+        weight = self._onednn_weight(geometry, input.shape)
         if residual is None:
             return torch.ops.mkldnn._convolution_pointwise.default(
                 input, weight, self.bias, *geometry, name, scalars, algorithm
@@ -108,7 +108,7 @@ class PackedConv2d(Packs, GroupedConv2d):
             residual, input, weight, self.bias, *geometry, "add", 1.0, after, scalars, algorithm
         )
 
-    def _onednn_weight(self, size: torch.Size) -> Tensor:
+    def _onednn_weight(self, geometry: tuple[Any, ...], size: torch.Size) -> Tensor:
         """The weights in the order of oneDNN's kernel for inputs of this size; on those of another runs its reference.
 
         Orders are few, and each is kept once.
@@ -118,7 +118,6 @@ class PackedConv2d(Packs, GroupedConv2d):
         if (weight := by_size.get(key)) is None:
             if len(by_size) >= _SIZES:
                 by_size.clear()
-            geometry = self._rows_and_columns(), self.stride, self.dilation, self.groups
             weight = _reordered(self.weight, geometry, size)
             weight = by_size[key] = by_order.setdefault(_order(weight), weight)
         return weight

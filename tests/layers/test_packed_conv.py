@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 import torch.nn.functional as F
+from edges import threads
 
 from fastnets.layers import PackedConv2d, packed_conv
 from fastnets.ops._activation import ACTIVATIONS
@@ -120,17 +121,10 @@ def test_weights_lie_as_onednn_wants_them_for_each_size_and_number_of_threads(mo
 
     monkeypatch.setattr(torch.ops.mkldnn._convolution_pointwise, "default", check)
     monkeypatch.setattr(packed_conv, "_SIZES", 6)
-    threads = torch.get_num_threads()
-    try:
-        for _ in range(2):
-            for n, size, count in itertools.product((1, 4), (4, 7, 14), (1, 2, 3)):
-                torch.set_num_threads(count)
-                x = torch.ones(n, 1024, size, size).contiguous(memory_format=torch.channels_last)
-                torch.testing.assert_close(
-                    conv(x), conv.weight.sum((1, 2, 3)).view(1, -1, 1, 1).expand(n, 256, size, size)
-                )
-    finally:
-        torch.set_num_threads(threads)
+    for n, size, count in [*itertools.product((1, 4), (4, 7, 14), (1, 2, 3))] * 2:
+        x = torch.ones(n, 1024, size, size).contiguous(memory_format=torch.channels_last)
+        with threads(count):
+            torch.testing.assert_close(conv(x), conv.weight.sum((1, 2, 3)).view(1, -1, 1, 1).expand(n, 256, size, size))
     assert len(orders) == len(kept)
 
 

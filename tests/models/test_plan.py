@@ -18,7 +18,8 @@ from typing import NamedTuple
 import pytest
 import torch
 import torch.nn.functional as F
-from peers import difference, settle
+from edges import threads
+from peers import Branch, difference, settle
 from torch import fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -154,7 +155,7 @@ def counts(call) -> Counter[str]:
     """The operators that a call runs."""
     with looked_on(recorder := Recorder()):
         call()
-    return Counter(operator._opname for operator in recorder.operators)
+    return Counter(op._opname for op in recorder.operators)
 
 
 @torch.inference_mode()
@@ -164,12 +165,8 @@ def test_each_shape_and_layout_has_its_plan():
     planned(fast, image(1), image(2), last)
     assert all(ran(fast, x)[1] for x in (image(1, seed=5), image(2, seed=5), last))
     assert not ran(fast, image(4))[1]
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(threads + 1)  # for which weights may have to lie in another order
+    with threads(torch.get_num_threads() + 1):  # for which weights may have to lie in another order
         assert not ran(fast, image(1))[1]
-    finally:
-        torch.set_num_threads(threads)
     assert ran(fast, image(1))[1]
 
 
@@ -446,15 +443,8 @@ def test_a_thread_has_one_memory_for_all_sizes_and_modes():
 
 
 def test_operators_write_over_results_in_the_arena_in_any_mode():
-    class Overwrites(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.stem = nn.Conv2d(3, 32, 3)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return (self.stem(x).mul_(2) + 1) * 3
-
-    fast = accelerate(Overwrites().eval())
+    overwrites = Branch(lambda self, x: (self.stem(x).mul_(2) + 1) * 3, stem=nn.Conv2d(3, 32, 3))
+    fast = accelerate(overwrites.eval())
     for mode in (torch.inference_mode, torch.no_grad, torch.enable_grad):
         with mode():
             planned(fast, image())
@@ -465,17 +455,12 @@ def test_operators_write_over_results_in_the_arena_in_any_mode():
 
 @torch.inference_mode()
 def test_a_result_that_grows_has_memory_of_its_own():
-    class Grows(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.stem = nn.Conv2d(3, 32, 3)
+    def grows(self, x):
+        first, second = self.stem(x), self.stem(x + 1)
+        first.resize_(2, 32, 10, 10)[1].fill_(7)
+        return second * 2 + first[:1]
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            first, second = self.stem(x), self.stem(x + 1)
-            first.resize_(2, 32, 10, 10)[1].fill_(7)
-            return second * 2 + first[:1]
-
-    fast = accelerate(Grows().eval())
+    fast = accelerate(Branch(grows, stem=nn.Conv2d(3, 32, 3)).eval())
     planned(fast, image())
     (plan,) = fast._plans.plans.values()
     assert len(plan.layout.places) == 2  # the sum and the second

@@ -31,7 +31,7 @@ def check_refuses(op: Callable[..., Any], good: Sequence[Any], place: int, value
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def threads(count: int) -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -44,7 +44,7 @@ def check_thread_counts(fn: Callable[[], Any]) -> None:
     """One thread and several give the same bits."""
     results = []
     for count in (1, 2, 5):
-        with _threads(count):
+        with threads(count):
             results.append(flat(fn()))
     assert same(results[0], results[1]) and same(results[0], results[2])
 
@@ -70,7 +70,7 @@ def allocated(fn: Callable[[], Any]) -> int:
     what two threads may use for themselves, in their caches.
     """
     activities = [torch.profiler.ProfilerActivity.CPU]
-    with _threads(2):
+    with threads(2):
         fn()  # what only the first call allocates
         with torch.profiler.profile(activities=activities, profile_memory=True) as profiler:
             fn()

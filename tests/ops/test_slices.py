@@ -35,15 +35,8 @@ def whole_inputs(op, o):
     if op == "stem_conv2d":
         return image(2, 3, 14, 9), pack_panels(weights(o, 27)), o, (3, 3), (2, 2), (1, 1), weights(o), "relu"
     if op == "preact_conv2d":
-        return (
-            weights(2, 24 + 16),
-            [image(2, 16, 14, 10), image(2, 8, 14, 10)],
-            2,
-            pack_panels(weights(o, 24)),
-            o,
-            None,
-            None,
-        )
+        xs = [image(2, 16, 14, 10), image(2, 8, 14, 10)]
+        return weights(2, 24 + 16), xs, 2, pack_panels(weights(o, 24)), o, None, None
     depthwise = pack_depthwise(weights(48, 1, 3, 3), weights(48)), 48, (3, 3), (1, 1), (1, 1), (1, 1), "relu6"
     expand = pack_panels(weights(48, 8)), weights(48), "relu"
     return image(2, 8, 7, 5), *expand, *depthwise, pack_panels(weights(o, 48)), weights(o), o, image(2, o, 7, 5), None
