@@ -16,6 +16,7 @@ using batch_norm::Problem;
 using moments::Cut;
 using moments::run;
 using Optional = std::optional<Tensor>;
+using Name = std::optional<std::string>;
 
 // A vector per channel, in the type of sums; `otherwise` in each place where there is none.
 template <typename T>
@@ -36,7 +37,8 @@ template <typename T>
 struct Call {
   using A = Sum<T>;
 
-  Call(const Tensor& x, const Tensor& out, const Optional& weight, const Optional& bias, double eps)
+  Call(const Tensor& x, const Tensor& out, const Optional& weight, const Optional& bias, double eps,
+       const Name& activation)
       : map(map_of(x)),
         weights(values_of<T>(x, weight, 1)),
         biases(values_of<T>(x, bias, 0)),
@@ -48,6 +50,7 @@ struct Call {
     p.weight = weights.data(), p.bias = biases.data();
     p.scale = work.data(), p.shift = work.data() + map.c, p.slope = work.data() + 2 * map.c;
     p.streams = static_cast<int64_t>(sizeof(T)) * out.numel() > kThirdLevel;
+    p.activation = parse_activation(activation);
   }
 
   void statistics(const Tensor& x, const Tensor& mean, const Tensor& var) {
@@ -55,10 +58,10 @@ struct Call {
     p.mean = means.data(), p.var = vars.data();
   }
 
-  // scale = r * weight
-  void set_scale(const std::vector<A>& weight) {
-    const A* var = static_cast<const A*>(p.var);
-    for (int64_t c = 0; c < map.c; ++c) work[c] = weight[c] / std::sqrt(var[c] + static_cast<A>(p.eps));
+  A r(int64_t c) const { return A(1) / std::sqrt(static_cast<const A*>(p.var)[c] + static_cast<A>(p.eps)); }
+
+  void set_scale() {
+    for (int64_t c = 0; c < map.c; ++c) work[c] = r(c) * weights[c];
   }
 
   int64_t tasks(bool by_plane) const {
@@ -70,7 +73,7 @@ struct Call {
     const int64_t parts = p.cut.parts, size = 2 * map.c;
     const std::unique_ptr<A[]> partial(parts > 1 ? new A[parts * size] : nullptr);
     p.sums = parts > 1 ? partial.get() : sums;
-    set_scale(std::vector<A>(map.c, A(1)));
+    set_scale();
     run(kernels.reduce, p, tasks(false));
     if (parts == 1) return;
     torch::stable::parallel_for(0, size, (1 << 15) / parts + 1, [&](int64_t begin, int64_t end) {
@@ -81,11 +84,10 @@ struct Call {
   }
 
   void dx(const A* sums, double count) {
-    const A *var = static_cast<const A*>(p.var), n = static_cast<A>(count);
-    for (int64_t c = 0; c < map.c; ++c) {
-      const A r = A(1) / std::sqrt(var[c] + static_cast<A>(p.eps));
-      work[c] = r * weights[c], work[map.c + c] = sums[c] / n, work[2 * map.c + c] = r * (sums[map.c + c] / n);
-    }
+    const A n = static_cast<A>(count);
+    set_scale();
+    for (int64_t c = 0; c < map.c; ++c)
+      work[map.c + c] = sums[c] / n, work[2 * map.c + c] = r(c) * (sums[map.c + c] / n);
     run(kernels.dx, p, tasks(true));
   }
 
@@ -97,25 +99,26 @@ struct Call {
 
 // Count, group and layer are for the gradient.
 Tensor sync_batch_norm(const Tensor& x, const Tensor& mean, const Tensor& var, const Optional& weight,
-                       const Optional& bias, const Optional&, double eps, const std::string&, const std::string&) {
+                       const Optional& bias, const Optional&, double eps, const std::string&, const std::string&,
+                       const Name& activation) {
   const Tensor y = empty_dense(x);
   with_float(x.scalar_type(), [&](auto zero) {
-    Call<decltype(zero)> call(x, y, weight, bias, eps);
+    Call<decltype(zero)> call(x, y, weight, bias, eps, activation);
     call.statistics(x, mean, var);
     if (y.numel() == 0) return;
-    call.set_scale(call.weights);
+    call.set_scale();
     run(call.kernels.forward, call.p, call.tasks(true));
   });
   return y;
 }
 
 std::tuple<Tensor, Tensor, Tensor> sync_batch_norm_local(const Tensor& x, const Optional& weight, const Optional& bias,
-                                                         double eps) {
+                                                         double eps, const Name& activation) {
   const Tensor y = empty_dense(x), mean = empty_sums(x), var = empty_sums(x);
   with_float(x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using A = Sum<T>;
-    Call<T> call(x, y, weight, bias, eps);
+    Call<T> call(x, y, weight, bias, eps, activation);
     A *const means = mutable_data<A>(mean), *const vars = mutable_data<A>(var);
     STD_TORCH_CHECK(eps > 0 && call.map.count() != 1, "expected more than 1 value per channel and a positive eps");
     if (call.map.count() == 0) return std::fill_n(means, call.map.c, A(0)), std::fill_n(vars, call.map.c, A(0)), void();
@@ -123,18 +126,19 @@ std::tuple<Tensor, Tensor, Tensor> sync_batch_norm_local(const Tensor& x, const 
     if (call.kernels.local) return run(call.kernels.local, call.p, call.map.c);
     moments::moments_of<T>(call.kernels.moments, call.p.cut, call.p.x, means, vars);
     for (int64_t c = 0; c < call.map.c; ++c) vars[c] /= call.map.count();
-    call.set_scale(call.weights);
+    call.set_scale();
     run(call.kernels.forward, call.p, call.tasks(true));
   });
   return {y, mean, var};
 }
 
-Tensor sync_batch_norm_reduce(const Tensor& dy, const Tensor& x, const Tensor& mean, const Tensor& var, double eps) {
+Tensor sync_batch_norm_reduce(const Tensor& dy, const Tensor& x, const Tensor& mean, const Tensor& var,
+                              const Optional& weight, const Optional& bias, double eps, const Name& activation) {
   check_gradient(x, dy);
   const Tensor sums = empty_sums(x, 2);
   with_float(x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    Call<T> call(x, x, std::nullopt, std::nullopt, eps);
+    Call<T> call(x, x, weight, bias, eps, activation);
     call.statistics(x, mean, var);
     call.p.dy = dy.const_data_ptr();
     call.reduce(mutable_data<Sum<T>>(sums));
@@ -143,7 +147,8 @@ Tensor sync_batch_norm_reduce(const Tensor& dy, const Tensor& x, const Tensor& m
 }
 
 Tensor sync_batch_norm_dx(const Tensor& dy, const Tensor& x, const Tensor& mean, const Tensor& var,
-                          const Optional& weight, const Tensor& sums, const Tensor& count, double eps) {
+                          const Optional& weight, const Optional& bias, const Tensor& sums, const Tensor& count,
+                          double eps, const Name& activation) {
   check_gradient(x, dy);
   const Tensor dx = empty_dense(x);
   STD_TORCH_CHECK(sums.numel() == 2 * x.size(1) && sums.is_contiguous() && count.numel() == 1 &&
@@ -151,7 +156,7 @@ Tensor sync_batch_norm_dx(const Tensor& dy, const Tensor& x, const Tensor& mean,
                   "expected sums (2, c) and a count, in the type of sums");
   with_float(x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    Call<T> call(x, dx, weight, std::nullopt, eps);
+    Call<T> call(x, dx, weight, bias, eps, activation);
     call.statistics(x, mean, var);
     call.p.dy = dy.const_data_ptr();
     if (dx.numel() > 0) call.dx(data<Sum<T>>(sums), *data<Sum<T>>(count));
@@ -160,12 +165,13 @@ Tensor sync_batch_norm_dx(const Tensor& dy, const Tensor& x, const Tensor& mean,
 }
 
 std::tuple<Tensor, Tensor> sync_batch_norm_local_backward(const Tensor& dy, const Tensor& x, const Tensor& mean,
-                                                          const Tensor& var, const Optional& weight, double eps) {
+                                                          const Tensor& var, const Optional& weight,
+                                                          const Optional& bias, double eps, const Name& activation) {
   check_gradient(x, dy);
   const Tensor dx = empty_dense(x), sums = empty_sums(x, 2);
   with_float(x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    Call<T> call(x, dx, weight, std::nullopt, eps);
+    Call<T> call(x, dx, weight, bias, eps, activation);
     call.statistics(x, mean, var);
     call.p.dy = dy.const_data_ptr(), call.p.count = static_cast<double>(call.map.count());
     Sum<T>* const totals = mutable_data<Sum<T>>(sums);

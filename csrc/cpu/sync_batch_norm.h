@@ -1,11 +1,13 @@
 // What the kernels of sync_batch_norm are given, for both layouts and all instruction sets.
 #pragma once
 
+#include "../convolution.h"
 #include "batch_moments.h"
 
 namespace fastnets::batch_norm {
 
-// Vectors are per channel, in the type of sums (float or double); xhat = (x - mean) * r, r = 1 / sqrt(var + eps).
+// Vectors are per channel, in the type of sums (float or double); xhat = (x - mean) * r, r = 1 / sqrt(var + eps). The
+// result is y = f(z), z = (x - mean) * scale + bias; backward, dz = dy * f'(z) with a z that is computed again.
 struct Problem {
   moments::Cut cut;
   const void *x = nullptr, *dy = nullptr;
@@ -13,11 +15,12 @@ struct Problem {
   void *mean = nullptr, *var = nullptr;
   const void *weight = nullptr, *bias = nullptr;
   double eps = 0;
-  // Forward: y = (x - mean) * scale + bias. Backward: dx = (dy - shift - (x - mean) * slope) * scale.
+  // scale = r * weight. Backward: dx = (dz - shift - (x - mean) * slope) * scale.
   void *scale = nullptr, *shift = nullptr, *slope = nullptr;
-  void* sums = nullptr;  // [part][2][c]: of dy, of dy * xhat
+  void* sums = nullptr;  // [part][2][c]: of dz, of dz * xhat
   double count = 0;      // values that the statistics are of
   bool streams = false;  // whether the result is more than a third-level cache keeps for its reader
+  Activation activation = Activation::kNone;
 };
 
 using Kernel = void (*)(const Problem&, int64_t begin, int64_t end);

@@ -1,9 +1,10 @@
-// Batch normalisation: y of x; sums over dy and x; dx of both. Included by isa.h: no guard.
+// Batch normalisation and the activation after it: y of x; sums over dy and x; dx of both. Included by isa.h: no guard.
 //
 // Planes: lanes are pixels. One process takes a channel at a time, sums first, then result: the second pass finds the
 // channel in the caches, and memory sees it read once and written once, 2 b n c l bytes forward and 3 b n c l backward.
 // Channels_last: lanes are channels, 4 vectors of them at a time go down a block of rows. Here both passes go over
 // the whole tensor, 3 and 5 b n c l bytes; the second goes backwards, and meets in the caches what the first left.
+#include "activate.h"
 #include "batch_moments_kernels.h"
 
 namespace fastnets::FASTNETS_ISA::batch_norm {
@@ -28,30 +29,41 @@ FASTNETS_INLINE void put(T* p, Vec<Sum<T>, L> v, bool streams) {
   streams ? stream<T, L>(p, v) : store<T, L>(p, v);
 }
 
-// y = (x - mean) * scale + bias of one channel.
+// y = f((x - mean) * scale + bias) of one channel.
 template <typename T>
 struct Normalize {
   const T* x;
   T* out;
   Sum<T> mean, scale, bias;
+  Activate<Sum<T>> activate;
 
   template <int L>
   FASTNETS_INLINE Vec<Sum<T>, L> at(int64_t i) const {
-    return (load<T, L>(x + i) - mean) * scale + bias;
+    Vec<Sum<T>, L> z[1] = {(load<T, L>(x + i) - mean) * scale + bias};
+    activate.template operator()<L, 1>(z);
+    return z[0];
   }
   FASTNETS_INLINE void fetch(int64_t i) const { __builtin_prefetch(x + i, 0, 2); }
 };
 
-// dx = (dy - shift - (x - mean) * slope) * scale of one channel.
+// dz of values whose distance from the mean is d.
+template <typename A, int L, typename V>
+FASTNETS_INLINE Vec<A, L> dz_of(const ActivateBackward<A>& backward, Vec<A, L> dy, Vec<A, L> d, V scale, V bias) {
+  return backward.any() ? backward.template operator()<L>(dy, d * scale + bias) : dy;
+}
+
+// dx = (dz - shift - (x - mean) * slope) * scale of one channel.
 template <typename T>
 struct Gradient {
   const T *dy, *x;
   T* out;
-  Sum<T> mean, scale, shift, slope;
+  Sum<T> mean, scale, bias, shift, slope;
+  ActivateBackward<Sum<T>> backward;
 
   template <int L>
   FASTNETS_INLINE Vec<Sum<T>, L> at(int64_t i) const {
-    return (load<T, L>(dy + i) - shift - (load<T, L>(x + i) - mean) * slope) * scale;
+    const Vec<Sum<T>, L> d = load<T, L>(x + i) - mean;
+    return (dz_of<Sum<T>, L>(backward, load<T, L>(dy + i), d, scale, bias) - shift - d * slope) * scale;
   }
   FASTNETS_INLINE void fetch(int64_t i) const { __builtin_prefetch(x + i, 0, 2), __builtin_prefetch(dy + i, 0, 2); }
 };
@@ -74,8 +86,12 @@ FASTNETS_INLINE void write_plane(const F& f, int64_t length, bool streams) {
 
 template <typename T>
 Normalize<T> normalize(const Problem& p, int64_t c, int64_t offset) {
-  return {static_cast<const T*>(p.x) + offset, static_cast<T*>(p.out) + offset, vector<T>(p.mean)[c],
-          vector<T>(p.scale)[c], vector<T>(p.bias)[c]};
+  return {static_cast<const T*>(p.x) + offset,
+          static_cast<T*>(p.out) + offset,
+          vector<T>(p.mean)[c],
+          vector<T>(p.scale)[c],
+          vector<T>(p.bias)[c],
+          Activate<Sum<T>>(p.activation)};
 }
 
 template <typename T>
@@ -85,24 +101,29 @@ Gradient<T> gradient(const Problem& p, int64_t c, int64_t offset) {
           static_cast<T*>(p.out) + offset,
           vector<T>(p.mean)[c],
           vector<T>(p.scale)[c],
+          vector<T>(p.bias)[c],
           vector<T>(p.shift)[c],
-          vector<T>(p.slope)[c]};
+          vector<T>(p.slope)[c],
+          ActivateBackward<Sum<T>>(p.activation)};
 }
 
-// What `reduce` adds up (see moments::reduce_planes): dy and dy * (x - mean).
+// What `reduce` adds up (see moments::reduce_planes): dz and dz * (x - mean).
 template <typename T>
 struct Products {
   const T *dy, *x;
-  Sum<T> mean;
+  Sum<T> mean, scale, bias;
+  ActivateBackward<Sum<T>> backward;
 
   template <int L>
   FASTNETS_INLINE void at(int64_t i, Vec<Sum<T>, L>& s, Vec<Sum<T>, L>& q) const {
-    const Vec<Sum<T>, L> g = load<T, L>(dy + i);
-    s += g, q += g * (load<T, L>(x + i) - mean);
+    const Vec<Sum<T>, L> d = load<T, L>(x + i) - mean,
+                         g = dz_of<Sum<T>, L>(backward, load<T, L>(dy + i), d, scale, bias);
+    s += g, q += g * d;
   }
   template <int L>
   FASTNETS_INLINE void last(int64_t i, int64_t left, Vec<Sum<T>, L>& s, Vec<Sum<T>, L>& q) const {
-    const Vec<Sum<T>, L> g = load<T, L>(dy + i), d = load<T, L>(x + i) - mean;
+    const Vec<Sum<T>, L> d = load<T, L>(x + i) - mean,
+                         g = dz_of<Sum<T>, L>(backward, load<T, L>(dy + i), d, scale, bias);
     s += moments::keep_last<Sum<T>, L>(g, left), q += moments::keep_last<Sum<T>, L>(g * d, left);
   }
   FASTNETS_INLINE void next(int64_t stride) { dy += stride, x += stride; }
@@ -122,7 +143,12 @@ moments::Sums<Sum<T>> channel_products(const Problem& p, int64_t c, Range blocks
   for (int64_t i = blocks.begin; i < blocks.end; ++i) {
     const Range planes = cut.planes_of(i), piece = cut.piece_of(i);
     const int64_t at = planes.begin * stride + c * l + piece.begin;
-    const Products<T> products{static_cast<const T*>(p.dy) + at, static_cast<const T*>(p.x) + at, vector<T>(p.mean)[c]};
+    const Products<T> products{static_cast<const T*>(p.dy) + at,
+                               static_cast<const T*>(p.x) + at,
+                               vector<T>(p.mean)[c],
+                               vector<T>(p.scale)[c],
+                               vector<T>(p.bias)[c],
+                               ActivateBackward<A>(p.activation)};
     const moments::Sums<A> more = moments::reduce_planes<Products<T>, A, kLanes<A>>(products, planes.end - planes.begin,
                                                                                     stride, piece.end - piece.begin);
     sums.s += more.s, sums.q += more.q;
@@ -168,16 +194,14 @@ void local_planes(const Problem& p, int64_t begin, int64_t end) {
   finish_streams();
 }
 
-// Scale, shift and slope of the gradient, out of the sums over all values.
+// Shift and slope of the gradient, out of the sums over all values.
 template <typename T>
 void gradient_of_sums(const Problem& p, int64_t begin, int64_t end) {
   using A = Sum<T>;
   const A *sums = vector<T>(p.sums), count = static_cast<A>(p.count);
   for (int64_t c = begin; c < end; ++c) {
-    const A r = r_of<T>(p, c);
-    vector<T>(p.scale)[c] = r * vector<T>(p.weight)[c];
     vector<T>(p.shift)[c] = sums[c] / count;
-    vector<T>(p.slope)[c] = r * (sums[p.cut.map.c + c] / count);
+    vector<T>(p.slope)[c] = r_of<T>(p, c) * (sums[p.cut.map.c + c] / count);
   }
 }
 
@@ -185,6 +209,7 @@ template <typename T>
 void local_backward_planes(const Problem& p, int64_t begin, int64_t end) {
   const Map& m = p.cut.map;
   for (int64_t c = begin; c < end; ++c) {
+    vector<T>(p.scale)[c] = vector<T>(p.weight)[c] * r_of<T>(p, c);
     reduce_planes<T>(p, c, c + 1);
     gradient_of_sums<T>(p, c, c + 1);
     for (int64_t n = m.n - 1; n >= 0; --n) write_plane<T>(gradient<T>(p, c, (n * m.c + c) * m.l), m.l, p.streams);
@@ -199,6 +224,7 @@ struct NormalizeRows {
   T* y;
   int64_t rows, step;
   const Sum<T>*mean, *scale, *bias;
+  Activate<Sum<T>> activate;
   bool streams;
 
   template <int L, int W>
@@ -211,8 +237,13 @@ struct NormalizeRows {
     const T* from = x + c;
     T* to = y + c;
     const bool past = streams && can_stream<T, L>(to, step);
-    for (int64_t r = rows, down = step; r > 0; --r, from += down, to += down)
-      for (int k = 0; k < W; ++k) put<T, L>(to + k * L, (load<T, L>(from + k * L) - m[k]) * s[k] + b[k], past);
+    const Activate<A> f = activate;
+    for (int64_t r = rows, down = step; r > 0; --r, from += down, to += down) {
+      Vec<A, L> z[W];
+      for (int k = 0; k < W; ++k) z[k] = (load<T, L>(from + k * L) - m[k]) * s[k] + b[k];
+      f.template operator()<L, W>(z);
+      for (int k = 0; k < W; ++k) put<T, L>(to + k * L, z[k], past);
+    }
   }
 };
 
@@ -221,48 +252,56 @@ struct GradientRows {
   const T *dy, *x;
   T* dx;
   int64_t rows, step;
-  const Sum<T>*mean, *scale, *shift, *slope;
+  const Sum<T>*mean, *scale, *bias, *shift, *slope;
+  ActivateBackward<Sum<T>> backward;
   bool streams;
 
   template <int L, int W>
   void at(int64_t c, int64_t) const {
     using A = Sum<T>;
-    Vec<A, L> m[W], s[W], h[W], o[W];
+    Vec<A, L> m[W], s[W], b[W], h[W], o[W];
     for (int k = 0; k < W; ++k) {
-      m[k] = load<A, L>(mean + c + k * L), s[k] = load<A, L>(scale + c + k * L);
+      m[k] = load<A, L>(mean + c + k * L), s[k] = load<A, L>(scale + c + k * L), b[k] = load<A, L>(bias + c + k * L);
       h[k] = load<A, L>(shift + c + k * L), o[k] = load<A, L>(slope + c + k * L);
     }
+    const ActivateBackward<A> f = backward;
     const T *gradient = dy + c, *from = x + c;
     T* to = dx + c;
     const bool past = streams && can_stream<T, L>(to, step);
     for (int64_t r = rows, down = step; r > 0; --r, gradient += down, from += down, to += down)
       for (int k = 0; k < W; ++k) {
         const Vec<A, L> d = load<T, L>(from + k * L) - m[k];
-        put<T, L>(to + k * L, (load<T, L>(gradient + k * L) - h[k] - d * o[k]) * s[k], past);
+        const Vec<A, L> g = dz_of<A, L>(f, load<T, L>(gradient + k * L), d, s[k], b[k]);
+        put<T, L>(to + k * L, (g - h[k] - d * o[k]) * s[k], past);
       }
   }
 };
 
-// Sums of a block of rows: of dy and dy * (x - mean), added to s and q.
+// Sums of a block of rows: of dz and dz * (x - mean), added to s and q.
 template <typename T>
 struct BlockProducts {
   const T *dy, *x;
   int64_t rows, step;
-  const Sum<T>* mean;
+  const Sum<T>*mean, *scale, *bias;
+  ActivateBackward<Sum<T>> backward;
   Sum<T>*s, *q;
 
   template <int L, int W>
   void at(int64_t c, int64_t slot) const {
     using A = Sum<T>;
-    Vec<A, L> m[W], s0[W] = {}, q0[W] = {};
-    for (int k = 0; k < W; ++k) m[k] = load<A, L>(mean + c + k * L);
+    Vec<A, L> m[W], z1[W], z0[W], s0[W] = {}, q0[W] = {};
+    for (int k = 0; k < W; ++k) {
+      m[k] = load<A, L>(mean + c + k * L), z1[k] = load<A, L>(scale + c + k * L), z0[k] = load<A, L>(bias + c + k * L);
+    }
+    const ActivateBackward<A> f = backward;
     const T *gradient = dy + c, *from = x + c;
     for (int64_t i = rows, down = step; i > 0; --i, gradient += down, from += down)
       for (int k = 0; k < W; ++k) {
         __builtin_prefetch(gradient + k * L + rows * down);
         __builtin_prefetch(from + k * L + rows * down);
-        const Vec<A, L> g = load<T, L>(gradient + k * L);
-        s0[k] += g, q0[k] += g * (load<T, L>(from + k * L) - m[k]);
+        const Vec<A, L> d = load<T, L>(from + k * L) - m[k];
+        const Vec<A, L> g = dz_of<A, L>(f, load<T, L>(gradient + k * L), d, z1[k], z0[k]);
+        s0[k] += g, q0[k] += g * d;
       }
     for (int k = 0; k < W; ++k) {
       store<A, L>(s + slot + k * L, load<A, L>(s + slot + k * L) + s0[k]);
@@ -272,14 +311,15 @@ struct BlockProducts {
 };
 
 // Copies slots to channels.
-template <typename A>
+template <typename T>
 struct SumsOfSlots {
-  const A *s, *q, *r;
-  A *sum_dy, *sum_dy_xhat;
+  const Problem& p;
+  const Sum<T>*s, *q;
+  Sum<T>*sum_dz, *sum_dz_xhat;
 
   template <int L, int W>
   void at(int64_t c, int64_t slot) const {
-    for (int k = 0; k < W * L; ++k) sum_dy[c + k] = s[slot + k], sum_dy_xhat[c + k] = q[slot + k] * r[c + k];
+    for (int k = 0; k < W * L; ++k) sum_dz[c + k] = s[slot + k], sum_dz_xhat[c + k] = q[slot + k] * r_of<T>(p, c + k);
   }
 };
 
@@ -307,6 +347,7 @@ void forward_rows(const Problem& p, int64_t begin, int64_t end) {
                                 vector<T>(p.mean),
                                 vector<T>(p.scale),
                                 vector<T>(p.bias),
+                                Activate<Sum<T>>(p.activation),
                                 p.streams};
     moments::for_channels<Sum<T>>(c, rows);
   });
@@ -325,15 +366,16 @@ void dx_rows(const Problem& p, int64_t begin, int64_t end) {
                                c,
                                vector<T>(p.mean),
                                vector<T>(p.scale),
+                               vector<T>(p.bias),
                                vector<T>(p.shift),
                                vector<T>(p.slope),
+                               ActivateBackward<Sum<T>>(p.activation),
                                p.streams};
     moments::for_channels<Sum<T>>(c, rows);
   });
   finish_streams();
 }
 
-// Takes r from `scale`.
 template <typename T>
 void reduce_rows(const Problem& p, int64_t begin, int64_t end) {
   using A = Sum<T>;
@@ -350,12 +392,15 @@ void reduce_rows(const Problem& p, int64_t begin, int64_t end) {
                                       std::min(block, r.end - i),
                                       c,
                                       vector<T>(p.mean),
+                                      vector<T>(p.scale),
+                                      vector<T>(p.bias),
+                                      ActivateBackward<A>(p.activation),
                                       s,
                                       q};
       moments::for_channels<A>(c, products);
     }
     A* const sums = vector<T>(p.sums) + 2 * part * c;
-    moments::for_channels<A>(c, SumsOfSlots<A>{s, q, vector<T>(p.scale), sums, sums + c});
+    moments::for_channels<A>(c, SumsOfSlots<T>{p, s, q, sums, sums + c});
   }
 }
 

@@ -16,10 +16,9 @@
 // x and dy then follow each other, and read them from L2.
 #pragma once
 
-#include <cmath>
 #include <type_traits>
 
-#include "../convolution.h"
+#include "activate.cuh"
 #include "launch.h"
 
 namespace fastnets {
@@ -88,28 +87,6 @@ __device__ inline Item item_at(int64_t index, int columns, int runs) {
 // Whether coordinate `at` of the map with zeros between (see Correlation) is a value of x.
 __device__ inline bool is_value(int at, int size, int up) {
   return static_cast<unsigned>(at) < static_cast<unsigned>(size) && (up == 1 || at % up == 0);
-}
-
-// PyTorch's functions, NaN and infinity included.
-template <typename A>
-__device__ A activate(A z, Activation f) {
-  const A clamped = z < A(-3) ? A(0) : z > A(3) ? A(6) : z + A(3);
-  switch (f) {
-    case Activation::kRelu:
-      return z < A(0) ? A(0) : z;
-    case Activation::kRelu6:
-      return z < A(0) ? A(0) : z > A(6) ? A(6) : z;
-    case Activation::kLeakyRelu:
-      return z > A(0) ? z : z * A(0.1);
-    case Activation::kSilu:
-      return z / (A(1) + std::exp(-z));
-    case Activation::kHardswish:
-      return z * clamped / A(6);
-    case Activation::kSigmoid:
-      return A(1) / (A(1) + std::exp(-z));
-    default:
-      return z;
-  }
 }
 
 template <typename T, int V>

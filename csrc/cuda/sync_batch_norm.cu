@@ -9,6 +9,7 @@ namespace {
 
 using namespace batch_norm;
 using Optional = std::optional<Tensor>;
+using Name = std::optional<std::string>;
 constexpr int64_t kMost = 16;  // items to a thread of a kernel that writes as much as it reads
 
 template <typename T>
@@ -20,9 +21,9 @@ Vector<T> vector(const Tensor& x, const Optional& t, Sum<T> otherwise) {
 
 template <typename T>
 Statistics<T> statistics(const Tensor& x, const Optional& mean, const Optional& var, const Optional& weight,
-                         const Optional& bias, double eps) {
-  return {vector<T>(x, mean, 0), vector<T>(x, var, 1), vector<T>(x, weight, 1), vector<T>(x, bias, 0),
-          static_cast<Sum<T>>(eps)};
+                         const Optional& bias, double eps, const Name& activation) {
+  return {vector<T>(x, mean, 0), vector<T>(x, var, 1),     vector<T>(x, weight, 1),
+          vector<T>(x, bias, 0), static_cast<Sum<T>>(eps), parse_activation(activation)};
 }
 
 template <typename T>
@@ -76,44 +77,47 @@ void run_gradient(const Stream& stream, const Tensor& dy, const Tensor& x, const
 
 // Count, group and layer are for the gradient.
 Tensor sync_batch_norm(const Tensor& x, const Tensor& mean, const Tensor& var, const Optional& weight,
-                       const Optional& bias, const Optional&, double eps, const std::string&, const std::string&) {
+                       const Optional& bias, const Optional&, double eps, const std::string&, const std::string&,
+                       const Name& activation) {
   map_of(x);
   const Tensor y = empty_dense(x);
   const Stream stream(x);
   with_float(x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    run_normalize<T>(stream, x, y, statistics<T>(x, mean, var, weight, bias, eps));
+    run_normalize<T>(stream, x, y, statistics<T>(x, mean, var, weight, bias, eps, activation));
   });
   return y;
 }
 
 std::tuple<Tensor, Tensor, Tensor> sync_batch_norm_local(const Tensor& x, const Optional& weight, const Optional& bias,
-                                                         double eps) {
+                                                         double eps, const Name& activation) {
   STD_TORCH_CHECK(eps > 0 && map_of(x).count() != 1, "expected more than 1 value per channel and a positive eps");
   const Tensor y = empty_dense(x), mean = empty_sums(x), var = empty_sums(x);
   const Stream stream(x);
   with_float(x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    const Statistics<T> t = statistics<T>(x, mean, var, weight, bias, eps);
+    const Statistics<T> t = statistics<T>(x, mean, var, weight, bias, eps, activation);
     run_moments<T>(stream, x, mean, var, nullptr, /*variance=*/true);
     run_normalize<T>(stream, x, y, t);
   });
   return {y, mean, var};
 }
 
-Tensor sync_batch_norm_reduce(const Tensor& dy, const Tensor& x, const Tensor& mean, const Tensor& var, double eps) {
+Tensor sync_batch_norm_reduce(const Tensor& dy, const Tensor& x, const Tensor& mean, const Tensor& var,
+                              const Optional& weight, const Optional& bias, double eps, const Name& activation) {
   check_gradient(x, dy);
   const Tensor sums = empty_sums(x, 2);
   const Stream stream(x);
   with_float(x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    run_sums<T>(stream, dy, x, sums, statistics<T>(x, mean, var, std::nullopt, std::nullopt, eps));
+    run_sums<T>(stream, dy, x, sums, statistics<T>(x, mean, var, weight, bias, eps, activation));
   });
   return sums;
 }
 
 Tensor sync_batch_norm_dx(const Tensor& dy, const Tensor& x, const Tensor& mean, const Tensor& var,
-                          const Optional& weight, const Tensor& sums, const Tensor& count, double eps) {
+                          const Optional& weight, const Optional& bias, const Tensor& sums, const Tensor& count,
+                          double eps, const Name& activation) {
   check_gradient(x, dy);
   STD_TORCH_CHECK(sums.numel() == 2 * x.size(1) && sums.is_contiguous() && count.numel() == 1 &&
                       dtype_of(sums) == sum_dtype(x) && dtype_of(count) == sum_dtype(x),
@@ -122,19 +126,20 @@ Tensor sync_batch_norm_dx(const Tensor& dy, const Tensor& x, const Tensor& mean,
   const Stream stream(x);
   with_float(x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    run_gradient<T>(stream, dy, x, dx, statistics<T>(x, mean, var, weight, std::nullopt, eps), sums, 0, count);
+    run_gradient<T>(stream, dy, x, dx, statistics<T>(x, mean, var, weight, bias, eps, activation), sums, 0, count);
   });
   return dx;
 }
 
 std::tuple<Tensor, Tensor> sync_batch_norm_local_backward(const Tensor& dy, const Tensor& x, const Tensor& mean,
-                                                          const Tensor& var, const Optional& weight, double eps) {
+                                                          const Tensor& var, const Optional& weight,
+                                                          const Optional& bias, double eps, const Name& activation) {
   check_gradient(x, dy);
   const Tensor dx = empty_dense(x), sums = empty_sums(x, 2);
   const Stream stream(x);
   with_float(x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    const Statistics<T> t = statistics<T>(x, mean, var, weight, std::nullopt, eps);
+    const Statistics<T> t = statistics<T>(x, mean, var, weight, bias, eps, activation);
     run_sums<T>(stream, dy, x, sums, t);
     run_gradient<T>(stream, dy, x, dx, t, sums, map_of(x).count(), std::nullopt);
   });

@@ -1,9 +1,11 @@
-// Kernels of batch normalisation: normalize, gradient_sums with add_parts, and gradient. How work is dealt to blocks is
-// in batch_moments.cuh: a thread has its channels' vectors in registers while it walks over its items.
+// Kernels of batch normalisation and the activation after it: normalize, gradient_sums with add_parts, and gradient.
+// How work is dealt to blocks is in batch_moments.cuh: a thread has its channels' vectors in registers while it walks
+// over its items.
 //
 // Bytes. normalize reads x and writes y; gradient_sums reads dy and x; gradient reads both and writes dx: each once.
 #pragma once
 
+#include "activate.cuh"
 #include "batch_moments.cuh"
 
 namespace fastnets {
@@ -28,8 +30,10 @@ template <typename T>
 struct Statistics {
   Vector<T> mean, var, weight, bias;
   Sum<T> eps;
+  Activation activation;
 
   __device__ Sum<T> r(int64_t c) const { return Sum<T>(1) / std::sqrt(var.at(c) + eps); }
+  __device__ Sum<T> scale(int64_t c) const { return r(c) * weight.at(c); }
 };
 
 template <typename T, int V>
@@ -42,35 +46,41 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
   for (int v = 0; v < V; ++v) {
     const int64_t c = items.channel + (w.map.last ? v : 0);
-    mean[v] = t.mean.at(c), scale[v] = t.r(c) * t.weight.at(c), bias[v] = t.bias.at(c);
+    mean[v] = t.mean.at(c), scale[v] = t.scale(c), bias[v] = t.bias.at(c);
   }
   for (; items.left > 0; items.next(w)) {
     const auto in = *reinterpret_cast<const Pack<T, V>*>(x + items.at);
     Pack<T, V> out;
 #pragma unroll
-    for (int v = 0; v < V; ++v) out.at[v] = static_cast<T>((static_cast<A>(in.at[v]) - mean[v]) * scale[v] + bias[v]);
+    for (int v = 0; v < V; ++v)
+      out.at[v] = static_cast<T>(activate((static_cast<A>(in.at[v]) - mean[v]) * scale[v] + bias[v], t.activation));
     *reinterpret_cast<Pack<T, V>*>(y + items.at) = out;
   }
 }
 
-// parts [part][2][c]: sums of dy and of dy * (x - mean).
+// parts [part][2][c]: sums of dz and of dz * (x - mean), where y = f(z).
 template <typename T, int V>
 __global__ void __launch_bounds__(kThreads)
     gradient_sums(const T* __restrict__ dy, const T* __restrict__ x, Sum<T>* __restrict__ parts, const Statistics<T> t,
                   const Work w) {
   using A = Sum<T>;
   Items items = items_of_thread<V>(w);
-  A mean[V], s[V] = {}, q[V] = {};
+  A mean[V] = {}, scale[V] = {}, bias[V] = {}, s[V] = {}, q[V] = {};
 #pragma unroll
-  for (int v = 0; v < V; ++v) mean[v] = items.left > 0 ? t.mean.at(items.channel + (w.map.last ? v : 0)) : A(0);
+  for (int v = 0; v < V; ++v) {
+    if (items.left == 0) break;
+    const int64_t c = items.channel + (w.map.last ? v : 0);
+    mean[v] = t.mean.at(c), scale[v] = t.scale(c), bias[v] = t.bias.at(c);
+  }
   for (; items.left > 0; items.next(w)) {
     const auto g = *reinterpret_cast<const Pack<T, V>*>(dy + items.at);
     const auto in = *reinterpret_cast<const Pack<T, V>*>(x + items.at);
 #pragma unroll
     for (int v = 0; v < V; ++v) {
-      const A d = static_cast<A>(g.at[v]);
-      s[v] += d;
-      q[v] += d * (static_cast<A>(in.at[v]) - mean[v]);
+      const A d = static_cast<A>(in.at[v]) - mean[v];
+      const A dz = activate_backward(static_cast<A>(g.at[v]), d * scale[v] + bias[v], t.activation);
+      s[v] += dz;
+      q[v] += dz * d;
     }
   }
 #pragma unroll
@@ -89,7 +99,7 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// sums [2][c]: of dy and of dy * xhat.
+// sums [2][c]: of dz and of dz * xhat.
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
     add_parts(const Sum<T>* __restrict__ parts, Sum<T>* __restrict__ sums, const Statistics<T> t, const int64_t count,
@@ -101,7 +111,7 @@ __global__ void __launch_bounds__(kThreads)
   sums[i] = i < channels ? total : total * t.r(i - channels);
 }
 
-// dx = w r (dy - mean(dy) - xhat mean(dy xhat)), of y = w xhat + b with mean and var functions of x. The means are over
+// dx = w r (dz - mean(dz) - xhat mean(dz xhat)), of z = w xhat + b with mean and var functions of x. The means are over
 // `count` values, or over *counted.
 template <typename T, int V>
 __global__ void __launch_bounds__(kThreads)
@@ -111,13 +121,12 @@ __global__ void __launch_bounds__(kThreads)
   Items items = items_of_thread<V>(w);
   if (items.left == 0) return;
   const A n = counted ? *counted : count;
-  A mean[V], scale[V], shift[V], slope[V];
+  A mean[V], scale[V], bias[V], shift[V], slope[V];
 #pragma unroll
   for (int v = 0; v < V; ++v) {
     const int64_t c = items.channel + (w.map.last ? v : 0);
-    const A r = t.r(c);
-    mean[v] = t.mean.at(c), scale[v] = r * t.weight.at(c);
-    shift[v] = sums[c] / n, slope[v] = r * (sums[w.map.c + c] / n);
+    mean[v] = t.mean.at(c), scale[v] = t.scale(c), bias[v] = t.bias.at(c);
+    shift[v] = sums[c] / n, slope[v] = t.r(c) * (sums[w.map.c + c] / n);
   }
   for (; items.left > 0; items.next(w)) {
     const auto g = *reinterpret_cast<const Pack<T, V>*>(dy + items.at);
@@ -126,7 +135,8 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
     for (int v = 0; v < V; ++v) {
       const A d = static_cast<A>(in.at[v]) - mean[v];
-      out.at[v] = static_cast<T>((static_cast<A>(g.at[v]) - shift[v] - d * slope[v]) * scale[v]);
+      const A dz = activate_backward(static_cast<A>(g.at[v]), d * scale[v] + bias[v], t.activation);
+      out.at[v] = static_cast<T>((dz - shift[v] - d * slope[v]) * scale[v]);
     }
     *reinterpret_cast<Pack<T, V>*>(dx + items.at) = out;
   }

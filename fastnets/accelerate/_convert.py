@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TypeVar
 
 from torch import nn
 
-from fastnets.layers import ChannelShuffle, Conv2d, PixelShuffle, PixelUnshuffle
+from fastnets.layers import ChannelShuffle, Conv2d, PixelShuffle, PixelUnshuffle, Sequential
+from fastnets.layers.sequential import has_pair, sequential_class
 
 # The same attributes, parameters and arguments: only the class of the object changes.
 _OURS: dict[type[nn.Module], type[nn.Module]] = {
@@ -15,7 +17,7 @@ _OURS: dict[type[nn.Module], type[nn.Module]] = {
     nn.PixelShuffle: PixelShuffle,
     nn.PixelUnshuffle: PixelUnshuffle,
 }
-_TORCHS = {ours: torchs for torchs, ours in _OURS.items()}
+_TORCHS = {ours: torchs for torchs, ours in _OURS.items()} | {Sequential: nn.Sequential}
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -23,9 +25,11 @@ M = TypeVar("M", bound=nn.Module)
 def convert(model: M) -> M:
     """Exchanges, in place, PyTorch's layers for drop-in layers on the kernels of fastnets, for training and inference.
 
-    ``nn.Conv2d`` in groups, ``nn.ChannelShuffle``, ``nn.PixelShuffle`` and ``nn.PixelUnshuffle``. Parameters, buffers,
-    hooks and the state_dict stay the same objects, so an optimizer goes on. Subclasses of these are left alone. For
-    BatchNorm across processes there is :class:`fastnets.layers.SyncBatchNorm`.
+    ``nn.Conv2d`` in groups, ``nn.ChannelShuffle``, ``nn.PixelShuffle`` and ``nn.PixelUnshuffle``; and, in training,
+    BatchNorm with the activation after it where the two are neighbours in an ``nn.Sequential``
+    (:class:`fastnets.layers.Sequential`). Parameters, buffers, hooks and the state_dict stay the same objects, so an
+    optimizer goes on. Subclasses of these are left alone, but for those of ``nn.Sequential`` that leave its ``forward``
+    as it is. For BatchNorm across processes there is :class:`fastnets.layers.SyncBatchNorm`.
 
     Args:
         model: any module; may itself be one of those layers.
@@ -41,7 +45,7 @@ def convert(model: M) -> M:
         >>> fastnets.convert(torch.nn.Sequential(torch.nn.Conv2d(4, 4, 3, groups=4)))[0].__class__
         <class 'fastnets.layers.conv.Conv2d'>
     """
-    return _exchange(model, _OURS, "convert")
+    return _exchange(model, _ours, "convert")
 
 
 def revert(model: M) -> M:
@@ -63,13 +67,24 @@ def revert(model: M) -> M:
           (0): PixelShuffle(upscale_factor=2)
         )
     """
-    return _exchange(model, _TORCHS, "revert")
+    return _exchange(model, _torchs, "revert")
 
 
-def _exchange(model: M, classes: dict[type[nn.Module], type[nn.Module]], name: str) -> M:
+def _ours(module: nn.Module) -> type[nn.Module]:
+    theirs = type(module)
+    if isinstance(module, nn.Sequential) and theirs.forward is nn.Sequential.forward and has_pair(module):
+        return sequential_class(theirs)
+    return _OURS.get(theirs, theirs)
+
+
+def _torchs(module: nn.Module) -> type[nn.Module]:
+    ours = type(module)
+    return ours.__dict__["converted_from"] if "converted_from" in ours.__dict__ else _TORCHS.get(ours, ours)
+
+
+def _exchange(model: M, class_of: Callable[[nn.Module], type[nn.Module]], name: str) -> M:
     if not isinstance(model, nn.Module):
         raise TypeError(f"{name} expects a torch.nn.Module, but got {type(model).__name__}")
     for module in model.modules():
-        if type(module) in classes:
-            module.__class__ = classes[type(module)]
+        module.__class__ = class_of(module)
     return model

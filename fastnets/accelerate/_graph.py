@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from fastnets.layers.activation import activation_name
+
 
 def has_hooks(module: nn.Module) -> bool:
     """Whether hooks (pruning, weight_norm, the user's own) see or change what goes in or comes out."""
@@ -64,13 +66,6 @@ def writes_over(user: fx.Node, value: fx.Node) -> bool:
     return user.op == "call_method" and str(user.target).endswith("_") or bool(user.kwargs.get("inplace"))
 
 
-_ACTIVATION_MODULES: dict[type, str] = {
-    nn.ReLU: "relu",
-    nn.ReLU6: "relu6",
-    nn.SiLU: "silu",
-    nn.Hardswish: "hardswish",
-    nn.Sigmoid: "sigmoid",
-}
 _ACTIVATION_FUNCTIONS: dict[Any, str] = {
     F.relu: "relu",
     torch.relu: "relu",
@@ -89,9 +84,7 @@ def activation_of(network: fx.GraphModule, node: fx.Node) -> str | None:
     if node.op == "call_method":
         return _ACTIVATION_METHODS.get(str(node.target))
     module = module_of(network, node)
-    if type(module) is nn.LeakyReLU and module.negative_slope == 0.1:
-        return "leaky_relu"
-    return None if module is None else _ACTIVATION_MODULES.get(type(module))
+    return None if module is None else activation_name(module)
 
 
 def batch_norm_of(network: fx.GraphModule, node: fx.Node) -> nn.BatchNorm2d | None:

@@ -26,6 +26,7 @@ from fastnets.layers.precision_gate import PrecisionGateConv2d as PrecisionGateC
 from fastnets.layers.residual import BasicBlock as BasicBlock
 from fastnets.layers.residual import Bottleneck as Bottleneck
 from fastnets.layers.residual import Residual as Residual
+from fastnets.layers.sequential import Sequential as Sequential
 from fastnets.layers.shuffle import ChannelShuffle as ChannelShuffle
 from fastnets.layers.shuffle import PixelShuffle as PixelShuffle
 from fastnets.layers.shuffle import PixelUnshuffle as PixelUnshuffle

@@ -69,18 +69,7 @@ class SyncBatchNorm(_BatchNorm):
             raise ValueError(f"expected at least 2D input (got {input.dim()}D input)")
 
     def forward(self, input: Tensor) -> Tensor:
-        self._check_input_dim(input)
-        momentum: float | Tensor = 0.0 if self.momentum is None else self.momentum
-        tracks = self.training and self.track_running_stats
-        if tracks and self.num_batches_tracked is not None and self.running_mean is not None:
-            self.num_batches_tracked.add_(1)
-            if self.momentum is None:
-                average = torch.promote_types(self.running_mean.dtype, torch.float32)
-                momentum = 1 / self.num_batches_tracked.to(average)
-        running = (self.running_mean, self.running_var) if tracks or not self.training else (None, None)
-        training = self.training or self.running_mean is None
-        group = group_name(self.process_group) if self.training else ""
-        return normalize(input, *running, self.weight, self.bias, training, momentum, self.eps, group, self.layer_name)
+        return batch_norm(self, input, group_name(self.process_group) if self.training else "")
 
     @classmethod
     def convert(cls, model: nn.Module, process_group: ProcessGroup | None = None) -> nn.Module:
@@ -135,3 +124,33 @@ class SyncBatchNorm(_BatchNorm):
                 if isinstance(module, nn.SyncBatchNorm):
                     module.process_group = process_group
         return model
+
+
+def batch_norm(layer: _BatchNorm, input: Tensor, group: str = "", activation: str | None = None) -> Tensor:
+    """What a layer makes of an input, with the statistics of the group of that name, and the activation after it.
+
+    Args:
+        layer: whose parameters, statistics and mode count; in training it counts the batch.
+        input: (n, num_features, ...).
+        group: as of ``fastnets.ops.sync_batch_norm.normalize``; '': the layer's own batch alone.
+        activation: as of :func:`fastnets.ops.sync_batch_norm`.
+
+    Returns:
+        In the type, shape and layout of the input.
+
+    Raises:
+        ValueError, RuntimeError: as :func:`fastnets.ops.sync_batch_norm`.
+    """
+    layer._check_input_dim(input)
+    momentum: float | Tensor = 0.0 if layer.momentum is None else layer.momentum
+    tracks = layer.training and layer.track_running_stats
+    if tracks and layer.num_batches_tracked is not None and layer.running_mean is not None:
+        layer.num_batches_tracked.add_(1)
+        if layer.momentum is None:
+            average = torch.promote_types(layer.running_mean.dtype, torch.float32)
+            momentum = 1 / layer.num_batches_tracked.to(average)
+    running = (layer.running_mean, layer.running_var) if tracks or not layer.training else (None, None)
+    training = layer.training or layer.running_mean is None
+    name = layer.layer_name if isinstance(layer, SyncBatchNorm) else ""
+    vectors = *running, layer.weight, layer.bias
+    return normalize(input, *vectors, training, momentum, layer.eps, group, name, activation)

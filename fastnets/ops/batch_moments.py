@@ -123,7 +123,7 @@ def _backward(ctx: Any, dmean: Tensor, dm2: Tensor, _: Any) -> Tensor:
     scale, shift = 2 * dm2, dmean / max(1, n)
     if torch.is_grad_enabled():  # this gradient is to be differentiated in its turn
         return ((x - per_channel(mean, x)) * per_channel(scale, x) + per_channel(shift, x)).to(x.dtype)
-    return normalize(x, mean, torch.ones_like(mean), scale, shift, None, 0.0, "", "")
+    return normalize(x, mean, torch.ones_like(mean), scale, shift, None, 0.0, "", "", None)
 
 
 op.autograd(_backward, _setup)

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fastnets.ops._batch_norm import check_batch_norm, op, op_dx, op_local, op_local_backward, op_reduce
+from fastnets.ops._batch_norm import (
+    activation_backward,
+    check_batch_norm,
+    op,
+    op_dx,
+    op_local,
+    op_local_backward,
+    op_reduce,
+)
 from fastnets.ops._exchange import exchange_moments, exchange_sums, group_name
 from fastnets.ops.batch_moments import channel_dims, dense, layout, per_channel, sum_type
 from fastnets.ops.batch_moments import op as moments
@@ -22,62 +30,86 @@ if TYPE_CHECKING:
 OWN, CONSTANT = "", None
 
 
-def _gradients(
-    dy: Tensor, x: Tensor, weight: Tensor | None, statistics: tuple[Tensor, Tensor, Tensor | None],
-    eps: float, group: str | None, layer: str, bias_type: torch.dtype | None, needed: tuple[bool, bool, bool],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
+class Call(NamedTuple):
+    """What a gradient depends on beside dy, x and weight."""
+
+    mean: Tensor
+    var: Tensor
+    bias: Tensor | None
+    values: Tensor | None  # how many there are in a channel, on all ranks
+    eps: float
+    group: str | None
+    layer: str
+    activation: str | None
+    needed: tuple[bool, bool, bool]  # dx, dw, db
+
+
+def _gradients(dy: Tensor, x: Tensor, weight: Tensor | None, call: Call) -> tuple[Tensor | None, ...]:
     """dx, dw and db: those that are needed."""
-    mean, var, count = statistics
+    mean, var, bias, count, eps, group, layer, activation, (need_dx, need_dw, need_db) = call
     dy = dy.contiguous(memory_format=layout(x))
-    need_dx, need_dw, need_db = needed
     dx = sums = None
     if need_dx and group == OWN:
-        dx, sums = op_local_backward(dy, x, mean, var, weight, eps)
+        dx, sums = op_local_backward(dy, x, mean, var, weight, bias, eps, activation)
     elif need_dw or need_db or (need_dx and group != CONSTANT):
-        sums = op_reduce(dy, x, mean, var, eps)
-    if need_dx and group == CONSTANT:
-        dx = op(dy, torch.zeros_like(var), var, weight, None, None, eps, "", "")
+        sums = op_reduce(dy, x, mean, var, weight, bias, eps, activation)
+    if need_dx and group == CONSTANT:  # dx = w r dz
+        zero, a = torch.zeros_like(var), sum_type(x)
+        if activation is None:
+            dx = op(dy, zero, var, weight, None, None, eps, "", "", None)
+        else:
+            of_none = zero.to(a).repeat(2, 1), zero.new_ones((), dtype=a)
+            dx = op_dx(dy, x, mean, var, weight, bias, *of_none, eps, activation)
     elif need_dx and group != OWN:
-        dx = op_dx(dy, x, mean, var, weight, exchange_sums(sums, group, layer), count, eps)
+        dx = op_dx(dy, x, mean, var, weight, bias, exchange_sums(sums, group, layer), count, eps, activation)
     if sums is None:
         return dx, None, None
-    sum_dy, sum_dy_xhat = sums.unbind()
-    dw = sum_dy_xhat.to(weight.dtype) if need_dw and weight is not None else None
-    return dx, dw, sum_dy.to(bias_type) if need_db else None
+    sum_dz, sum_dz_xhat = sums.unbind()
+    dw = sum_dz_xhat.to(weight.dtype) if need_dw and weight is not None else None
+    return dx, dw, sum_dz.to(bias.dtype) if need_db and bias is not None else None
+
+
+def _dz(dy: Tensor, x: Tensor, weight: Tensor | None, call: Call) -> Tensor:
+    """dz as a function of dy, x, weight and bias, which may be differentiated."""
+    if call.activation is None:
+        return dy
+    if call.group == OWN:
+        z = op_local(x, weight, call.bias, call.eps, None)[0]
+    else:
+        z = op(x, call.mean, call.var, weight, call.bias, call.values, call.eps, call.group or "", call.layer, None)
+    return activation_backward(dy, z, call.activation).to(dy.dtype)
 
 
 class _Backward(torch.autograd.Function):
-    """`_gradients`, where the gradient of those is asked for."""
+    """`_gradients` of a call without activation, where the gradient of those is asked for."""
 
     @staticmethod
-    def forward(
-        ctx: Any, dy: Tensor, x: Tensor, weight: Tensor | None, statistics: tuple[Tensor, Tensor, Tensor | None],
-        eps: float, group: str | None, layer: str, bias_type: torch.dtype | None, needed: tuple[bool, bool, bool],
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
-        ctx.save_for_backward(dy, x, weight, *statistics)
-        ctx.eps, ctx.group, ctx.layer, ctx.needed = eps, group, layer, needed
-        return _gradients(dy, x, weight, statistics, eps, group, layer, bias_type, needed)
+    def forward(ctx: Any, dy: Tensor, x: Tensor, weight: Tensor | None, call: Call) -> tuple[Tensor | None, ...]:
+        ctx.save_for_backward(dy, x, weight)
+        ctx.call = call
+        return _gradients(dy, x, weight, call)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        dy, x, weight, mean, var, count = ctx.saved_tensors
+        dy, x, weight = ctx.saved_tensors
+        mean, var, _, count, eps, group, layer, _, needed = ctx.call
         a = sum_type(x)
-        ddx, ddw, ddb = (None if g is None or not n else g.to(a) for g, n in zip(grads, ctx.needed, strict=True))
-        r = per_channel((var.to(a) + ctx.eps).rsqrt(), x)
+        ddx, ddw, ddb = (None if g is None or not n else g.to(a) for g, n in zip(grads, needed, strict=True))
+        r = per_channel((var.to(a) + eps).rsqrt(), x)
         dy, xhat = dy.to(a), (x.to(a) - per_channel(mean, x)) * r
         w = 1 if weight is None else per_channel(weight.to(a), x)
         g = w * (torch.zeros_like(dy) if ddx is None else ddx)
         u = torch.zeros_like(dy) if ddw is None else per_channel(ddw, x) * dy
         # The call computed dx = w project(dy), dw = sum dy xhat, db = sum dy, with
         # project(v) = r (v - mean(v) - xhat mean(v xhat)), which is its own transpose and d<v, xhat> / dx.
-        if ctx.group == CONSTANT:
+        if group == CONSTANT:
             project_g, project_u, project_dy = r * g, r * u, r * dy
             grad_x = project_u
         else:
             sums = torch.stack([t.sum(channel_dims(x)) for t in (dy, dy * xhat, g, g * xhat, u, u * xhat, g * dy)])
-            if ctx.group != OWN:
-                sums = exchange_sums(sums, ctx.group, ctx.layer)
+            if group != OWN:
+                sums = exchange_sums(sums, group, layer)
             n = x.numel() // max(1, x.shape[1]) if count is None else count.clamp(min=1)
             dy0, dy1, g0, g1, u0, u1, gdy = (per_channel(t, x) for t in sums / n)
             project_dy, project_g, project_u = (
@@ -94,39 +126,39 @@ class _Backward(torch.autograd.Function):
         grad_w = None
         if weight is not None and ddx is not None:
             grad_w = (ddx * project_dy).sum(channel_dims(x)).to(weight.dtype)
-        return grad_dy.to(x.dtype), grad_x.to(x.dtype), grad_w, *[None] * 6
+        return grad_dy.to(x.dtype), grad_x.to(x.dtype), grad_w, None
+
+
+def _differentiate(ctx: Any, dy: Tensor, needed: tuple[bool, bool, bool]) -> tuple[Tensor | None, ...]:
+    x, weight, mean, var, bias, count = ctx.saved_tensors
+    call = Call(mean, var, bias, count, ctx.eps, ctx.group, ctx.layer, ctx.activation, needed)
+    if not torch.is_grad_enabled():
+        return _gradients(dy, x, weight, call)
+    return _Backward.apply(_dz(dy, x, weight, call), x, weight, call._replace(activation=None))
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, mean, var, weight, bias, count, ctx.eps, group, ctx.layer = inputs
+    x, mean, var, weight, bias, count, ctx.eps, group, ctx.layer, ctx.activation = inputs
     ctx.group = CONSTANT if count is None else group
-    ctx.bias_type = None if bias is None else bias.dtype
-    ctx.save_for_backward(x, mean, var, weight, count)
+    ctx.save_for_backward(x, weight, mean, var, bias, count)
 
 
 def _backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
-    x, mean, var, weight, count = ctx.saved_tensors
     need_dx, _, _, *needed = ctx.needs_input_grad[:5]
-    gradients = _Backward.apply if torch.is_grad_enabled() else _gradients
-    dx, dw, db = gradients(
-        dy, x, weight, (mean, var, count), ctx.eps, ctx.group, ctx.layer, ctx.bias_type, (need_dx, *needed)
-    )
-    return dx, None, None, dw, db, None, None, None, None
+    dx, dw, db = _differentiate(ctx, dy, (need_dx, *needed))
+    return dx, None, None, dw, db, *[None] * 5
 
 
 def _setup_local(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    x, weight, bias, ctx.eps = inputs
-    ctx.bias_type = None if bias is None else bias.dtype
+    x, weight, bias, ctx.eps, ctx.activation = inputs
+    ctx.group, ctx.layer = OWN, ""
     _, mean, var = output
     ctx.mark_non_differentiable(mean, var)
-    ctx.save_for_backward(x, weight, mean, var)
+    ctx.save_for_backward(x, weight, mean, var, bias, None)
 
 
 def _backward_local(ctx: Any, dy: Tensor, *_: Any) -> tuple[Any, ...]:
-    x, weight, mean, var = ctx.saved_tensors
-    needed = ctx.needs_input_grad[:3]
-    gradients = _Backward.apply if torch.is_grad_enabled() else _gradients
-    return *gradients(dy, x, weight, (mean, var, None), ctx.eps, OWN, "", ctx.bias_type, needed), None
+    return *_differentiate(ctx, dy, ctx.needs_input_grad[:3]), None, None
 
 
 op.autograd(_backward, _setup)
@@ -146,12 +178,13 @@ def normalize(
     eps: float,
     group: str,
     layer: str,
+    activation: str | None = None,
 ) -> Tensor:
     """`sync_batch_norm` over the ranks of the group of that name ('': none), for the layer of that name."""
     if not training:
         if running_mean is None or running_var is None:
             check_batch_norm(input, running_mean, running_var, weight, bias, False, eps)
-        return op(dense(input), running_mean, running_var, weight, bias, None, eps, "", "")
+        return op(dense(input), running_mean, running_var, weight, bias, None, eps, "", "", activation)
     if (
         group
         or running_mean is None
@@ -164,11 +197,11 @@ def normalize(
     if group:
         with torch.no_grad():
             mean, var, count = exchange_moments(*moments(x), group, layer)
-        y = op(x, mean, var, weight, bias, count, eps, group, layer)
+        y = op(x, mean, var, weight, bias, count, eps, group, layer, activation)
         momentum = momentum * (count > 0).to(count.dtype)  # no values, no news
         correction = count / (count - 1).clamp(min=1)
     else:
-        y, mean, var = op_local(x, weight, bias, eps)
+        y, mean, var = op_local(x, weight, bias, eps, activation)
         count = x.numel() // max(1, x.shape[1])
         correction = count / max(1, count - 1)
     if running_mean is not None and running_var is not None and (group or count > 0):
@@ -189,11 +222,13 @@ def sync_batch_norm(
     momentum: float | Tensor = 0.1,
     eps: float = 1e-5,
     process_group: ProcessGroup | None = None,
+    *,
+    activation: str | None = None,
 ) -> Tensor:
-    r"""Is ``F.batch_norm``, with the statistics of all processes' batches taken together.
+    r"""Is ``F.batch_norm``, with the statistics of all processes' batches taken together, and an activation after it.
 
     .. math::
-        y_{n,c,i} = \frac{x_{n,c,i} - \mu_c}{\sqrt{\sigma_c^2 + \epsilon}} \, w_c + b_c
+        y_{n,c,i} = f\left(\frac{x_{n,c,i} - \mu_c}{\sqrt{\sigma_c^2 + \epsilon}} \, w_c + b_c\right)
 
     In training, :math:`\mu` and :math:`\sigma^2` are mean and biased variance over batch, space and ranks, and the
     running statistics take :math:`\mu` and the unbiased variance over all ranks. The forward pass makes one
@@ -211,14 +246,18 @@ def sync_batch_norm(
             cumulative average, 1 / the number of batches so far.
         eps: added to the variance; in training greater than 0.
         process_group: whose ranks take part; None for the default group, if ``torch.distributed`` is initialised.
+        activation: f: None, 'relu', 'relu6', 'leaky_relu' (slope 0.1), 'silu', 'hardswish' or 'sigmoid', applied in the
+            store. The backward pass computes its slope out of input: nothing more is kept or read for it.
 
     Returns:
         In the type, shape and layout of input. Statistics and sums are taken in float32 (float64 for float64).
         Allocates beside it a few numbers per channel and the working memory of :func:`batch_moments`; the backward
-        pass likewise beside the gradients. Double backward works, with one more collective.
+        pass likewise beside the gradients. Double backward works, with one more collective, and another one for an
+        activation.
 
     Raises:
         ValueError, RuntimeError: as ``F.batch_norm``, with the same messages.
+        ValueError: an unknown activation.
         RuntimeError: a rank did not come within the group's time-out, or (seen on a CPU) came from another layer of as
             many channels. Of another number, gloo itself ends the process.
 
@@ -234,4 +273,4 @@ def sync_batch_norm(
         ([-1.0, 1.0], 1.0, 1.5)
     """
     group = group_name(process_group) if training else ""
-    return normalize(input, running_mean, running_var, weight, bias, training, momentum, eps, group, "")
+    return normalize(input, running_mean, running_var, weight, bias, training, momentum, eps, group, "", activation)

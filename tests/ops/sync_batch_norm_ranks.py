@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fastnets.layers import SyncBatchNorm
 from fastnets.ops import sync_batch_norm
+from fastnets.ops._activation import ACTIVATIONS
 
 CHANNELS, TIMEOUT = 5, 10
 DOUBLE = {"dtype": torch.float64}
@@ -52,12 +53,12 @@ def vectors() -> tuple[Tensor, Tensor]:
     return torch.randn(CHANNELS, generator=make, **DOUBLE), torch.randn(CHANNELS, generator=make, **DOUBLE)
 
 
-def whole(xs: list[Tensor], *, momentum: float = 0.3) -> dict[str, list[Tensor]]:
+def whole(xs: list[Tensor], activation: str | None, *, momentum: float = 0.3) -> dict[str, list[Tensor]]:
     """F.batch_norm over all ranks' batches: results and gradients, cut into each rank's; gradients of a square sum."""
     w, b = (v.requires_grad_() for v in vectors())
     x = torch.cat(xs).requires_grad_()
     mean, var = torch.zeros(CHANNELS, **DOUBLE), torch.ones(CHANNELS, **DOUBLE)
-    y = nn.functional.batch_norm(x, mean, var, w, b, True, momentum, 1e-3)
+    y = ACTIVATIONS[activation](nn.functional.batch_norm(x, mean, var, w, b, True, momentum, 1e-3))
     dx, dw, db = torch.autograd.grad(y.pow(3).sum(), (x, w, b), create_graph=True)
     second = torch.autograd.grad(dx.square().sum() + dw.square().sum() / 9 + db.sum(), (x, w))
     cut = [len(x) for x in xs]
@@ -67,15 +68,15 @@ def whole(xs: list[Tensor], *, momentum: float = 0.3) -> dict[str, list[Tensor]]
     }  # fmt: skip
 
 
-def equals_one_process(sizes: list[int], layout: torch.memory_format) -> None:
+def equals_one_process(sizes: list[int], layout: torch.memory_format, activation: str | None = None) -> None:
     rank = dist.get_rank()
     xs = batches(sizes, layout)
-    expected = whole(xs)
+    expected = whole(xs, activation)
     x = xs[rank].requires_grad_()
     w, b = (v.requires_grad_() for v in vectors())
     mean, var = torch.zeros(CHANNELS, **DOUBLE), torch.ones(CHANNELS, **DOUBLE)
     with Collectives() as forward:
-        y = sync_batch_norm(x, mean, var, w, b, True, 0.3, 1e-3)
+        y = sync_batch_norm(x, mean, var, w, b, True, 0.3, 1e-3, activation=activation)
     close(y, expected["y"][rank])
     close(mean, expected["running"][0])
     close(var, expected["running"][1])
@@ -117,6 +118,8 @@ def scene_unequal(_: Path) -> None:
     sizes = [2 + 3 * i for i in range(dist.get_world_size())]
     equals_one_process(sizes, torch.contiguous_format)
     equals_one_process(sizes[::-1], torch.channels_last)
+    for activation in ("relu", "silu"):
+        equals_one_process(sizes, torch.channels_last, activation)
 
 
 def scene_empty(_: Path) -> None:

@@ -11,6 +11,7 @@ from triton_compile import check_compiles, compiled, driver, skip_interpreted  #
 
 from fastnets.kernels import batch_moments as moments
 from fastnets.kernels import sync_batch_norm as norm
+from fastnets.ops._activation import ACTIVATIONS
 from fastnets.ops.batch_moments import empty_like, sum_type
 
 pytestmark = [skip_interpreted, pytest.mark.usefixtures("driver")]
@@ -18,18 +19,27 @@ pytestmark = [skip_interpreted, pytest.mark.usefixtures("driver")]
 NCHW, NHWC = torch.contiguous_format, torch.channels_last
 
 
-def launches(shape=(16, 96, 56, 56), *, dtype=torch.float32, layout=NHWC, affine=True, params=None, counted=False):
+def launches(
+    shape=(16, 96, 56, 56),
+    *,
+    dtype=torch.float32,
+    layout=NHWC,
+    affine=True,
+    params=None,
+    counted=False,
+    activation=None,
+):
     """What batch_moments and sync_batch_norm launch forward and backward; the tensors have no memory."""
     x = torch.empty(shape, dtype=dtype, device="meta")
     x = x.contiguous(memory_format=layout) if x.dim() == 4 else x
     mean, var, sums = (x.new_empty(size, dtype=sum_type(x)) for size in (shape[1], shape[1], (2, shape[1])))
     weight = x.new_empty(shape[1], dtype=params or sum_type(x)) if affine else None
-    count = mean.new_empty(()) if counted else 99
+    count, vectors = mean.new_empty(()) if counted else 99, (mean, var, weight, weight)
     return [
         *moments.fwd_launches(x, mean, var, as_variance=True),
-        *norm.fwd_launches(x, mean, var, weight, weight, empty_like(x), 1e-5),
-        *norm.reduce_launches(x, x, mean, var, sums, 1e-5),
-        *norm.dx_launches(x, x, mean, var, weight, sums, count, empty_like(x), 1e-5),
+        *norm.fwd_launches(x, *vectors, empty_like(x), 1e-5, activation),
+        *norm.reduce_launches(x, x, *vectors, sums, 1e-5, activation),
+        *norm.dx_launches(x, x, *vectors, sums, count, empty_like(x), 1e-5, activation),
     ]
 
 
@@ -47,6 +57,8 @@ def test_batch_norm_compiles(dtype, layout, tmp_path):
         {"affine": False, "counted": True},
         {"dtype": torch.float16, "params": torch.float16, "layout": NCHW},
         {"shape": (64, 100)},
+        *({"activation": name} for name in list(ACTIVATIONS)[1:]),
+        {"activation": "silu", "dtype": torch.float64},
         {"shape": (1, 3, 7, 7), "layout": NCHW, "dtype": torch.float64},
         {"shape": (2048, 1024, 32, 32), "dtype": torch.bfloat16},  # 2^31 elements
         {"shape": (2048, 1024, 32, 32), "dtype": torch.bfloat16, "layout": NCHW},

@@ -18,6 +18,7 @@ from edges import allocated, check_at_once, check_thread_counts, error_of
 
 from fastnets._backends import INTERPRETED
 from fastnets.ops import batch_moments, sync_batch_norm
+from fastnets.ops._activation import ACTIVATIONS
 from fastnets.ops._exchange import exchange_moments
 from fastnets.ops.batch_moments import channel_dims, per_channel, sum_type
 
@@ -32,8 +33,10 @@ def moments(x, magnitude=False):
     return mean, (x + per_channel(mean, x)).square().sum(channel_dims(x)), batch_moments(x)[2]
 
 
-def normalized(x, w, b, training=True, magnitude=False):
+def normalized(x, w, b, training=True, activation=None, magnitude=False):
     """sync_batch_norm, with constants as running statistics; or what bounds the magnitudes of its terms.
+
+    No activation is steeper than 1.1, so that those of z bound those of y.
 
     The variance of absolute values is at most that of the values: r is not too small.
     """
@@ -41,7 +44,8 @@ def normalized(x, w, b, training=True, magnitude=False):
     mean = torch.linspace(-1, 1, c, dtype=sum_type(x), device=x.device)
     var = torch.linspace(0.5, 2, c, dtype=sum_type(x), device=x.device)
     if not magnitude:
-        return sync_batch_norm(x, None, None, w, b, True) if training else sync_batch_norm(x, mean, var, w, b)
+        running = (None, None) if training else (mean, var)
+        return sync_batch_norm(x, *running, w, b, training, activation=activation)
     if not training:
         return sync_batch_norm(x, -mean.abs(), var, w, b)
     r = (x.detach().var(channel_dims(x), correction=0) + 1e-5).rsqrt()
@@ -56,6 +60,8 @@ def tensors(shape, offset=0.5):
     x = torch.randn(shape, generator=make, dtype=torch.float64) * 2 + offset
     return [x, *torch.randn(2, shape[1], generator=make, dtype=torch.float64).unbind()]
 
+
+NAMES = [name for name in ACTIVATIONS if name]
 
 # One of each class of tile: channels below, at and past a vector of 4, 8 and 16 lanes, and past 4 vectors; planes below
 # and past a vector, several of them in a block, several blocks in one; few channels, which are cut into parts.
@@ -86,6 +92,18 @@ def test_norm(backend, training, shape, dtype):
 
 
 @pytest.mark.parametrize("training", (True, False), ids=("training", "eval"))
+@pytest.mark.parametrize("activation", NAMES)
+def test_activations(backend, activation, training):
+    kwargs = {"training": training, "activation": activation}
+    magnitude = {"magnitude": True, "activation": None}
+    shapes = [(3, 17, 2, 3)] if INTERPRETED else [(3, 70, 5, 7), (2, 3, 70, 71), (40, 6, 1, 1)]
+    for shape in shapes:
+        for dtype in (torch.float32, torch.bfloat16):
+            check_values(Case("activation", normalized, tensors(shape), kwargs, count(shape), magnitude), dtype)
+    check_gradients(Case("activation", normalized, tensors((3, 2, 2, 3)), kwargs))
+
+
+@pytest.mark.parametrize("training", (True, False), ids=("training", "eval"))
 def test_gradcheck(backend, training):
     check_gradients(Case("norm", normalized, tensors((3, 2, 2, 3)), {"training": training}))
     check_gradients(Case("moments", lambda x: batch_moments(x)[:2], tensors((3, 2, 2, 3))[:1]))
@@ -96,15 +114,15 @@ def test_tracing(backend):
     dy, mean, var, sums = torch.randn_like(x), w.exp(), b.exp(), torch.stack([w, b])
     of, leaves = torch.ops.fastnets, [t.detach().clone().requires_grad_() for t in (x, w, b)]
     check_tracing(Case("moments", moments, [x]), [(of.batch_moments.default, (leaves[0],))])
-    norm = of.sync_batch_norm.default, (leaves[0], mean, var, *leaves[1:], None, 1e-5, "", "")
-    local = of.sync_batch_norm_local.default, (*leaves, 1e-5)
+    norm = of.sync_batch_norm.default, (leaves[0], mean, var, *leaves[1:], None, 1e-5, "", "", None)
+    local = of.sync_batch_norm_local.default, (*leaves, 1e-5, "relu")
     parts = [
-        (of.sync_batch_norm_reduce.default, (dy, x, mean, var, 1e-5)),
-        (of.sync_batch_norm_dx.default, (dy, x, mean, var, w, sums, w.new_tensor(9.0), 1e-5)),
-        (of.sync_batch_norm_local_backward.default, (dy, x, mean, var, w, 1e-5)),
+        (of.sync_batch_norm_reduce.default, (dy, x, mean, var, w, b, 1e-5, None)),
+        (of.sync_batch_norm_dx.default, (dy, x, mean, var, w, b, sums, w.new_tensor(9.0), 1e-5, "silu")),
+        (of.sync_batch_norm_local_backward.default, (dy, x, mean, var, w, b, 1e-5, "relu6")),
     ]
     check_tracing(Case("training", normalized, [x, w, b]), [norm, local, *parts])
-    check_tracing(Case("eval", normalized, [x, w, b], {"training": False}), [])
+    check_tracing(Case("eval", normalized, [x, w, b], {"training": False, "activation": "silu"}), [])
 
 
 def test_compiled_training_step_updates_the_statistics(backend):
@@ -119,7 +137,9 @@ def test_compiled_training_step_updates_the_statistics(backend):
 
 
 def test_onnx(tmp_path):
-    check_onnx(Case("eval", normalized, tensors((2, 4, 9, 8)), {"training": False}), tmp_path)
+    for activation in (None, "relu6", "silu"):
+        kwargs = {"training": False, "activation": activation}
+        check_onnx(Case("eval", normalized, tensors((2, 4, 9, 8)), kwargs), tmp_path)
     check_onnx(Case("moments", lambda x: moments(x)[:2], tensors((2, 4, 9, 8))[:1]), tmp_path)
 
 
@@ -144,7 +164,12 @@ def test_literal_gradients(backend):
     # var = 1: xhat = (-1, 1) / 2 with eps = 3. dx = w r (dy - mean(dy) - xhat mean(dy xhat)).
     sync_batch_norm(x, None, None, w, b, True, eps=3.0).backward(torch.tensor([[1.0], [5.0]]))
     assert x.grad.flatten().tolist() == [-1.5, 1.5] and w.grad.tolist() == [2.0] and b.grad.tolist() == [6.0]
+    # ReLU lets the second of z = (-1, 1) through: dz = (0, 5).
     x.grad = None
+    y = sync_batch_norm(x, None, None, w, b, True, eps=3.0, activation="relu")
+    dx, dw, db = torch.autograd.grad(y, (x, w, b), torch.tensor([[1.0], [5.0]]))
+    assert (y.flatten().tolist(), dw.tolist(), db.tolist()) == ([0.0, 1.0], [2.5], [5.0])
+    assert dx.flatten().tolist() == [-1.875, 1.875]
     mean, m2, _ = batch_moments(x)
     (10 * mean + m2).sum().backward()
     assert x.grad.flatten().tolist() == [3.0, 7.0]
@@ -178,13 +203,14 @@ def test_a_mean_near_zero_of_many_parts(backend, layout):
 
 
 @in_both_layouts
+@pytest.mark.parametrize("activation", (None, "relu6", "silu"))
 @pytest.mark.parametrize("value", (math.nan, math.inf))
-def test_nan_and_infinity_stay_in_their_channel(backend, layout, value):
+def test_nan_and_infinity_stay_in_their_channel(backend, layout, activation, value):
     x = torch.ones(2, 35, 3, 5).contiguous(memory_format=layout)
     x[1, 33, 2, 4] = value
     x.requires_grad_()
     mean, m2, _ = batch_moments(x)
-    y = sync_batch_norm(x, None, None, training=True)
+    y = sync_batch_norm(x, None, None, training=True, activation=activation)
     (dx,) = torch.autograd.grad(y.sum(), x)
     others = [*range(33), 34]
     assert not mean[33].isfinite() and m2[33].isnan() and y[:, 33].isnan().all() and dx[:, 33].isnan().all()
@@ -268,6 +294,12 @@ def test_bad_input_raises_what_pytorch_raises(backend, name):
     assert error_of(sync_batch_norm, *BAD[name]) == error_of(F.batch_norm, *BAD[name])
 
 
+@pytest.mark.parametrize("training", (True, False))
+def test_an_unknown_activation(backend, training):
+    with pytest.raises(ValueError, match="activation must be one of None, 'relu', .* but got 'tanh'"):
+        sync_batch_norm(x4, v4, v4, training=training, activation="tanh")
+
+
 def test_bad_input_of_moments(backend):
     assert error_of(batch_moments, v4)[1].startswith("batch_moments expects input (n, c, ...)")
     with pytest.raises(RuntimeError, match="float32, float64, bfloat16"):
@@ -278,7 +310,7 @@ def test_bad_input_of_moments(backend):
 @in_both_layouts
 def test_threads_do_not_change_a_bit(cpu_kernels, shape, layout):
     x, w, b = (t.float() for t in tensors(shape))
-    c = Case("threads", normalized, [x.contiguous(memory_format=layout), w, b])
+    c = Case("threads", normalized, [x.contiguous(memory_format=layout), w, b], {"activation": "hardswish"})
     dy = [torch.ones_like(x).cumsum(0)]
     check_thread_counts(lambda: chain(*run(c, c.tensors, dy), batch_moments(c.tensors[0])))
 
@@ -299,7 +331,7 @@ def test_memory(cpu_kernels, layout):
     assert allocated(lambda: batch_moments(x.detach())) < x.nbytes / 16
     with torch.no_grad():
         assert allocated(lambda: sync_batch_norm(x, None, None, w, w, True)) < x.nbytes * 17 / 16
-    y = sync_batch_norm(x, None, None, w, w, True)
+    y = sync_batch_norm(x, None, None, w, w, True, activation="relu6")
     dy = torch.randn_like(y)
     assert allocated(lambda: torch.autograd.grad(y, (x, w), dy, retain_graph=True)) < x.nbytes * 17 / 16
 
@@ -309,10 +341,12 @@ def test_memory(cpu_kernels, layout):
     shape=st.tuples(st.integers(2, 20), st.integers(1, 90), st.integers(1, 20), st.integers(1, 20)),
     dtype=st.sampled_from(DTYPES),
     training=st.booleans(),
+    activation=st.sampled_from([None, *NAMES]),
 )
-def test_any_geometry(shape, dtype, training):
+def test_any_geometry(shape, dtype, training, activation):
     """Sizes that nobody thought of, on the CPU kernels."""
-    case = Case("any", normalized, tensors(shape), {"training": training}, count(shape), {"magnitude": True})
+    kwargs, magnitude = {"training": training, "activation": activation}, {"magnitude": True, "activation": None}
+    case = Case("any", normalized, tensors(shape), kwargs, count(shape), magnitude)
     check_values(case, dtype)
 
 

@@ -1,0 +1,202 @@
+"""Sequential: BatchNorm with the activation after it as one op in training, and nothing else than that."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from edges import error_of
+from torch import nn
+
+import fastnets
+from fastnets.layers import Sequential, SyncBatchNorm
+from fastnets.layers.activation import activation_name
+
+ACTIVATIONS = [nn.ReLU(), nn.ReLU(inplace=True), nn.ReLU6(), nn.SiLU(), nn.Hardswish(), nn.Sigmoid(), nn.LeakyReLU(0.1)]
+LAST = torch.channels_last
+
+
+class Named(nn.Sequential):
+    """A subclass that adds nothing to the call."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__(*layers)
+        self.also = len(layers)
+
+
+class Own(nn.Sequential):
+    def forward(self, input):
+        return super().forward(input) + 1
+
+
+def chain(norm=None, activation=None, make=nn.Sequential):
+    layers = nn.Conv2d(3, 6, 3), norm or nn.BatchNorm2d(6), activation or nn.ReLU6(inplace=True), nn.Conv2d(6, 2, 1)
+    with torch.no_grad():
+        layers[1].weight.uniform_(0.5, 2)
+        layers[1].bias.normal_()
+    return make(*layers).double().to(memory_format=LAST)
+
+
+def image(n=2):
+    x = torch.randn(n, 3, 8, 7, generator=torch.Generator().manual_seed(n), dtype=torch.float64)
+    return x.contiguous(memory_format=LAST)
+
+
+def step(model, x):
+    """What a training step computes and leaves behind."""
+    model.zero_grad()
+    leaf = x.clone().requires_grad_()
+    y = model(leaf)
+    y.pow(3).sum().backward()
+    return [y.detach(), leaf.grad, *(p.grad for p in model.parameters()), *model.state_dict().values()]
+
+
+def ran():
+    """How often the fused op ran, forward and backward."""
+    report = fastnets.backend_report(reset=True)
+    names = "sync_batch_norm_local", "sync_batch_norm_local_backward"
+    return tuple(sum(report[n]["calls"].values()) if n in report else 0 for n in names)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
+@pytest.mark.parametrize("momentum", (0.1, None))
+def test_a_step_is_that_of_pytorch(activation, momentum):
+    theirs = chain(nn.BatchNorm2d(6, momentum=momentum), copy.deepcopy(activation))
+    ours = fastnets.convert(copy.deepcopy(theirs))
+    for n in (2, 3):
+        fastnets.backend_report(reset=True)
+        torch.testing.assert_close(step(ours, image(n)), step(theirs, image(n)), rtol=1e-11, atol=1e-11)
+        assert ran() == (1, 1)
+    torch.testing.assert_close(ours.eval()(image()), theirs.eval()(image()), rtol=1e-12, atol=1e-12)
+    assert ran() == (0, 0)
+
+
+@pytest.mark.parametrize(
+    "norm, x",
+    [
+        (nn.BatchNorm1d(4, affine=False), torch.randn(5, 4)),
+        (nn.BatchNorm1d(4, track_running_stats=False), torch.randn(5, 4, 3)),
+        (nn.BatchNorm3d(4), torch.randn(2, 4, 3, 2, 5)),
+        (SyncBatchNorm(4), torch.randn(2, 4, 3, 5)),
+    ],
+    ids=lambda v: type(v).__name__,
+)
+def test_every_kind_of_batch_norm(norm, x):
+    theirs = nn.Sequential(norm, nn.SiLU())
+    ours = fastnets.convert(copy.deepcopy(theirs))
+    fastnets.backend_report(reset=True)
+    torch.testing.assert_close(step(ours, x)[1:], step(theirs, x)[1:], rtol=1e-4, atol=1e-5)
+    assert type(ours) is Sequential and ran()[0] == 1 + isinstance(norm, SyncBatchNorm)
+
+
+def nothing(*_):
+    return None
+
+
+def watch(model, how):
+    """Somebody looks at a layer, or has changed it; returns what takes that back."""
+    norm, activation = model[1], model[2]
+    if how == "forward":
+        norm.forward = norm.forward
+        return lambda: norm.__dict__.pop("forward")
+    if how.startswith("all"):
+        return getattr(nn.modules.module, how.replace("all", "register_module"))(nothing).remove
+    layer, _, hook = how.partition(" ")
+    return getattr({"norm": norm, "activation": activation}[layer], f"register_{hook}")(nothing).remove
+
+
+@pytest.mark.parametrize(
+    "how",
+    ["norm forward_hook", "norm full_backward_hook", "activation forward_pre_hook", "activation full_backward_pre_hook",
+     "all_forward_hook", "all_full_backward_hook", "forward"],
+)  # fmt: skip
+def test_whoever_looks_between_the_two_keeps_them_apart(how):
+    theirs = chain(activation=nn.ReLU())  # hooks of the backward pass do not go with an activation in place
+    ours = fastnets.convert(copy.deepcopy(theirs))
+    unwatch = watch(ours, how)
+    try:
+        fastnets.backend_report(reset=True)
+        got = step(ours, image())
+        assert ran() == (0, 0)
+    finally:
+        unwatch()
+    torch.testing.assert_close(got, step(theirs, image()), rtol=1e-12, atol=1e-12)
+    step(ours, image())
+    assert ran() == (1, 1)
+
+
+def test_a_hook_sees_what_is_between_the_two():
+    model, seen = fastnets.convert(chain()), []
+    model[1].register_forward_hook(lambda _module, _args, y: seen.append(y.min().item()))
+    model(image())
+    assert seen[0] < 0
+
+
+@pytest.mark.parametrize(
+    "activation", [nn.LeakyReLU(0.2), nn.Tanh(), nn.Identity(), nn.Conv2d(6, 6, 1)], ids=lambda a: type(a).__name__
+)
+def test_what_is_no_pair_stays_as_it_is(activation):
+    assert activation_name(activation) is None
+    model = chain(activation=activation)
+    assert type(fastnets.convert(model)) is nn.Sequential
+    ours = Sequential(*model)
+    torch.testing.assert_close(step(ours, image())[:2], step(model, image())[:2])
+
+
+def test_a_batch_norm_in_eval_mode_uses_what_it_has_learnt():
+    theirs = chain()
+    ours = fastnets.convert(copy.deepcopy(theirs))
+    for model in (theirs, ours):
+        model[1].eval()
+    torch.testing.assert_close(step(ours, image()), step(theirs, image()), rtol=1e-12, atol=1e-12)
+
+
+def test_subclasses_that_leave_forward_alone_are_converted_and_come_back():
+    model = nn.ModuleList([chain(make=Named), chain(make=Own), chain(), nn.Sequential(nn.ReLU())])
+    before, state = str(model), list(model.state_dict())
+    assert fastnets.convert(fastnets.convert(model)) is model
+    named, own, plain, other = model
+    assert isinstance(named, Sequential) and isinstance(named, Named) and named.also == 4
+    assert (type(own), type(plain), type(other)) == (Own, Sequential, nn.Sequential)
+    assert str(model) == before and list(model.state_dict()) == state
+    fastnets.backend_report(reset=True)
+    named(image())
+    assert ran()[0] == 1
+    fastnets.revert(model)
+    assert [type(m) for m in model] == [Named, Own, nn.Sequential, nn.Sequential]
+
+
+@pytest.mark.parametrize("make", (nn.Sequential, Named))
+def test_copies_pickles_and_compiles(make):
+    model = fastnets.convert(chain(make=make))
+    expected = step(copy.deepcopy(model), image())
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert type(other) is type(model)
+        torch.testing.assert_close(step(other, image()), expected)
+    compiled = torch.compile(copy.deepcopy(model), fullgraph=True, backend="aot_eager")
+    leaf = image().requires_grad_()
+    y = compiled(leaf)
+    y.pow(3).sum().backward()
+    torch.testing.assert_close([y.detach(), leaf.grad], expected[:2])
+
+
+def test_a_wrong_input_gets_pytorchs_error():
+    for wrong in (torch.ones(2, 6, 3), torch.ones(1, 6, 1, 1), torch.ones(2, 5, 3, 3)):
+        several = [cls(nn.BatchNorm2d(6), nn.ReLU()) for cls in (Sequential, nn.Sequential)]
+        assert error_of(several[0], wrong) == error_of(several[1], wrong)
+
+
+def test_it_needs_less_memory_for_the_backward_pass():
+    """Saved for it: the input of BatchNorm, and of what is per channel."""
+    x = torch.randn(4, 6, 32, 32).contiguous(memory_format=LAST).requires_grad_()
+    saved = []
+
+    def keep(t):
+        saved.append(t.untyped_storage().nbytes())
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        Sequential(nn.BatchNorm2d(6), nn.ReLU6(inplace=True))(x)
+    assert sum(saved) < 1.05 * x.nbytes
