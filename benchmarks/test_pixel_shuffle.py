@@ -18,16 +18,6 @@ def cost(n, c, h, w, size):
     return {"nbytes": (4 + size) * n * c * h * w, "flops": 0}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def large_heap():
-    """Results over 32 MiB come from pages that the C library keeps, as smaller ones do (see conftest.py)."""
-    blocks = [torch.empty(31 << 20, dtype=torch.uint8).fill_(0) for _ in range(24)]
-    last = torch.empty(1 << 20)
-    del blocks
-    yield
-    del last
-
-
 def by_hand(x, r):
     n, c, h, w = x.shape
     return x.view(n, c // (r * r), r, r, h, w).permute(0, 1, 4, 2, 5, 3).reshape(n, c // (r * r), h * r, w * r)

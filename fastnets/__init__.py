@@ -4,6 +4,7 @@ from fastnets import layers as layers
 from fastnets import models as models
 from fastnets import ops as ops
 from fastnets._backends import use_backend as use_backend
+from fastnets._memory import keep_memory as keep_memory
 from fastnets._op import backend_report as backend_report
 from fastnets.accelerate import accelerate as accelerate
 from fastnets.accelerate import convert as convert

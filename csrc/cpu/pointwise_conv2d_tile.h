@@ -110,7 +110,7 @@ void tile(const Problem& p, const Activate<float>& activate, int64_t pixel, int6
   if (activate.kind <= Activation::kRelu6) {
     const int64_t step = p.residual.pixel;
     if (left < L) return finish<R, W, Lanes::kPart>(residual, step, activate, y, p.y.pixel, left, z);
-    if (p.streams && can_stream<float, L>(y, p.y.pixel))
+    if (p.streams && can_stream<float, L, W>(y, p.y.pixel))
       return finish<R, W, Lanes::kPast>(residual, step, activate, y, p.y.pixel, left, z);
     return finish<R, W, Lanes::kWhole>(residual, step, activate, y, p.y.pixel, left, z);
   }

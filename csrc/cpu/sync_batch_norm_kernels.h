@@ -68,14 +68,17 @@ struct Gradient {
   FASTNETS_INLINE void fetch(int64_t i) const { __builtin_prefetch(x + i, 0, 2), __builtin_prefetch(dy + i, 0, 2); }
 };
 
-// Writes a plane. A stream writes whole cache lines: single values up to the first of them.
+// Writes a plane. A stream writes whole cache lines: W vectors at a time, single values up to the first line.
 template <typename T, typename F>
 FASTNETS_INLINE void write_plane(const F& f, int64_t length, bool streams) {
-  constexpr int64_t L = kLanes<Sum<T>>;
+  constexpr int64_t L = kLanes<Sum<T>>, W = 64 / FASTNETS_VECTOR_BYTES;
   int64_t i = 0;
-  if (length >= L && streams) {
-    for (; i < length && !can_stream<T, L>(f.out + i, L); ++i) store<T, 1>(f.out + i, f.template at<1>(i));
-    for (; i + L <= length; i += L) f.fetch(i + length), stream<T, L>(f.out + i, f.template at<L>(i));
+  if (length >= L && streams && are_lines<T, L, W>) {
+    for (; i < length && !can_stream<T, L, W>(f.out + i, W * L); ++i) store<T, 1>(f.out + i, f.template at<1>(i));
+    for (; i + W * L <= length; i += W * L) {
+      f.fetch(i + length);
+      for (int64_t k = i; k < i + W * L; k += L) stream<T, L>(f.out + k, f.template at<L>(k));
+    }
   } else if (length >= L) {
     for (; i + L <= length; i += L) f.fetch(i + length), store<T, L>(f.out + i, f.template at<L>(i));
     if (i < length) store<T, L>(f.out + length - L, f.template at<L>(length - L));
@@ -236,7 +239,7 @@ struct NormalizeRows {
     }
     const T* from = x + c;
     T* to = y + c;
-    const bool past = streams && can_stream<T, L>(to, step);
+    const bool past = streams && can_stream<T, L, W>(to, step);
     const Activate<A> f = activate;
     for (int64_t r = rows, down = step; r > 0; --r, from += down, to += down) {
       Vec<A, L> z[W];
@@ -267,7 +270,7 @@ struct GradientRows {
     const ActivateBackward<A> f = backward;
     const T *gradient = dy + c, *from = x + c;
     T* to = dx + c;
-    const bool past = streams && can_stream<T, L>(to, step);
+    const bool past = streams && can_stream<T, L, W>(to, step);
     for (int64_t r = rows, down = step; r > 0; --r, gradient += down, from += down, to += down)
       for (int k = 0; k < W; ++k) {
         const Vec<A, L> d = load<T, L>(from + k * L) - m[k];

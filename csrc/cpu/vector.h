@@ -131,11 +131,15 @@ FASTNETS_INLINE void hold([[maybe_unused]] V& v) {
 #endif
 }
 
-// Whether `stream` may be used from p on: it writes whole cache lines.
-template <typename T, int L>
+// Whether W vectors that lie together are whole cache lines, which `stream` can write.
+template <typename T, int L, int W = 1>
+constexpr bool are_lines = FASTNETS_VECTOR_BYTES >= 32 && std::is_same_v<T, Sum<T>> &&
+                           L * sizeof(T) == FASTNETS_VECTOR_BYTES && W * L * sizeof(T) % 64 == 0;
+
+// Whether `stream` may be used from p on, for W vectors that are written one after the other.
+template <typename T, int L, int W = 1>
 FASTNETS_INLINE bool can_stream(const T* p, int64_t step) {
-  constexpr bool lines = std::is_same_v<T, Sum<T>> && L * sizeof(T) == 64 && FASTNETS_VECTOR_BYTES == 64;
-  return lines && reinterpret_cast<uintptr_t>(p) % 64 == 0 && step * sizeof(T) % 64 == 0;
+  return are_lines<T, L, W> && reinterpret_cast<uintptr_t>(p) % 64 == 0 && step * sizeof(T) % 64 == 0;
 }
 
 // A store past the caches: the line is not read first. For results too large to be found there by whoever reads them.
@@ -143,13 +147,15 @@ template <typename T, int L>
 FASTNETS_INLINE void stream(T* p, Vec<Sum<T>, L> v) {
 #if FASTNETS_VECTOR_BYTES == 64
   if constexpr (sizeof v == 64) return _mm512_stream_si512(reinterpret_cast<__m512i*>(p), bits<__m512i>(v));
+#elif FASTNETS_VECTOR_BYTES == 32
+  if constexpr (sizeof v == 32) return _mm256_stream_si256(reinterpret_cast<__m256i*>(p), bits<__m256i>(v));
 #endif
   store<T, L>(p, v);
 }
 
 // Makes streamed stores visible to other threads.
 FASTNETS_INLINE void finish_streams() {
-#if FASTNETS_VECTOR_BYTES == 64
+#if FASTNETS_VECTOR_BYTES >= 32
   _mm_sfence();
 #endif
 }

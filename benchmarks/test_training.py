@@ -1,0 +1,51 @@
+"""A training step of networks that fastnets.convert has been at: against eager PyTorch in both layouts."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import fastnets
+from benchmarks.test_networks import LAST, cost, network, photos
+
+NETWORKS = ("mobilenet_v2", "shufflenet_v2_x1_0")
+BATCHES = (16, 64)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("n", BATCHES)
+def test_training(race, name, n):
+    """Forward and backward, running statistics updated; results are the logits and the classifier's gradients.
+
+    Two passes over the convolutions follow the first: 3 times its operations.
+    """
+    (model, missing), x = network(name), photos(name, n)
+    target = torch.randint(0, 1000, (n,), generator=torch.Generator().manual_seed(0))
+    for dropout in (m for m in model.modules() if isinstance(m, nn.Dropout)):
+        dropout.p = 0.0
+
+    def step(model, x):
+        last = [p for p in model.parameters()][-2:]
+
+        def run():
+            model.zero_grad()
+            with torch.enable_grad():
+                y = model(x)
+                F.cross_entropy(y, target).backward()
+            return y.detach(), *(p.grad for p in last)
+
+        return run
+
+    xl = x.contiguous(memory_format=LAST)
+    candidates = {
+        "contiguous": step(copy.deepcopy(model).train(), x),
+        "channels_last": step(copy.deepcopy(model).train().to(memory_format=LAST), xl),
+        "fastnets": step(fastnets.convert(copy.deepcopy(model).train().to(memory_format=LAST)), xl),
+    }
+    exact = step(copy.deepcopy(model).train().double(), x.double())()
+    forward = cost(model, x)
+    race(f"{name}, training", f"batch {n}", candidates | missing, exact, **forward | {"flops": 3 * forward["flops"]})
