@@ -38,7 +38,7 @@ def test_every_op_of_a_backend_is_a_kernel():
         ("kernels/corner_pool.py", {"triton/corner_pool"}),
         ("kernels/_soft_nms_swaps.py", {"triton/soft_nms"}),
         ("kernels/_boxes.py", {"triton/soft_nms", "triton/nms"}),
-        ("kernels/_activation.py", {"triton/grouped_conv2d", "triton/depthwise_conv2d"}),
+        ("kernels/_activation.py", {"triton/grouped_conv2d", "triton/depthwise_conv2d", "triton/sync_batch_norm"}),
         ("csrc/cuda/nms.cu", {"cuda/nms"}),
         ("csrc/boxes.h", {"cuda/nms", "cuda/soft_nms"}),
         ("csrc/cuda/grouped_conv2d.cu", {"cuda/grouped_conv2d", "cuda/depthwise_conv2d"}),
