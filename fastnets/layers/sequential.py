@@ -10,8 +10,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.module import _has_any_global_hook
 
 from fastnets.layers.activation import activation_name
-from fastnets.layers.sync_batch_norm import CONVERTIBLE, SyncBatchNorm, batch_norm
+from fastnets.layers.sync_batch_norm import SyncBatchNorm, batch_norm
 from fastnets.ops._exchange import group_name
+
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, SyncBatchNorm)  # not PyTorch's own SyncBatchNorm
 
 
 class Sequential(nn.Sequential):
@@ -62,7 +64,7 @@ def has_pair(chain: nn.Sequential) -> bool:
 
 
 def _is_pair(norm: nn.Module, activation: nn.Module) -> bool:
-    return type(norm) in (*CONVERTIBLE, SyncBatchNorm) and activation_name(activation) is not None
+    return type(norm) in _NORMS and activation_name(activation) is not None
 
 
 def _activation_after(norm: nn.Module, activation: nn.Module) -> str | None:

@@ -145,6 +145,14 @@ def test_what_is_no_pair_stays_as_it_is(activation):
     torch.testing.assert_close(step(ours, image())[:2], step(model, image())[:2])
 
 
+@pytest.mark.parametrize(
+    "norm", [nn.SyncBatchNorm(6), nn.LazyBatchNorm2d(), nn.GroupNorm(2, 6)], ids=lambda n: type(n).__name__
+)
+def test_other_norms_stay_as_they_are(norm):
+    """PyTorch's SyncBatchNorm above all, whose statistics are not those of one process."""
+    assert type(fastnets.convert(nn.Sequential(norm, nn.ReLU()))) is nn.Sequential
+
+
 def test_a_batch_norm_in_eval_mode_uses_what_it_has_learnt():
     theirs = chain()
     ours = fastnets.convert(copy.deepcopy(theirs))
