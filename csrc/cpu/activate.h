@@ -53,27 +53,27 @@ struct Activate {
 // The gradient of z, out of that of y = f(z). At the ends of a clamp it is PyTorch's: nothing.
 template <typename A>
 struct ActivateBackward {
-  explicit ActivateBackward(Activation name) : forward(name) {}
-
-  bool any() const { return forward.kind != Activation::kNone; }
+  explicit ActivateBackward(Activation name)
+      : kind(name), high(name == Activation::kRelu6 ? A(6) : std::numeric_limits<A>::quiet_NaN()) {}
 
   template <int L>
   FASTNETS_INLINE Vec<A, L> operator()(Vec<A, L> dy, Vec<A, L> z) const {
-    if (forward.kind > Activation::kRelu6) return finish<L>(dy, z);
-    return (z <= forward.low) | (z >= forward.high) ? Vec<A, L>{} : dy;
+    if (kind > Activation::kRelu6) return finish<L>(dy, z);
+    return (z <= A(0)) | (z >= high) ? Vec<A, L>{} : dy;
   }
 
   template <int L>
   __attribute__((noinline)) Vec<A, L> finish(Vec<A, L> dy, Vec<A, L> z) const {
-    if (forward.kind == Activation::kLeakyRelu) return z > A(0) ? dy : dy * A(0.1);
-    if (forward.kind == Activation::kHardswish)
-      return dy * (z < A(-3) ? z * A(0) : z <= A(3) ? z / A(3) + A(0.5) : z * A(0) + A(1));
+    const Vec<A, L> zero{};
+    if (kind == Activation::kLeakyRelu) return z > A(0) ? dy : dy * A(0.1);
+    if (kind == Activation::kHardswish) return dy * (z < A(-3) ? zero : z > A(3) ? zero + A(1) : z / A(3) + A(0.5));
     const Vec<A, L> s = A(1) / (A(1) + exponential<A, L>(-z));
     // d(z s)/dz = s + z s (1 - s)
-    return dy * s * (forward.kind == Activation::kSilu ? A(1) + z * (A(1) - s) : A(1) - s);
+    return dy * s * (kind == Activation::kSilu ? A(1) + z * (A(1) - s) : A(1) - s);
   }
 
-  Activate<A> forward;
+  Activation kind;
+  A high;  // no z is above NaN
 };
 
 }  // namespace fastnets::FASTNETS_ISA

@@ -49,7 +49,7 @@ struct Normalize {
 // dz of values whose distance from the mean is d.
 template <typename A, int L, typename V>
 FASTNETS_INLINE Vec<A, L> dz_of(const ActivateBackward<A>& backward, Vec<A, L> dy, Vec<A, L> d, V scale, V bias) {
-  return backward.any() ? backward.template operator()<L>(dy, d * scale + bias) : dy;
+  return backward.kind == Activation::kNone ? dy : backward.template operator()<L>(dy, d * scale + bias);
 }
 
 // dx = (dz - shift - (x - mean) * slope) * scale of one channel.

@@ -16,6 +16,7 @@ from fastnets.ops._batch_norm import (
     op_local,
     op_local_backward,
     op_reduce,
+    preactivation,
 )
 from fastnets.ops._exchange import exchange_moments, exchange_sums, group_name
 from fastnets.ops.batch_moments import channel_dims, dense, layout, per_channel, sum_type
@@ -54,12 +55,11 @@ def _gradients(dy: Tensor, x: Tensor, weight: Tensor | None, call: Call) -> tupl
     elif need_dw or need_db or (need_dx and group != CONSTANT):
         sums = op_reduce(dy, x, mean, var, weight, bias, eps, activation)
     if need_dx and group == CONSTANT:  # dx = w r dz
-        zero, a = torch.zeros_like(var), sum_type(x)
-        if activation is None:
-            dx = op(dy, zero, var, weight, None, None, eps, "", "", None)
-        else:
-            of_none = zero.to(a).repeat(2, 1), zero.new_ones((), dtype=a)
-            dx = op_dx(dy, x, mean, var, weight, bias, *of_none, eps, activation)
+        dz = dy
+        if activation is not None:
+            z = preactivation(x, mean, var, weight, bias, eps)
+            dz = activation_backward(dy, z, activation).to(x.dtype).contiguous(memory_format=layout(x))
+        dx = op(dz, torch.zeros_like(var), var, weight, None, None, eps, "", "", None)
     elif need_dx and group != OWN:
         dx = op_dx(dy, x, mean, var, weight, bias, exchange_sums(sums, group, layer), count, eps, activation)
     if sums is None:

@@ -221,6 +221,20 @@ def test_nan_and_infinity_stay_in_their_channel(backend, layout, activation, val
 
 
 @in_both_layouts
+@pytest.mark.parametrize("activation", NAMES)
+def test_slopes_at_infinity_are_pytorchs(backend, layout, activation):
+    x = torch.linspace(-8, 8, 2 * 21 * 3 * 5).view(2, 21, 3, 5).contiguous(memory_format=layout)
+    x[0, :, 1] = torch.tensor([-math.inf, math.inf, -3.0, 0.0, 6.0])
+    dy, leaf = torch.arange(1.0, 1 + x.numel()).view(x.shape), x.requires_grad_()
+    constants = torch.zeros(21), torch.ones(21)
+    ours = sync_batch_norm(leaf, *constants, eps=0.0, activation=activation)
+    theirs = ACTIVATIONS[activation](F.batch_norm(leaf, *constants, eps=0.0))
+    (a,), (b,) = (torch.autograd.grad(y, leaf, dy) for y in (ours, theirs))
+    torch.testing.assert_close(ours, theirs, equal_nan=True)
+    torch.testing.assert_close(a, b, equal_nan=True, rtol=1e-5, atol=1e-3)
+
+
+@in_both_layouts
 def test_empty_batch(backend, layout):
     x = torch.zeros(0, 4, 5, 6).contiguous(memory_format=layout).requires_grad_()
     w, b = torch.ones(4, requires_grad=True), torch.ones(4, requires_grad=True)
