@@ -86,6 +86,6 @@ def _exchange(model: M, class_of: Callable[[nn.Module], type[nn.Module]], name: 
     if not isinstance(model, nn.Module):
         raise TypeError(f"{name} expects a torch.nn.Module, but got {type(model).__name__}")
     for module in model.modules():
-        if class_of(module) is not type(module):
-            module.__class__ = class_of(module)
+        if (other := class_of(module)) is not type(module):
+            module.__class__ = other
     return model

@@ -11,7 +11,6 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from fastnets.layers.activation import activation_name
 from fastnets.layers.sync_batch_norm import SyncBatchNorm, batch_norm
-from fastnets.ops._exchange import group_name
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, SyncBatchNorm)  # not PyTorch's own SyncBatchNorm
 
@@ -47,36 +46,29 @@ class Sequential(nn.Sequential):
         layers = list(self)
         while layers:
             layer = layers.pop(0)
-            activation = _activation_after(layer, layers[0]) if layers else None
-            if activation is None:
+            activation = _joined(layer, layers[0]) if layers and layer.training else None
+            if activation is None or _is_watched(layer) or _is_watched(layers[0]):
                 input = layer(input)
             else:
-                layers.pop(0)
                 assert isinstance(layer, _BatchNorm)
-                group = group_name(layer.process_group) if isinstance(layer, SyncBatchNorm) else ""
-                input = batch_norm(layer, input, group, activation)
+                input = batch_norm(layer, input, activation)
+                layers.pop(0)
         return input
 
 
 def has_pair(chain: nn.Sequential) -> bool:
     """Whether there are two layers in it that `Sequential` takes together."""
-    return any(_is_pair(*pair) for pair in itertools.pairwise(chain))
+    return any(_joined(*pair) for pair in itertools.pairwise(chain))
 
 
-def _is_pair(norm: nn.Module, activation: nn.Module) -> bool:
-    return type(norm) in _NORMS and activation_name(activation) is not None
-
-
-def _activation_after(norm: nn.Module, activation: nn.Module) -> str | None:
-    """The name of the activation, if nobody looks at what is between the two."""
-    if not norm.training or not _is_pair(norm, activation) or _has_any_global_hook():
-        return None
-    return None if _is_watched(norm) or _is_watched(activation) else activation_name(activation)
+def _joined(norm: nn.Module, activation: nn.Module) -> str | None:
+    """The activation's name, if the two layers are a pair."""
+    return activation_name(activation) if type(norm) in _NORMS else None
 
 
 def _is_watched(layer: nn.Module) -> bool:
     hooks = layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks
-    return any(hooks) or "forward" in layer.__dict__
+    return any(hooks) or _has_any_global_hook() or "forward" in layer.__dict__
 
 
 _CLASSES: dict[type[nn.Module], type[Sequential]] = {nn.Sequential: Sequential}
@@ -84,11 +76,11 @@ _CLASSES: dict[type[nn.Module], type[Sequential]] = {nn.Sequential: Sequential}
 
 def sequential_class(theirs: type[nn.Module]) -> type[Sequential]:
     """`Sequential`, and what a subclass of ``torch.nn.Sequential`` adds to it; looks and pickles like that."""
-
-    def reduce(self: nn.Module, _: Any) -> tuple[Any, ...]:
-        return _new, (theirs,), self.__dict__
-
     if theirs not in _CLASSES:
+
+        def reduce(self: nn.Module, _: Any) -> tuple[Any, ...]:
+            return _new, (theirs,), self.__dict__
+
         also = {"converted_from": theirs, "__reduce_ex__": reduce}
         _CLASSES[theirs] = type(theirs.__name__, (Sequential, theirs), also)
     return _CLASSES[theirs]

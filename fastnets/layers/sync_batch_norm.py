@@ -69,7 +69,7 @@ class SyncBatchNorm(_BatchNorm):
             raise ValueError(f"expected at least 2D input (got {input.dim()}D input)")
 
     def forward(self, input: Tensor) -> Tensor:
-        return batch_norm(self, input, group_name(self.process_group) if self.training else "")
+        return batch_norm(self, input)
 
     @classmethod
     def convert(cls, model: nn.Module, process_group: ProcessGroup | None = None) -> nn.Module:
@@ -126,13 +126,12 @@ class SyncBatchNorm(_BatchNorm):
         return model
 
 
-def batch_norm(layer: _BatchNorm, input: Tensor, group: str = "", activation: str | None = None) -> Tensor:
-    """What a layer makes of an input, with the statistics of the group of that name, and the activation after it.
+def batch_norm(layer: _BatchNorm, input: Tensor, activation: str | None = None) -> Tensor:
+    """What a layer makes of an input, and the activation after it; of processes only `SyncBatchNorm` knows.
 
     Args:
         layer: whose parameters, statistics and mode count; in training it counts the batch.
         input: (n, num_features, ...).
-        group: as of ``fastnets.ops.sync_batch_norm.normalize``; '': the layer's own batch alone.
         activation: as of :func:`fastnets.ops.sync_batch_norm`.
 
     Returns:
@@ -151,6 +150,8 @@ def batch_norm(layer: _BatchNorm, input: Tensor, group: str = "", activation: st
             momentum = 1 / layer.num_batches_tracked.to(average)
     running = (layer.running_mean, layer.running_var) if tracks or not layer.training else (None, None)
     training = layer.training or layer.running_mean is None
-    name = layer.layer_name if isinstance(layer, SyncBatchNorm) else ""
+    group = name = ""
+    if isinstance(layer, SyncBatchNorm):
+        group, name = group_name(layer.process_group) if layer.training else "", layer.layer_name
     vectors = *running, layer.weight, layer.bias
     return normalize(input, *vectors, training, momentum, layer.eps, group, name, activation)

@@ -252,7 +252,8 @@ def sync_batch_norm(
     Returns:
         In the type, shape and layout of input. Statistics and sums are taken in float32 (float64 for float64).
         Allocates beside it a few numbers per channel and the working memory of :func:`batch_moments`; the backward
-        pass likewise beside the gradients. Double backward works, with one more collective, and another one for an
+        pass likewise beside the gradients; of running statistics with an activation, also what that is applied to and
+        its gradient. Double backward works, with one more collective, and another one for an
         activation.
 
     Raises:

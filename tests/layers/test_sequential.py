@@ -83,12 +83,12 @@ def test_a_step_is_that_of_pytorch(activation, momentum):
     ],
     ids=lambda v: type(v).__name__,
 )
-def test_every_kind_of_batch_norm(norm, x):
-    theirs = nn.Sequential(norm, nn.SiLU())
-    ours = fastnets.convert(copy.deepcopy(theirs))
-    fastnets.backend_report(reset=True)
-    torch.testing.assert_close(step(ours, x)[1:], step(theirs, x)[1:], rtol=1e-4, atol=1e-5)
-    assert type(ours) is Sequential and ran()[0] == 1 + isinstance(norm, SyncBatchNorm)
+def test_every_kind_of_batch_norm(norm, x, monkeypatch):
+    model = nn.Sequential(norm, nn.SiLU())
+    expected = step(copy.deepcopy(model), x)
+    fastnets.convert(model)
+    monkeypatch.delattr(nn.SiLU, "forward")  # as nobody calls it
+    torch.testing.assert_close(step(model, x), expected, rtol=1e-4, atol=1e-5)
 
 
 def nothing(*_):

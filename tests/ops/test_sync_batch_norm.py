@@ -322,9 +322,10 @@ def test_bad_input_of_moments(backend):
 
 @pytest.mark.parametrize("shape", ((5, 40, 9, 11), (3, 5, 70, 80)), ids=str)
 @in_both_layouts
-def test_threads_do_not_change_a_bit(cpu_kernels, shape, layout):
+@pytest.mark.parametrize("activation", (None, "hardswish"))
+def test_threads_do_not_change_a_bit(cpu_kernels, activation, shape, layout):
     x, w, b = (t.float() for t in tensors(shape))
-    c = Case("threads", normalized, [x.contiguous(memory_format=layout), w, b], {"activation": "hardswish"})
+    c = Case("threads", normalized, [x.contiguous(memory_format=layout), w, b], {"activation": activation})
     dy = [torch.ones_like(x).cumsum(0)]
     check_thread_counts(lambda: chain(*run(c, c.tensors, dy), batch_moments(c.tensors[0])))
 
@@ -338,14 +339,15 @@ def test_eight_threads_at_once(cpu_kernels):
 
 
 @in_both_layouts
-def test_memory(cpu_kernels, layout):
+@pytest.mark.parametrize("activation", (None, "relu6"))
+def test_memory(cpu_kernels, activation, layout):
     """As the docstrings say: a sixteenth of the input for its moments; results and gradients only, beside that."""
     x = torch.randn(8, 256, 64, 64).contiguous(memory_format=layout).requires_grad_()
     w = torch.ones(256, requires_grad=True)
     assert allocated(lambda: batch_moments(x.detach())) < x.nbytes / 16
     with torch.no_grad():
         assert allocated(lambda: sync_batch_norm(x, None, None, w, w, True)) < x.nbytes * 17 / 16
-    y = sync_batch_norm(x, None, None, w, w, True, activation="relu6")
+    y = sync_batch_norm(x, None, None, w, w, True, activation=activation)
     dy = torch.randn_like(y)
     assert allocated(lambda: torch.autograd.grad(y, (x, w), dy, retain_graph=True)) < x.nbytes * 17 / 16
 
