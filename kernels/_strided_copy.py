@@ -95,5 +95,6 @@ def copy_launches(x: Tensor, y: Tensor, axes: list[Axis], quantise: bool = False
         return []
     block = min(1024, triton.next_power_of_2(inner))
     args = x, y, *sizes[1:], x_stride, y_stride
-    constants = {"INDEX": index_type(x, y), "QUANTISE": quantise, "BLOCK": block}
+    # Fused with the subtraction behind it, the product of _quantise would not be rounded.
+    constants = {"INDEX": index_type(x, y), "QUANTISE": quantise, "BLOCK": block, "enable_fp_fusion": not quantise}
     return [Launch(_strided_copy_kernel, (triton.cdiv(inner, block) * outer,), args, constants)]

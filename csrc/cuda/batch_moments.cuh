@@ -12,6 +12,7 @@
 
 #include "../batch_moments.h"
 #include "launch.h"
+#include "pack.cuh"
 
 namespace fastnets {
 namespace batch_norm {
@@ -24,11 +25,6 @@ struct Work {
   int lanes, groups;            // channel packs in a block, blocks side by side in channels
   int64_t items, chunk, parts;  // items of a channel, in a chunk, and chunks
   int64_t across, ahead;        // a thread's step: pixels within a plane, and elements of x
-};
-
-template <typename T, int V>
-struct alignas(sizeof(T) * V) Pack {
-  T at[V];
 };
 
 // A thread's channel (the first of its V), and its items: where the next one lies, and how many there are.

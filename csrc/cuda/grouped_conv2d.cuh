@@ -20,6 +20,7 @@
 
 #include "activate.cuh"
 #include "launch.h"
+#include "pack.cuh"
 
 namespace fastnets {
 
@@ -88,11 +89,6 @@ __device__ inline Item item_at(int64_t index, int columns, int runs) {
 __device__ inline bool is_value(int at, int size, int up) {
   return static_cast<unsigned>(at) < static_cast<unsigned>(size) && (up == 1 || at % up == 0);
 }
-
-template <typename T, int V>
-struct alignas(sizeof(T) * V) Pack {
-  T at[V];
-};
 
 // K = 3 or 5: a K x K kernel of depth 1, without dilation, vertical stride S, up factors U. K = 0: any geometry.
 template <typename T, int V, int K, int S, int U>

@@ -51,7 +51,7 @@ def check_batch_norm(
 
 def _check(x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, *rest: Any) -> None:
     check_activation(rest[-1])
-    check_batch_norm(x, mean, var, weight, bias, False, 0.0)
+    check_batch_norm(x, mean, var, weight, bias, False, 1.0)
 
 
 def _check_local(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, activation: str | None) -> None:
@@ -111,7 +111,8 @@ def preactivation(
     """z, in the type of sums."""
     a = sum_type(x)
     w, b = (None if t is None else t.to(a) for t in (weight, bias))
-    return F.batch_norm(x.to(a), mean.to(a), var.to(a), w, b, False, 0.0, eps)
+    # Not F.batch_norm, which refuses eps = 0 up to torch 2.11: the gradient of batch_moments is one of that kind.
+    return torch.batch_norm(x.to(a), w, b, mean.to(a), var.to(a), False, 0.0, eps, torch.backends.cudnn.enabled)
 
 
 def activation_backward(dy: Tensor, z: Tensor, activation: str) -> Tensor:

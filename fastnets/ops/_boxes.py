@@ -76,6 +76,11 @@ def overlap(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return both, (areas(a) + areas(b)) - both
 
 
+def best_first(scores: Tensor) -> Tensor:
+    """The order of scores that fall, equal ones by their index, NaN first: on a GPU, which sorts NaN by its sign."""
+    return scores.masked_fill(scores.isnan(), torch.nan).argsort(descending=True, stable=True)
+
+
 def categories(ids: Tensor) -> Tensor:
     """For kernels, of sorted ids: where the category that begins at i ends; i, if none begins there."""
     here = torch.arange(len(ids), device=ids.device)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastnets._op import Op, native_libraries
-from fastnets.ops._boxes import categories, check_boxes, decay_type, integer_ids, overlap, planes, row
+from fastnets.ops._boxes import best_first, categories, check_boxes, decay_type, integer_ids, overlap, planes, row
 
 # ---- schema ----------------------------------------------------------------------------------
 
@@ -81,7 +81,7 @@ def _by_categories(
     kernel: Callable[..., None], boxes: Tensor, scores: Tensor, idxs: Tensor | None, iou_threshold: float
 ) -> Tensor:
     """Sorts by category and score, runs a kernel on the categories, and collects what stays by score."""
-    order = scores.argsort(descending=True, stable=True)
+    order = best_first(scores)
     alive = torch.ones_like(order, dtype=torch.bool)
     if idxs is None:
         kernel(planes(boxes, order), None, alive, iou_threshold)

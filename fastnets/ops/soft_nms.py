@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastnets._op import Op, native_libraries
-from fastnets.ops._boxes import categories, check_boxes, decay_type, integer_ids, planes
+from fastnets.ops._boxes import best_first, categories, check_boxes, decay_type, integer_ids, planes
 from fastnets.ops._soft_nms_reference import Rule, soft_nms_by_swaps, soft_nms_in_order, soft_nms_scanned
 
 METHODS = ("linear", "gaussian", "hard")
@@ -95,7 +95,7 @@ def _most(boxes: Tensor, idxs: Tensor | None, min_score: float, max_output: int 
 def _merge(keep: Tensor, decayed: Tensor) -> tuple[Tensor, Tensor]:
     """What was taken of several categories (-1: nothing) by score, equal ones by index, and nothing at the end."""
     order = keep.argsort(stable=True)
-    order = order[decayed[order].argsort(descending=True, stable=True)]
+    order = order[best_first(decayed[order])]
     order = order[(keep[order] < 0).byte().argsort(stable=True)]
     return keep[order], decayed[order]
 
