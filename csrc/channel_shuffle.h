@@ -35,13 +35,13 @@ struct Pair {
   Tensor first, second;
 };
 
-inline bool alike(const Pair& t) { return t.first.strides() == t.second.strides(); }
+inline bool alike(const Pair& t) { return strides_of(t.first) == strides_of(t.second); }
 
 inline int64_t distance(const Pair& t) { return data<char>(t.second) - data<char>(t.first); }
 
 // Both in the layout of the first source.
 inline Pair shuffle_split_results(const Tensor& a, const Tensor& b) {
-  STD_TORCH_CHECK(a.dim() == 4 && a.sizes() == b.sizes(), "expected two tensors of one shape (n, c, h, w)");
+  STD_TORCH_CHECK(a.dim() == 4 && b.dim() == 4 && sizes_of(a) == sizes_of(b), "expected two tensors of one shape (n, c, h, w)");
   STD_TORCH_CHECK(a.scalar_type() == b.scalar_type() && a.device() == b.device(),
                   "expected two tensors of one type, on one device");
   return {empty_like(a), empty_like(a)};

@@ -1,19 +1,18 @@
-// Kernels of the grouped convolution: correlate (forward, and the input's gradient), weight_gradient, and
+// Kernels of the grouped convolution in any geometry: correlate (forward, and the input's gradient), weight_gradient, and
 // sum_partials.
 //
-// Work. A block is 128 threads: `lanes` neighbouring channels (V in each thread) times 128 / lanes items. An item is
-// one column of R output pixels: a thread walks down the input rows, and each value it loads serves all taps and
-// outputs that need it. Neighbouring lanes are neighbours in memory: channels where the output is channels_last,
-// otherwise (lanes = 1) columns of one channel. A block takes several rounds of items, so that its weights are loaded
-// once.
+// Work. A block is 128 threads: `lanes` neighbouring channels times 128 / lanes items. An item of correlate is an output
+// pixel; one of weight_gradient a column of R pixels: a thread walks down the input rows, and each value it loads serves
+// all taps that need it. Neighbouring lanes are neighbours in memory: channels where the output is channels_last,
+// otherwise (lanes = 1) columns of one channel. A block takes several rounds of items.
 //
 // Groups. A result channel sums over `depth` source channels, those of its group of `share` result channels. The weight
 // gradient has a channel for each pair of an output channel and one of its input channels, the latter fastest.
 //
-// Bytes. correlate reads x and writes y; R + K - 1 input rows are loaded for R output rows (R = 4), the surplus from L1
-// and L2. weight_gradient reads x and dy once and writes one partial sum per block, channel and tap, which
-// sum_partials adds in a fixed order. A kernel other than 3x3 and 5x5 takes 16 taps per block: the blocks that share
-// x and dy then follow each other, and read them from L2.
+// Bytes. correlate writes y once and reads x once for each tap and channel of a group, mostly from L1 and L2.
+// weight_gradient reads x and dy once and writes one partial sum per block, channel and tap, which sum_partials adds in a
+// fixed order. A kernel other than 3x3 and 5x5 takes 16 taps per block: the blocks that share x and dy then follow each
+// other, and read them from L2.
 #pragma once
 
 #include <type_traits>
@@ -90,89 +89,53 @@ __device__ inline bool is_value(int at, int size, int up) {
   return static_cast<unsigned>(at) < static_cast<unsigned>(size) && (up == 1 || at % up == 0);
 }
 
-// K = 3 or 5: a K x K kernel of depth 1, without dilation, vertical stride S, up factors U. K = 0: any geometry.
-template <typename T, int V, int K, int S, int U>
-__global__ void __launch_bounds__(kThreads, kBlocks)
+// Any geometry; 3x3 and 5x5 kernels of depth 1 are in grouped_conv2d_walk.cuh.
+template <typename T>
+__global__ void __launch_bounds__(kThreads)
     correlate(const T* __restrict__ x, const T* __restrict__ w, const T* __restrict__ bias, T* __restrict__ y,
               const Correlation g, const Work work, const Activation activation) {
   using A = Sum<T>;
-  constexpr int R = K ? 4 : 1;
-  const int o = first_channel(work, blockIdx.x, V);
+  const int o = first_channel(work, blockIdx.x, 1);
   if (o >= g.channels) return;
-
-  A weight[V][K ? K * K : 1], start[V];
-#pragma unroll
-  for (int v = 0; v < V; ++v) {
-    start[v] = bias ? static_cast<A>(bias[(o + v) * g.bias]) : A(0);
-#pragma unroll
-    for (int p = 0; p < K; ++p)
-#pragma unroll
-      for (int q = 0; q < K; ++q)
-        weight[v][p * K + q] = static_cast<A>(w[weight_of(g, o + v) + p * g.weight.h + q * g.weight.w]);
-  }
-
+  const A start = bias ? static_cast<A>(bias[o * g.bias]) : A(0);
   const Range range = items_of_thread(work, blockIdx.x);
   for (int64_t index = range.first; index < range.end; index += range.step) {
     const Item item = item_at(index, g.out.w, work.runs);
-    const int left = item.column * g.stride.w - g.padding.w, i = item.run * R;
-    A sum[R][V];
-#pragma unroll
-    for (int k = 0; k < R; ++k)
-#pragma unroll
-      for (int v = 0; v < V; ++v) sum[k][v] = start[v];
-
-    if constexpr (K > 0) {
-      const T* image = x + item.n * g.x.n + o / g.share * g.x.c;
-      const int top = i * S - g.padding.h;
-      bool inside[K];
-      int64_t offset[K];
-#pragma unroll
-      for (int q = 0; q < K; ++q) {
-        inside[q] = is_value(left + q, g.in.w, U);
-        offset[q] = (left + q) / U * g.x.w;
-      }
-#pragma unroll
-      for (int t = 0; t < (R - 1) * S + K; ++t) {
-        if (!is_value(top + t, g.in.h, U)) continue;
-        const T* row = image + (top + t) / U * g.x.h;
-#pragma unroll
-        for (int q = 0; q < K; ++q) {
-          if (!inside[q]) continue;
-          const Pack<T, V> pack = *reinterpret_cast<const Pack<T, V>*>(row + offset[q]);
-#pragma unroll
-          for (int k = 0; k < R; ++k) {
-            const int p = t - k * S;  // the tap by which input row t meets output row k
-            if (p < 0 || p >= K) continue;
-#pragma unroll
-            for (int v = 0; v < V; ++v) sum[k][v] += weight[v][p * K + q] * static_cast<A>(pack.at[v]);
-          }
-        }
-      }
-    } else {
-      const T *image = x + item.n * g.x.n + o / g.share * g.depth * g.x.c, *kernel = w + weight_of(g, o);
-      for (int k = 0; k < g.depth; ++k, image += g.x.c, kernel += g.weight.c) {
-        for (int p = 0; p < g.kernel.h; ++p) {
-          const int row = i * g.stride.h - g.padding.h + p * g.dilation.h;
-          if (!is_value(row, g.in.h, g.up.h)) continue;
-          for (int q = 0; q < g.kernel.w; ++q) {
-            const int column = left + q * g.dilation.w;
-            if (!is_value(column, g.in.w, g.up.w)) continue;
-            sum[0][0] += static_cast<A>(kernel[p * g.weight.h + q * g.weight.w]) *
-                         static_cast<A>(image[row / g.up.h * g.x.h + column / g.up.w * g.x.w]);
-          }
+    const int left = item.column * g.stride.w - g.padding.w, top = item.run * g.stride.h - g.padding.h;
+    const T *image = x + item.n * g.x.n + o / g.share * g.depth * g.x.c, *kernel = w + weight_of(g, o);
+    A sum = start;
+    for (int k = 0; k < g.depth; ++k, image += g.x.c, kernel += g.weight.c) {
+      for (int p = 0; p < g.kernel.h; ++p) {
+        const int row = top + p * g.dilation.h;
+        if (!is_value(row, g.in.h, g.up.h)) continue;
+        for (int q = 0; q < g.kernel.w; ++q) {
+          const int column = left + q * g.dilation.w;
+          if (!is_value(column, g.in.w, g.up.w)) continue;
+          sum += static_cast<A>(kernel[p * g.weight.h + q * g.weight.w]) *
+                 static_cast<A>(image[row / g.up.h * g.x.h + column / g.up.w * g.x.w]);
         }
       }
     }
+    y[item.n * g.y.n + o * g.y.c + item.run * g.y.h + item.column * g.y.w] = static_cast<T>(activate(sum, activation));
+  }
+}
 
-    T* out = y + item.n * g.y.n + o * g.y.c + i * g.y.h + item.column * g.y.w;
+// What all threads of a block with the same channel have summed, in a fixed order: the lanes of a warp, then the warps.
+// Calls store(slot, lane, total); `shared` has room for N numbers of each thread.
+template <int N, typename A, typename F>
+__device__ void sum_block(A (&sum)[N], int lanes, A* shared, const F& store) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  constexpr int kWarps = kThreads / 32;
 #pragma unroll
-    for (int k = 0; k < R; ++k) {
-      if (i + k >= g.out.h) break;
-      Pack<T, V> pack;
-#pragma unroll
-      for (int v = 0; v < V; ++v) pack.at[v] = static_cast<T>(activate(sum[k][v], activation));
-      *reinterpret_cast<Pack<T, V>*>(out + k * g.y.h) = pack;
-    }
+  for (int t = 0; t < N; ++t) {
+    for (int distance = 16; distance >= lanes; distance /= 2) sum[t] += shuffle_xor(sum[t], distance);
+    if (lane < lanes) shared[(t * kWarps + warp) * lanes + lane] = sum[t];
+  }
+  barrier();
+  for (int slot = threadIdx.x; slot < N * lanes; slot += kThreads) {
+    A total = 0;
+    for (int from = 0; from < kWarps; ++from) total += shared[(slot / lanes * kWarps + from) * lanes + slot % lanes];
+    store(slot / lanes, slot % lanes, total);
   }
 }
 
@@ -235,25 +198,14 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     }
   }
 
-  // Lanes of a warp that share a channel, then the warps; both in a fixed order.
   FASTNETS_SHARED(A, shared, (kTaps + 1) * kThreads);
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  constexpr int kWarps = kThreads / 32;
-#pragma unroll
-  for (int t = 0; t <= kTaps; ++t) {
-    for (int distance = 16; distance >= work.lanes; distance /= 2) sum[t] += shuffle_xor(sum[t], distance);
-    if (lane < work.lanes) shared[(t * kWarps + warp) * work.lanes + lane] = sum[t];
-  }
-  barrier();
   const int64_t chunk = block / work.groups, chunks = (work.items + work.chunk - 1) / work.chunk;
-  for (int slot = threadIdx.x; slot < (kTaps + 1) * work.lanes; slot += kThreads) {
-    const int t = slot / work.lanes, tap = t < kTaps ? first_tap + t : taps;
-    const int channel = static_cast<int>(block % work.groups) * work.lanes + slot % work.lanes;
-    if (channel >= pairs || tap > taps || (t == kTaps ? tap_group > 0 : tap == taps)) continue;
-    A total = 0;
-    for (int from = 0; from < kWarps; ++from) total += shared[(t * kWarps + from) * work.lanes + slot % work.lanes];
+  sum_block(sum, work.lanes, shared, [&](int t, int lane, A total) {
+    const int channel = static_cast<int>(block % work.groups) * work.lanes + lane;
+    const int tap = t < kTaps ? first_tap + t : taps;
+    if (channel >= pairs || tap > taps || (t == kTaps ? tap_group > 0 : tap == taps)) return;
     partial[(channel * (taps + int64_t{1}) + tap) * chunks + chunk] = total;
-  }
+  });
 }
 
 // One warp for each (pair, tap): dw[pair, tap] or, for the tap after the last of a first pair, db[o]; a null pointer is

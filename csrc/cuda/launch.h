@@ -30,7 +30,7 @@ namespace fastnets {
 class Stream {
  public:
   explicit Stream(const torch::stable::Tensor& t) : guard_(t.get_device_index()) {
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &handle_));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &handle_));
   }
   cudaStream_t handle() const { return static_cast<cudaStream_t>(handle_); }
 
