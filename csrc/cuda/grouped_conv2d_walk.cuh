@@ -63,7 +63,7 @@ __device__ void load_weights(const T* w, const Correlation& g, int o, A (&weight
 
 // Stride S, up factors U in both directions.
 template <typename T, int V, int K, int S, int U>
-__global__ void __launch_bounds__(kThreads, V * K == 10 ? kBlocks - 1 : kBlocks)
+__global__ void __launch_bounds__(kThreads, V > 1 ? kBlocks - 1 : kBlocks)
     correlate_walk(const T* __restrict__ x, const T* __restrict__ w, const T* __restrict__ bias, T* __restrict__ y,
                    const Correlation g, const Walk work, const Activation activation) {
   using A = Sum<T>;
@@ -118,12 +118,18 @@ __global__ void __launch_bounds__(kThreads, V * K == 10 ? kBlocks - 1 : kBlocks)
     for (int column = item.column; column < item.end; ++column, left += S, out += g.y.w) {
 #pragma unroll
       for (int e = K - S; e < K; ++e) add_column(e);
+      with_activation(activation, [&](auto f) {
+#pragma unroll
+        for (int k = 0; k < kRows; ++k)
+#pragma unroll
+          for (int v = 0; v < V; ++v) sum[0][k][v] = activate(sum[0][k][v], decltype(f)::value);
+      });
 #pragma unroll
       for (int k = 0; k < kRows; ++k) {
         Pack<T, V> pack;
 #pragma unroll
         for (int v = 0; v < V; ++v) {
-          pack.at[v] = static_cast<T>(activate(sum[0][k][v], activation));
+          pack.at[v] = static_cast<T>(sum[0][k][v]);
 #pragma unroll
           for (int m = 0; m < kLive; ++m) sum[m][k][v] = m + 1 < kLive ? sum[m + 1][k][v] : start[v];
         }
