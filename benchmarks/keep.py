@@ -92,12 +92,13 @@ def table(kept: Sequence[Row]) -> str:
 
 def evidence() -> dict[str, str]:
     """What is known of each GPU kernel, by name: where it last ran, or that its present source is unproven."""
-    hashes = _ledger.hashes()
-    ran = _ledger.proven(_ledger.read(), hashes)
-    return {name: _in_words(ran[name]) if name in ran else UNPROVEN for name in hashes}
+    hashes, ledger = _ledger.hashes(), _ledger.read()
+    return {name: _in_words(ledger[name], hash) if name in ledger else UNPROVEN for name, hash in hashes.items()}
 
 
-def _in_words(entry: _ledger.Entry) -> str:
+def _in_words(entry: _ledger.Entry, present: str) -> str:
+    if entry.hash != present:
+        return f"{UNPROVEN}; before its last change: {_in_words(entry, entry.hash)}"
     share = f", {entry.copy_share:.0%} of copy bandwidth" if entry.copy_share else ""
     return f"{entry.gpu}, torch {entry.torch}, {entry.date[:10]}, {entry.tests} tests{share}"
 

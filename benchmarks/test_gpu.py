@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -56,7 +57,7 @@ def test_depthwise_conv2d_forward(race, layout, dtype):
                 ops.depthwise_conv2d(x, folded.weight, folded.bias, 1, conv.padding, activation="relu6"),
             ),
         },
-        (block.double()(x.double()),),
+        (copy.deepcopy(block).double()(x.double()),),
         nbytes=2 * x.nbytes,
         flops=18 * x.numel(),
         dtype=dtype,

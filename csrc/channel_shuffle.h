@@ -41,7 +41,8 @@ inline int64_t distance(const Pair& t) { return data<char>(t.second) - data<char
 
 // Both in the layout of the first source.
 inline Pair shuffle_split_results(const Tensor& a, const Tensor& b) {
-  STD_TORCH_CHECK(a.dim() == 4 && b.dim() == 4 && sizes_of(a) == sizes_of(b), "expected two tensors of one shape (n, c, h, w)");
+  STD_TORCH_CHECK(a.dim() == 4 && b.dim() == 4 && sizes_of(a) == sizes_of(b),
+                  "expected two tensors of one shape (n, c, h, w)");
   STD_TORCH_CHECK(a.scalar_type() == b.scalar_type() && a.device() == b.device(),
                   "expected two tensors of one type, on one device");
   return {empty_like(a), empty_like(a)};

@@ -1,18 +1,18 @@
-// Kernels of the grouped convolution in any geometry: correlate (forward, and the input's gradient), weight_gradient, and
-// sum_partials.
+// Kernels of the grouped convolution in any geometry: correlate (forward, and the input's gradient), weight_gradient,
+// and sum_partials.
 //
-// Work. A block is 128 threads: `lanes` neighbouring channels times 128 / lanes items. An item of correlate is an output
-// pixel; one of weight_gradient a column of R pixels: a thread walks down the input rows, and each value it loads serves
-// all taps that need it. Neighbouring lanes are neighbours in memory: channels where the output is channels_last,
-// otherwise (lanes = 1) columns of one channel. A block takes several rounds of items.
+// Work. A block is 128 threads: `lanes` neighbouring channels times 128 / lanes items. An item of correlate is an
+// output pixel; one of weight_gradient a column of R pixels: a thread walks down the input rows, and each value it
+// loads serves all taps that need it. Neighbouring lanes are neighbours in memory: channels where the output is
+// channels_last, otherwise (lanes = 1) columns of one channel. A block takes several rounds of items.
 //
 // Groups. A result channel sums over `depth` source channels, those of its group of `share` result channels. The weight
 // gradient has a channel for each pair of an output channel and one of its input channels, the latter fastest.
 //
 // Bytes. correlate writes y once and reads x once for each tap and channel of a group, mostly from L1 and L2.
-// weight_gradient reads x and dy once and writes one partial sum per block, channel and tap, which sum_partials adds in a
-// fixed order. A kernel other than 3x3 and 5x5 takes 16 taps per block: the blocks that share x and dy then follow each
-// other, and read them from L2.
+// weight_gradient reads x and dy once and writes one partial sum per block, channel and tap, which sum_partials adds in
+// a fixed order. A kernel other than 3x3 and 5x5 takes 16 taps per block: the blocks that share x and dy then follow
+// each other, and read them from L2.
 #pragma once
 
 #include <type_traits>

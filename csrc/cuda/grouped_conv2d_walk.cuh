@@ -2,15 +2,17 @@
 // gradient_walk (both gradients of a depthwise convolution from one read of x and dy).
 //
 // Work. A block is 128 threads: `lanes` neighbouring packs of V channels times 128 / lanes items. An item is R output
-// rows and a run of columns: a thread walks along the columns and loads of each input column the R + K - 1 rows that its
-// outputs need, all before the first use. correlate_walk adds a column to all outputs that it meets, so that it is
-// loaded once; gradient_walk keeps the last K columns of dy, which meet x for the weight and the weight for dx. Neighbouring
-// threads are neighbours in memory: channels where the output is channels_last. Otherwise (lanes = 1) rows and columns
-// change places: a thread has R neighbouring columns of one channel, and walks down.
+// rows and a run of columns: a thread walks along the columns and loads of each input column the R + K - 1 rows that
+// its outputs need, all before the first use. correlate_walk adds a column to all outputs that it meets, so that it is
+// loaded once; gradient_walk keeps the last K columns of dy, which meet x for the weight and the weight for dx.
+// Neighbouring threads are neighbours in memory: channels where the output is channels_last. Otherwise (lanes = 1) rows
+// and columns change places: a thread has R neighbouring columns of one channel, and walks down.
 //
 // Bytes. x and dy are read once from memory and y or dx written once; the rows that two items share come from L1 or L2,
 // (R + K - 1) / R times the bytes. gradient_walk writes one partial sum per block, channel and tap.
 #pragma once
+
+#include <climits>
 
 #include "grouped_conv2d.cuh"
 
@@ -31,8 +33,8 @@ __device__ inline WalkItem item_at(int64_t index, const Correlation& g, const Wa
   return {static_cast<int>(index), row, column, min(column + work.length, g.out.w)};
 }
 
-// N rows, from `top` on, of the map with zeros between (see is_value): bit t says whether row t is a value of x, which is
-// then t / U rows below the first.
+// N rows, from `top` on, of the map with zeros between (see is_value): bit t says whether row t is a value of x, which
+// is then t / U rows below the first.
 template <int N, int U>
 __device__ unsigned rows_inside(int top, int size) {
   unsigned inside = 0;
@@ -143,7 +145,7 @@ __global__ void __launch_bounds__(kThreads, V > 1 ? kBlocks - 1 : kBlocks)
 // `out` pixels too, and is where the pairs of dy and x are counted: each x meets the K x K of dy around it. partial
 // [channel, tap, chunk] as in weight_gradient. A padding of g is of 0 to K - 1 pixels.
 template <typename T, int V, int K, int U>
-__global__ void __launch_bounds__(kThreads, V * K == 3 ? kBlocks : kBlocks - 1)
+__global__ void __launch_bounds__(kThreads, V* K == 3 ? kBlocks : kBlocks - 1)
     gradient_walk(const T* __restrict__ dy, const T* __restrict__ x, const T* __restrict__ w, T* __restrict__ dx,
                   Sum<T>* __restrict__ partial, const Correlation g, const Four x_strides, const Walk work) {
   using A = Sum<T>;
@@ -204,8 +206,7 @@ __global__ void __launch_bounds__(kThreads, V * K == 3 ? kBlocks : kBlocks - 1)
             for (int v = 0; v < V; ++v) {
               d[k][v] += weight[v][p * K + e] * window[e][t][v];
               // Rows past the last have x = 0, but 0 times infinity would not be 0.
-              if (item.row + k < g.out.h)
-                sum[(p * K + e) * V + v] += static_cast<A>(values[k].at[v]) * window[e][t][v];
+              if (item.row + k < g.out.h) sum[(p * K + e) * V + v] += static_cast<A>(values[k].at[v]) * window[e][t][v];
             }
           }
         }
