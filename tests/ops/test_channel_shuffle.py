@@ -203,6 +203,12 @@ def test_sources_of_different_layouts(backend):
             assert all(map(torch.equal, op_split(*got, True), (a, b)))
 
 
+def test_steps_of_threads(backend):
+    """So large that a GPU's threads take two steps along the longest axis, of 45001: some take one."""
+    x = torch.randint(0, 255, (1, 12, 16, 45001), dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
+    assert torch.equal(channel_shuffle(x, 3), F.channel_shuffle(x, 3))
+
+
 @pytest.mark.skipif(INTERPRETED, reason="on the compiled kernels")
 @hypothesis.settings(max_examples=100, deadline=None)
 @hypothesis.given(data=st.data())
