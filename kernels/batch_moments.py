@@ -1,132 +1,82 @@
 """Mean and sum of squared deviations of every channel, in two kernels and without atomics.
 
-parts: a program owns [STEPS * BLOCK_R rows, BLOCK_C channels] of x, where a row is what one pixel, or 1024 neighbouring
-ones, has of the channels. It adds up s = sum(x - p) and q = sum((x - p)²) of each tile with the mean p of the tiles
-before as pivot (of the first tile: its own): mean += s / n, m2 += q - s² / n. Reads x once, b * n * c * l bytes.
+parts: a program walks over its tiles (_batch_norm_tiles.py) and adds up x - p and (x - p)² in each of its lanes, with
+the mean p of its first tile as pivot; then over the lanes. It stores both sums about the channel's first value o, in
+float64: s of x - o, q of (x - o)². Reads x once, b * n * c * l bytes.
 
-merge: a program merges the parts of BLOCK_C channels by Chan's formula, in their order. The number of parts depends on
-shapes and layout alone, and so does every bit of the result.
+merge: a program adds up the parts of 8 channels. As o is one of the n values, q is at most n times m2 = q - s² / n:
+what is rounded in q is at most about n * 2**-53 of m2. The number of parts depends on shapes and layout alone, and so
+does every bit of the result.
 """
 
 from __future__ import annotations
-
-from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._launch import Launch, index_type, sum_type
-
-SIZES = ["values", "space", "steps", "parts"]
-
-
-class Tiles(NamedTuple):
-    """How the values of a dense x (n, c, ...) are dealt to programs: tiles [block_r values, block_c channels]."""
-
-    values: int  # of a channel
-    channels: int
-    space: int
-    last: bool  # whether channels are neighbours in memory
-    block_r: int
-    block_c: int
-    parts: int
-    steps: int
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        return triton.cdiv(max(1, self.channels), self.block_c), self.parts
-
-    @property
-    def sizes(self) -> tuple[int, int, int]:
-        return self.values, self.channels, self.space
-
-    def constants(self, *tensors: Tensor | None) -> dict[str, Any]:
-        first = next(t for t in tensors if t is not None)
-        compiled = {"LAST": self.last, "INDEX": index_type(*tensors), "ACC": sum_type(first)}
-        return compiled | {"BLOCK_R": self.block_r, "BLOCK_C": self.block_c, "num_warps": 4}
-
-
-def tiles(x: Tensor) -> Tiles:
-    """The tiles of x: 2048 values each, in about 1024 programs of 4 tiles or more."""
-    channels, space = x.shape[1], x.numel() // max(1, x.shape[0] * x.shape[1])
-    values, space = x.shape[0] * space, max(1, space)
-    last = space == 1 or not x.is_contiguous()
-    block_c = min(64, triton.next_power_of_2(max(1, channels))) if last else 1
-    block_r = min(2048 // block_c, max(16, triton.next_power_of_2(max(1, values))))
-    count, columns = triton.cdiv(max(1, values), block_r), triton.cdiv(max(1, channels), block_c)
-    parts = min(triton.cdiv(count, 4), max(1, 1024 // columns))
-    return Tiles(values, channels, space, last, block_r, block_c, parts, triton.cdiv(count, parts))
+from ._batch_norm_tiles import (
+    MERGING,
+    SIZES,
+    column_of,
+    store_part,
+    sum_lanes,
+    sum_parts,
+    tile,
+    tiles,
+    values_before,
+)
+from ._launch import Launch
 
 
 @triton.jit
-def offsets(i, c, channels, space, INDEX: tl.constexpr, LAST: tl.constexpr):
-    """Where value i of channel c lies."""
-    if LAST:
-        return i.to(INDEX) * channels + c
-    return (i // space).to(INDEX) * (channels * space) + c * space + i % space
+def _origin(x_ptr, c, channels, space, values, LAST: tl.constexpr, INDEX: tl.constexpr):
+    """The first value of channels c, from which means are told: a large one is rounded to more than parts differ by."""
+    at = c.to(INDEX) if LAST else c.to(INDEX) * space
+    return tl.load(x_ptr + at, (c < channels) & (values > 0), other=0.0).to(tl.float64)
 
 
 @triton.jit(do_not_specialize=SIZES)
 def _batch_moments_parts_kernel(
-    x_ptr, parts_ptr, values, channels, space, steps, parts,
-    LAST: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+    x_ptr, parts_ptr, rows, channels, space, steps,
+    LAST: tl.constexpr, VECTOR: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
-    c = tl.program_id(0).to(INDEX) * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
-    part = tl.program_id(1).to(INDEX)
-    # Means are counted from the channel's first value: a large one would be rounded to more than parts differ by.
-    origin = tl.load(x_ptr + (c if LAST else c * space), (c < channels) & (values > 0), other=0.0).to(ACC)
-    mean = tl.zeros((1, BLOCK_C), ACC)
-    m2 = tl.zeros((1, BLOCK_C), ACC)
-    count = tl.zeros((), ACC)
-    for step in range(steps):
-        first = (part * steps + step) * BLOCK_R
-        i = first + tl.arange(0, BLOCK_R)[:, None].to(INDEX)
-        inside = (i < values) & (c < channels)
-        x = tl.load(x_ptr + offsets(i, c, channels, space, INDEX, LAST), inside, other=0.0).to(ACC)
-        x = tl.where(inside, x - origin, 0.0)
-        more = tl.minimum(tl.maximum(values - first, 0), BLOCK_R).to(ACC)
-        if step == 0:
-            mean = tl.sum(x, axis=0)[None, :] / tl.maximum(more, 1.0)
-        d = tl.where(inside, x - mean, 0.0)
-        s = tl.sum(d, axis=0)[None, :]
-        q = tl.sum(d * d, axis=0)[None, :]
-        count += more
-        shift = s / tl.maximum(count, 1.0)
-        mean += shift
-        m2 += q - s * shift
-    at = parts_ptr + 2 * part * channels + c
-    tl.store(at, mean, c < channels)
-    tl.store(at + channels, tl.where(m2 < 0, 0.0, m2), c < channels)
+    part, column, c = column_of(tl.program_id(0), channels, LAST, BLOCK_W)
+    first = part * steps
+    at, inside = tile(first, column, rows, channels, space, LAST, VECTOR, INDEX, BLOCK_R, BLOCK_W)
+    x = tl.load(x_ptr + at, inside, other=0.0).to(ACC)
+    begin = values_before(first.to(INDEX) * BLOCK_R, rows, space, LAST, BLOCK_W)
+    end = values_before((first + 1).to(INDEX) * BLOCK_R, rows, space, LAST, BLOCK_W)
+    pivot = sum_lanes(x, LAST) / (end - begin).to(ACC)
+    s = tl.zeros((BLOCK_R, BLOCK_W), ACC)
+    q = tl.zeros((BLOCK_R, BLOCK_W), ACC)
+    for step in tl.range(steps, loop_unroll_factor=2):
+        at, inside = tile(first + step, column, rows, channels, space, LAST, VECTOR, INDEX, BLOCK_R, BLOCK_W)
+        x = tl.load(x_ptr + at, inside, other=0.0).to(ACC)
+        d = tl.where(inside, x - pivot, 0.0)
+        s += d
+        q += d * d
+    end = values_before((first + steps).to(INDEX) * BLOCK_R, rows, space, LAST, BLOCK_W)
+    d = pivot.to(tl.float64) - _origin(x_ptr, c, channels, space, rows, LAST, INDEX)
+    shift = d * (end - begin).to(tl.float64)
+    sum_d = sum_lanes(s, LAST).to(tl.float64)
+    store_part(parts_ptr, part, channels, c, sum_d + shift, sum_lanes(q, LAST) + d * (2 * sum_d + shift))
 
 
-@triton.jit(do_not_specialize=SIZES)
+@triton.jit(do_not_specialize=[*SIZES, "values"])
 def _batch_moments_merge_kernel(
-    x_ptr, parts_ptr, mean_ptr, m2_ptr, values, channels, space, part_values, parts,
-    LAST: tl.constexpr, VARIANCE: tl.constexpr, INDEX: tl.constexpr, BLOCK_C: tl.constexpr,
+    x_ptr, parts_ptr, mean_ptr, m2_ptr, values, channels, space, parts,
+    LAST: tl.constexpr, VARIANCE: tl.constexpr, INDEX: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
-    # Each merge rounds, and there may be a thousand.
-    mean = tl.zeros((BLOCK_C,), tl.float64)
-    m2 = tl.zeros((BLOCK_C,), tl.float64)
-    count = tl.zeros((), tl.float64)
-    rest = tl.zeros((), tl.int64) + values
-    parts_ptr += c
-    for _ in range(parts):
-        more = tl.minimum(rest, part_values).to(tl.float64)
-        part_mean = tl.load(parts_ptr, c < channels, other=0.0)
-        part_m2 = tl.load(parts_ptr + channels, c < channels, other=0.0)
-        weight = more / tl.maximum(count + more, 1.0)
-        delta = part_mean - mean
-        mean += delta * weight
-        m2 += part_m2 + delta * delta * (count * weight)
-        count += more
-        rest -= tl.minimum(rest, part_values)
-        parts_ptr += 2 * channels
-    at = c.to(INDEX) if LAST else c.to(INDEX) * space
-    mean += tl.load(x_ptr + at, (c < channels) & (values > 0), other=0.0).to(tl.float64)
-    tl.store(mean_ptr + c, mean, c < channels)
-    tl.store(m2_ptr + c, m2 / tl.maximum(count, 1.0) if VARIANCE else m2, c < channels)
+    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
+    s, q = sum_parts(parts_ptr, parts, channels, c, BLOCK_P)
+    n = tl.maximum(values, 1).to(tl.float64)
+    shift = s / n
+    m2 = q - s * shift
+    m2 = tl.where(m2 < 0, 0.0, m2)
+    tl.store(mean_ptr + c, _origin(x_ptr, c, channels, space, values, LAST, INDEX) + shift, c < channels)
+    tl.store(m2_ptr + c, m2 / n if VARIANCE else m2, c < channels)
 
 
 def batch_moments_fwd(x: Tensor, mean: Tensor, m2: Tensor, *, as_variance: bool = False) -> None:
@@ -136,17 +86,14 @@ def batch_moments_fwd(x: Tensor, mean: Tensor, m2: Tensor, *, as_variance: bool 
 
 
 def fwd_launches(x: Tensor, mean: Tensor, m2: Tensor, *, as_variance: bool = False) -> list[Launch]:
-    """Both kernels, unless there are no channels."""
+    """Both kernels; without values only the second, without channels none."""
     t = tiles(x)
     if t.channels == 0:
         return []
-    parts = mean.new_empty((t.parts, 2, t.channels))
-    constants = t.constants(x, parts)
-    block = min(128, triton.next_power_of_2(t.channels))
-    merged = {k: constants[k] for k in ("LAST", "INDEX", "num_warps")}
-    merged |= {"VARIANCE": as_variance, "BLOCK_C": block}
-    args = x, parts, mean, m2, *t.sizes, t.steps * t.block_r, t.parts
+    parts = t.empty_parts(x)
+    merged = {k: t.constants[k] for k in ("LAST", "INDEX")} | {"VARIANCE": as_variance} | MERGING
+    args = x, parts, mean, m2, x.numel() // t.channels, t.channels, t.space, t.parts
     return [
-        Launch(_batch_moments_parts_kernel, t.grid, (x, parts, *t.sizes, t.steps, t.parts), constants),
-        Launch(_batch_moments_merge_kernel, (triton.cdiv(t.channels, block),), args, merged),
+        *([Launch(_batch_moments_parts_kernel, t.grid, (x, parts, *t.sizes), t.constants)] if t.parts else []),
+        Launch(_batch_moments_merge_kernel, t.merging, args, merged),
     ]

@@ -1,20 +1,20 @@
 """Batch normalisation and the activation after it: y of x; sums over dy and x; dx of both.
 
-fwd: a program owns a tile [BLOCK_R values, BLOCK_C channels] of y: reads x and writes y once, 2 b n c l bytes. dx: the
-same, out of dy and x, 3 b n c l bytes. reduce: a program adds up STEPS tiles of dy and x, 2 b n c l bytes, and stores
-two sums per channel; a second kernel adds up the parts, in an order that depends on shapes and layout alone.
+A program walks over its tiles (_batch_norm_tiles.py) with its channels' numbers in registers. fwd: reads x and writes
+y once, 2 b n c l bytes. dx: the same, out of dy and x, 3 b n c l bytes. reduce: reads dy and x, 2 b n c l bytes, adds up
+in each of its lanes, then over those, and stores two sums per channel; a second kernel adds up the parts, in an order
+that depends on shapes and layout alone.
 """
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from ._activation import activate, activate_backward
+from ._batch_norm_tiles import MERGING, SIZES, column_of, store_part, sum_lanes, sum_parts, tile, tiles
 from ._launch import Launch
-from .batch_moments import SIZES, offsets, tiles
 
 
 @triton.jit
@@ -37,81 +37,80 @@ def _r(var_ptr, c, channels, EPS: tl.constexpr, ACC: tl.constexpr):
     return 1.0 / root
 
 
+@triton.jit
+def _program_from_end():
+    """The second pass over x goes from its end to its begin: what the first read last may still be in the L2 cache."""
+    return tl.num_programs(0) - 1 - tl.program_id(0)
+
+
 @triton.jit(do_not_specialize=SIZES)
 def _sync_batch_norm_fwd_kernel(
-    x_ptr, mean_ptr, var_ptr, weight_ptr, bias_ptr, y_ptr, values, channels, space,
-    EPS: tl.constexpr, ACTIVATION: tl.constexpr, LAST: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
-    BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+    x_ptr, mean_ptr, var_ptr, weight_ptr, bias_ptr, y_ptr, rows, channels, space, steps,
+    EPS: tl.constexpr, ACTIVATION: tl.constexpr, LAST: tl.constexpr, VECTOR: tl.constexpr, INDEX: tl.constexpr,
+    ACC: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
-    c = tl.program_id(0).to(INDEX) * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
-    i = tl.program_id(1).to(INDEX) * BLOCK_R + tl.arange(0, BLOCK_R)[:, None]
-    inside = (i < values) & (c < channels)
-    at = offsets(i, c, channels, space, INDEX, LAST)
-    x = tl.load(x_ptr + at, inside, other=0.0).to(ACC)
+    part, column, c = column_of(_program_from_end(), channels, LAST, BLOCK_W)
+    mean = _vector(mean_ptr, c, channels, 0.0, ACC)
     scale = _r(var_ptr, c, channels, EPS, ACC) * _vector(weight_ptr, c, channels, 1.0, ACC)
-    z = (x - _vector(mean_ptr, c, channels, 0.0, ACC)) * scale + _vector(bias_ptr, c, channels, 0.0, ACC)
-    tl.store(y_ptr + at, activate(z, ACTIVATION), inside)
+    bias = _vector(bias_ptr, c, channels, 0.0, ACC)
+    for step in range(steps):
+        at, inside = tile(part * steps + step, column, rows, channels, space, LAST, VECTOR, INDEX, BLOCK_R, BLOCK_W)
+        z = (tl.load(x_ptr + at, inside, other=0.0).to(ACC) - mean) * scale + bias
+        tl.store(y_ptr + at, activate(z, ACTIVATION), inside)
 
 
 @triton.jit(do_not_specialize=SIZES)
 def _sync_batch_norm_reduce_kernel(
-    dy_ptr, x_ptr, mean_ptr, var_ptr, weight_ptr, bias_ptr, parts_ptr, values, channels, space, steps,
-    EPS: tl.constexpr, ACTIVATION: tl.constexpr, LAST: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
-    BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+    dy_ptr, x_ptr, mean_ptr, var_ptr, weight_ptr, bias_ptr, parts_ptr, rows, channels, space, steps,
+    EPS: tl.constexpr, ACTIVATION: tl.constexpr, LAST: tl.constexpr, VECTOR: tl.constexpr, INDEX: tl.constexpr,
+    ACC: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
-    c = tl.program_id(0).to(INDEX) * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
-    part = tl.program_id(1).to(INDEX)
+    part, column, c = column_of(tl.program_id(0), channels, LAST, BLOCK_W)
     mean = _vector(mean_ptr, c, channels, 0.0, ACC)
     r = _r(var_ptr, c, channels, EPS, ACC)
     scale = r * _vector(weight_ptr, c, channels, 1.0, ACC)
     bias = _vector(bias_ptr, c, channels, 0.0, ACC)
-    sum_dz = tl.zeros((BLOCK_R, BLOCK_C), ACC)
-    sum_dz_xhat = tl.zeros((BLOCK_R, BLOCK_C), ACC)
+    sum_dz = tl.zeros((BLOCK_R, BLOCK_W), ACC)
+    sum_dz_d = tl.zeros((BLOCK_R, BLOCK_W), ACC)
     for step in range(steps):
-        i = (part * steps + step) * BLOCK_R + tl.arange(0, BLOCK_R)[:, None].to(INDEX)
-        inside = (i < values) & (c < channels)
-        at = offsets(i, c, channels, space, INDEX, LAST)
+        at, inside = tile(part * steps + step, column, rows, channels, space, LAST, VECTOR, INDEX, BLOCK_R, BLOCK_W)
         dy = tl.load(dy_ptr + at, inside, other=0.0).to(ACC)
         d = tl.load(x_ptr + at, inside, other=0.0).to(ACC) - mean
         dz = tl.where(inside, activate_backward(dy, d * scale + bias, ACTIVATION), 0.0)
         sum_dz += dz
-        sum_dz_xhat += tl.where(inside, dz * d, 0.0)
-    at = parts_ptr + 2 * part * channels + c
-    tl.store(at, tl.sum(sum_dz, axis=0)[None, :], c < channels)
-    tl.store(at + channels, tl.sum(sum_dz_xhat, axis=0)[None, :] * r, c < channels)
+        sum_dz_d += tl.where(inside, dz * d, 0.0)
+    store_part(parts_ptr, part, channels, c, sum_lanes(sum_dz, LAST), sum_lanes(sum_dz_d, LAST) * r)
 
 
 @triton.jit(do_not_specialize=SIZES)
-def _sync_batch_norm_sum_kernel(parts_ptr, sums_ptr, parts, size, BLOCK_P: tl.constexpr, BLOCK: tl.constexpr):
-    k = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)[None, :]
-    acc = tl.zeros((BLOCK_P, BLOCK), sums_ptr.dtype.element_ty)
-    for first in range(0, parts, BLOCK_P):
-        p = first + tl.arange(0, BLOCK_P)[:, None]
-        acc += tl.load(parts_ptr + p.to(tl.int64) * size + k, (p < parts) & (k < size), other=0.0)
-    tl.store(sums_ptr + k, tl.sum(acc, axis=0)[None, :], k < size)
+def _sync_batch_norm_sum_kernel(parts_ptr, sums_ptr, channels, parts, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
+    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
+    sum_dz, sum_dz_xhat = sum_parts(parts_ptr, parts, channels, c, BLOCK_P)
+    tl.store(sums_ptr + c, sum_dz, c < channels)
+    tl.store(sums_ptr + channels + c, sum_dz_xhat, c < channels)
 
 
 @triton.jit(do_not_specialize=SIZES)
 def _sync_batch_norm_dx_kernel(
-    dy_ptr, x_ptr, mean_ptr, var_ptr, weight_ptr, bias_ptr, sums_ptr, count, dx_ptr, values, channels, space,
-    EPS: tl.constexpr, ACTIVATION: tl.constexpr, LAST: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
-    BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, COUNT_IS_TENSOR: tl.constexpr,
+    dy_ptr, x_ptr, mean_ptr, var_ptr, weight_ptr, bias_ptr, sums_ptr, count, dx_ptr, rows, channels, space, steps,
+    EPS: tl.constexpr, ACTIVATION: tl.constexpr, LAST: tl.constexpr, VECTOR: tl.constexpr, INDEX: tl.constexpr,
+    ACC: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_W: tl.constexpr, COUNT_IS_TENSOR: tl.constexpr,
 ):  # fmt: skip
-    c = tl.program_id(0).to(INDEX) * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
-    i = tl.program_id(1).to(INDEX) * BLOCK_R + tl.arange(0, BLOCK_R)[:, None]
-    inside = (i < values) & (c < channels)
-    at = offsets(i, c, channels, space, INDEX, LAST)
+    part, column, c = column_of(_program_from_end(), channels, LAST, BLOCK_W)
     n = tl.load(count) if COUNT_IS_TENSOR else tl.zeros((), ACC) + count
     # z = w xhat + b with mean and var functions of x: dx = w r (dz - mean(dz) - xhat mean(dz xhat)).
+    mean = _vector(mean_ptr, c, channels, 0.0, ACC)
     r = _r(var_ptr, c, channels, EPS, ACC)
     scale = r * _vector(weight_ptr, c, channels, 1.0, ACC)
+    bias = _vector(bias_ptr, c, channels, 0.0, ACC)
     shift = _vector(sums_ptr, c, channels, 0.0, ACC) / n
     slope = r * (_vector(sums_ptr + channels, c, channels, 0.0, ACC) / n)
-    dy = tl.load(dy_ptr + at, inside, other=0.0).to(ACC)
-    d = tl.load(x_ptr + at, inside, other=0.0).to(ACC) - _vector(mean_ptr, c, channels, 0.0, ACC)
-    dz = activate_backward(dy, d * scale + _vector(bias_ptr, c, channels, 0.0, ACC), ACTIVATION)
-    dx = (dz - shift - d * slope) * scale
-    tl.store(dx_ptr + at, dx, inside)
+    for step in range(steps):
+        at, inside = tile(part * steps + step, column, rows, channels, space, LAST, VECTOR, INDEX, BLOCK_R, BLOCK_W)
+        dy = tl.load(dy_ptr + at, inside, other=0.0).to(ACC)
+        d = tl.load(x_ptr + at, inside, other=0.0).to(ACC) - mean
+        dz = activate_backward(dy, d * scale + bias, ACTIVATION)
+        tl.store(dx_ptr + at, (dz - shift - d * slope) * scale, inside)
 
 
 def sync_batch_norm_fwd(
@@ -154,27 +153,23 @@ def fwd_launches(
         return []
     t = tiles(x)
     args = x, *_adjacent(mean, var, weight, bias), y, *t.sizes
-    grid = t.grid[0], triton.cdiv(t.values, t.block_r)
-    constants = t.constants(x, y) | {"EPS": eps, "ACTIVATION": activation}
-    return [Launch(_sync_batch_norm_fwd_kernel, grid, args, constants)]
+    return [Launch(_sync_batch_norm_fwd_kernel, t.grid, args, t.constants | {"EPS": eps, "ACTIVATION": activation})]
 
 
 def reduce_launches(
     dy: Tensor, x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, sums: Tensor,
     eps: float, activation: str | None,
 ) -> list[Launch]:  # fmt: skip
-    """Both kernels, unless there are no channels."""
+    """Both kernels; without values only the second, without channels none."""
     t = tiles(x)
     if t.channels == 0:
         return []
-    size = 2 * t.channels
-    parts = torch.empty((t.parts, size), dtype=sums.dtype, device=x.device)
-    args = dy, x, *_adjacent(mean, var, weight, bias), parts, *t.sizes, t.steps
-    constants = t.constants(x, parts) | {"EPS": eps, "ACTIVATION": activation}
-    blocks = {"BLOCK_P": min(64, triton.next_power_of_2(t.parts)), "BLOCK": 32}
+    parts = t.empty_parts(x)
+    args = dy, x, *_adjacent(mean, var, weight, bias), parts, *t.sizes
+    constants = t.constants | {"EPS": eps, "ACTIVATION": activation}
     return [
-        Launch(_sync_batch_norm_reduce_kernel, t.grid, args, constants),
-        Launch(_sync_batch_norm_sum_kernel, (triton.cdiv(size, 32),), (parts, sums, t.parts, size), blocks),
+        *([Launch(_sync_batch_norm_reduce_kernel, t.grid, args, constants)] if t.parts else []),
+        Launch(_sync_batch_norm_sum_kernel, t.merging, (parts, sums, t.channels, t.parts), MERGING),
     ]
 
 
@@ -187,10 +182,5 @@ def dx_launches(
         return []
     t = tiles(x)
     args = dy, x, *_adjacent(mean, var, weight, bias), sums, count, dx, *t.sizes
-    grid = t.grid[0], triton.cdiv(t.values, t.block_r)
-    constants = t.constants(x, dx) | {
-        "EPS": eps,
-        "ACTIVATION": activation,
-        "COUNT_IS_TENSOR": isinstance(count, Tensor),
-    }
-    return [Launch(_sync_batch_norm_dx_kernel, grid, args, constants)]
+    constants = {"EPS": eps, "ACTIVATION": activation, "COUNT_IS_TENSOR": isinstance(count, Tensor)}
+    return [Launch(_sync_batch_norm_dx_kernel, t.grid, args, t.constants | constants)]

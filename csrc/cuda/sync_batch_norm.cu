@@ -2,6 +2,7 @@
 #include <string>
 #include <tuple>
 
+#include "batch_moments.cuh"
 #include "sync_batch_norm.cuh"
 
 namespace fastnets {
@@ -10,7 +11,6 @@ namespace {
 using namespace batch_norm;
 using Optional = std::optional<Tensor>;
 using Name = std::optional<std::string>;
-constexpr int64_t kMost = 16;  // items to a thread of a kernel that writes as much as it reads
 
 template <typename T>
 Vector<T> vector(const Tensor& x, const Optional& t, Sum<T> otherwise) {
@@ -31,29 +31,27 @@ void run_normalize(const Stream& stream, const Tensor& x, const Tensor& y, const
   if (x.numel() == 0) return;
   const Map map = map_of(x);
   with_pack<T>(
-      [&](auto pack) {
-        constexpr int V = pack;
-        const Work w = plan(map, V, kMost);
-        launch(stream, {blocks(w), kThreads}, normalize<T, V>, data<T>(x), mutable_data<T>(y), t, w);
+      [&](auto v, auto c) {
+        constexpr int V = v, C = c;
+        const Work w = plan(map, V);
+        launch(stream, {blocks(w), kThreads}, normalize<T, V, C>, data<T>(x), mutable_data<T>(y), t, w);
       },
       map, x, y);
 }
 
 template <typename T>
 void run_sums(const Stream& stream, const Tensor& dy, const Tensor& x, const Tensor& sums, const Statistics<T>& t) {
-  using A = Sum<T>;
   const Map map = map_of(x);
-  const int64_t size = 2 * map.c;
   with_pack<T>(
-      [&](auto pack) {
-        constexpr int V = pack;
-        const Work w = plan(map, V, 64);
-        const Tensor parts = empty_strided(sums, {w.parts, size}, {size, 1}, dtype_of(sums));
+      [&](auto v, auto c) {
+        constexpr int V = v, C = c;
+        const Work w = plan(map, V);
+        const Tensor parts = empty_parts(sums, w);
         if (blocks(w) > 0)
-          launch(stream, {blocks(w), kThreads}, gradient_sums<T, V>, data<T>(dy), data<T>(x), mutable_data<A>(parts), t,
-                 w);
-        launch(stream, {static_cast<unsigned>(size / kThreads + 1), kThreads}, add_parts<T>, data<A>(parts),
-               mutable_data<A>(sums), t, w.parts, map.c);
+          launch(stream, {blocks(w), kThreads}, gradient_sums<T, V, C>, data<T>(dy), data<T>(x),
+                 mutable_data<double>(parts), t, w);
+        launch(stream, {merging(map), kThreads}, merge_gradient_sums<T>, data<double>(parts),
+               mutable_data<Sum<T>>(sums), t, w.parts, map.c);
       },
       map, dy, x);
 }
@@ -66,10 +64,10 @@ void run_gradient(const Stream& stream, const Tensor& dy, const Tensor& x, const
   if (x.numel() == 0) return;
   const Map map = map_of(x);
   with_pack<T>(
-      [&](auto pack) {
-        constexpr int V = pack;
-        const Work w = plan(map, V, kMost);
-        launch(stream, {blocks(w), kThreads}, gradient<T, V>, data<T>(dy), data<T>(x), mutable_data<T>(dx), t,
+      [&](auto v, auto c) {
+        constexpr int V = v, C = c;
+        const Work w = plan(map, V);
+        launch(stream, {blocks(w), kThreads}, gradient<T, V, C>, data<T>(dy), data<T>(x), mutable_data<T>(dx), t,
                data<A>(sums), static_cast<A>(count), counted ? data<A>(*counted) : nullptr, w);
       },
       map, dy, x, dx);
