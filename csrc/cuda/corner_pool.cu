@@ -1,25 +1,55 @@
 // Corner pooling on CUDA: which kernel runs, over which grid; and registration. The kernels are in the .cuh.
-#include "corner_pool.cuh"
+#include <initializer_list>
+
+#include "corner_pool_backward.cuh"
 
 namespace fastnets {
 namespace {
 
-Strides strides_along(const Tensor& t, bool vertical) {
-  const Four s = strides_of(t);
-  return {s.n, s.c, vertical ? s.w : s.h, vertical ? s.h : s.w};
+// With fewer blocks, too few multiprocessors have work: two scans are faster.
+constexpr int64_t kFewBlocks = 32;
+// Rows that a group of threads takes one after another: they share the divisions that lead to them.
+constexpr int64_t kChunk = 16;
+
+// `both`: the other dimension is gone through like the one scanned.
+Strides strides_along(const Tensor& t, const Direction& d, bool both = false) {
+  const Four size = sizes_of(t), s = strides_of(t);
+  Strides along{0, s.n, s.c, d.vertical ? s.w : s.h, d.vertical ? s.h : s.w};
+  const auto turn = [&](int64_t& stride, int64_t places) {
+    along.origin += (places - 1) * stride;
+    stride = -stride;
+  };
+  if (d.reverse) turn(along.step, d.vertical ? size.h : size.w);
+  if (d.reverse && both) turn(along.w, d.vertical ? size.w : size.h);
+  return along;
 }
 
-// How the scan of x is written to a tensor of its sizes.
-Scan geometry(const Tensor& x, const Direction& d, bool last, bool add) {
+Lanes lanes_of(const Tensor& x, const Direction& d, bool last) {
   const Four s = sizes_of(x);
   const int64_t width = d.vertical ? s.w : s.h;
-  return {s.n * s.c * width, s.c, width, d.vertical ? s.h : s.w, last, d.reverse, add};
+  return {s.n * s.c * width, s.c, width, d.vertical ? s.h : s.w, last};
 }
 
-Grid grid_of(const Scan& g, bool rows) {
-  const int64_t lanes = rows ? kThreads / 32 : kThreads, blocks = (g.lanes + lanes - 1) / lanes;
-  STD_TORCH_CHECK(blocks < int64_t{1} << 31, "too many scans for one launch: ", g.lanes);
-  return {static_cast<unsigned>(blocks), kThreads};
+Rows rows_of(const Tensor& x, int64_t most, int pack) {
+  const Four s = sizes_of(x);
+  const int height = static_cast<int>(s.h), length = static_cast<int>(s.w);
+  const int chunk = static_cast<int>(most < s.h ? most : s.h);
+  int threads = 1;
+  while (threads < 32 && threads * pack < length) threads *= 2;
+  return {s.n * s.c, s.c, height, (height + chunk - 1) / chunk, chunk, length, threads};
+}
+
+Grid grid_of(int64_t items, int64_t in_a_block, unsigned threads = kThreads) {
+  const int64_t blocks = ceil_div(items, in_a_block);
+  STD_TORCH_CHECK(blocks < int64_t{1} << 31, "too many scans for one launch: ", items);
+  return {static_cast<unsigned>(blocks), threads};
+}
+
+Grid grid_of(const Rows& g) { return grid_of(g.planes * g.chunks, kThreads / g.threads); }
+
+// Whether what is scanned lies side by side, and is counted in 32 bits.
+bool are_rows(const Tensor& y, const Direction& d) {
+  return !d.vertical && y.stride(3) == 1 && y.stride(2) != 1 && y.size(2) >> 30 == 0 && y.size(3) >> 30 == 0;
 }
 
 template <typename F>
@@ -41,15 +71,70 @@ void with_number(ScalarType type, const F& f) {
   }
 }
 
+// Calls f with how many numbers a thread takes at once, as a constant: kPack where they lie side by side, else one.
+template <typename T, typename F>
+void with_pack(bool last, std::initializer_list<Tensor> tensors, const F& f) {
+  constexpr int V = kPack<T>;
+  bool fits = true;
+  for (const Tensor& t : tensors) {
+    const Four size = sizes_of(t), s = strides_of(t);
+    const bool dense = (last ? s.c : s.w) == 1, whole = (last ? size.c : size.w) % V == 0;
+    const bool aligned = reinterpret_cast<uintptr_t>(t.const_data_ptr()) % (V * sizeof(T)) == 0;
+    fits = fits && dense && whole && aligned && (s.n | s.h | (last ? s.w : s.c)) % V == 0;
+  }
+  fits ? f(std::integral_constant<int, V>()) : f(std::integral_constant<int, 1>());
+}
+
 void pool(const Tensor& x, const Tensor& y, const Direction& d, bool last, bool add) {
-  const Scan g = geometry(x, d, last, add);
-  const Strides xs = strides_along(x, d.vertical), ys = strides_along(y, d.vertical);
-  const bool rows = ys.step == 1 && ys.w != 1;
+  const Strides xs = strides_along(x, d), ys = strides_along(y, d);
   const Stream stream(x);
   with_number(x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    launch(stream, grid_of(g, rows), rows ? scan_rows<T> : scan<T>, data<T>(x), mutable_data<T>(y), xs, ys, g);
+    with_pack<T>(last, {x, y}, [&](auto pack) {
+      constexpr int V = pack;
+      const T* const from = data<T>(x);
+      T* const to = mutable_data<T>(y);
+      if (are_rows(y, d)) {
+        const Rows g = rows_of(x, kChunk, V);
+        const auto kernel = add ? scan_rows<T, V, true> : scan_rows<T, V, false>;
+        launch(stream, grid_of(g), kernel, from, to, to, xs, ys, ys, g, false);
+      } else {
+        const Lanes g = lanes_of(x, d, last);
+        launch(stream, grid_of(g.count, kThreads * V), add ? scan<T, V, true> : scan<T, V, false>, from, to, xs, ys, g);
+      }
+    });
   });
+}
+
+// Whether one kernel did it all.
+bool sum_at_once(const Tensor& vertical, const Tensor& horizontal, const Tensor& y, bool reverse, bool last) {
+  const Direction d{false, reverse};
+  const Strides vs = strides_along(vertical, d, true), hs = strides_along(horizontal, d, true);
+  const Strides ys = strides_along(y, d, true);
+  const Four size = sizes_of(y);
+  const Stream stream(y);
+  bool done = false;
+  with_number(y.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    with_pack<T>(last, {vertical, horizontal, y}, [&](auto pack) {
+      constexpr int V = pack;
+      const T *const v = data<T>(vertical), *const h = data<T>(horizontal);
+      if (!last && size.w <= 32 * V && size.h >> 30 == 0) {
+        const Rows g = rows_of(y, size.h, V);
+        launch(stream, grid_of(g), scan_rows<T, V, true>, h, v, mutable_data<T>(y), hs, vs, ys, g, true);
+        done = true;
+      }
+      if constexpr (V > 1) {
+        const int64_t threads = ceil_div(kPacks * ceil_div(size.w, kColumns<T>), 32) * 32;
+        const int64_t blocks = size.n * ceil_div(size.c, kPacks * V);
+        if (!last || threads > kSumThreads || blocks < kFewBlocks) return;
+        launch(stream, grid_of(blocks, 1, static_cast<unsigned>(threads)), sum_channels<T, V>, h, v,
+               mutable_data<T>(y), hs, vs, ys, size);
+        done = true;
+      }
+    });
+  });
+  return done;
 }
 
 Tensor corner_pool(const Tensor& x, const std::string& direction, const std::string& tie) {
@@ -69,7 +154,7 @@ Tensor corner_pool_sum(const Tensor& vertical, const Tensor& horizontal, const s
   STD_TORCH_CHECK(vertical.scalar_type() != ScalarType::Bool, "bools cannot be added");
   const bool last = is_channels_last(vertical);
   const Tensor y = empty(vertical, sizes_of(vertical), last);
-  if (y.numel() == 0) return y;
+  if (y.numel() == 0 || sum_at_once(vertical, horizontal, y, reverse, last)) return y;
   pool(vertical, y, {true, reverse}, last, false);
   pool(horizontal, y, {false, reverse}, last, true);
   return y;
@@ -83,15 +168,23 @@ Tensor corner_pool_backward(const Tensor& dy, const Tensor& x, const std::string
   const bool last = is_channels_last(x);
   const Tensor dx = empty(x, sizes_of(x), last);
   if (dx.numel() == 0) return dx;
-  const Scan g = geometry(x, d, last, false);
-  const Strides dys = strides_along(dy, d.vertical), xs = strides_along(x, d.vertical);
-  const Strides dxs = strides_along(dx, d.vertical);
-  const bool rows = dxs.step == 1 && dxs.w != 1;
+  const Strides dys = strides_along(dy, d), xs = strides_along(x, d), dxs = strides_along(dx, d);
   const Stream stream(x);
   with_float(x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    launch(stream, grid_of(g, rows), rows ? collect_rows<T> : collect<T>, data<T>(dy), data<T>(x), mutable_data<T>(dx),
-           dys, xs, dxs, g, first);
+    with_pack<T>(last, {dy, x, dx}, [&](auto pack) {
+      constexpr int V = pack;
+      const auto run = [&](const Grid& grid, auto kernel, const auto& g) {
+        launch(stream, grid, kernel, data<T>(dy), data<T>(x), mutable_data<T>(dx), dys, xs, dxs, g, first);
+      };
+      if (are_rows(dx, d)) {
+        const Rows g = rows_of(x, kChunk, V);
+        run(grid_of(g), d.reverse ? collect_rows<T, V, (V > 1)> : collect_rows<T, V, false>, g);
+      } else {
+        const Lanes g = lanes_of(x, d, last);
+        run(grid_of(g.count, kThreads * V), collect<T, V>, g);
+      }
+    });
   });
   return dx;
 }

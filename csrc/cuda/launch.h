@@ -1,6 +1,6 @@
-// All that kernels use of CUDA beyond plain C++: launch, barrier, warp shuffle, vote, shared memory, dot product of
-// bytes, atomic sum of integers, and arithmetic that is rounded after each operation (the compiler would make a * b + c
-// one).
+// All that kernels use of CUDA beyond plain C++: launch, barrier, warp shuffle, vote, shared memory, maximum, dot product
+// of bytes, atomic sum of integers, and arithmetic that is rounded after each operation (the compiler would make
+// a * b + c one).
 //
 // With FASTNETS_EMULATE_CUDA the same names come from tests/cuda/emulation.h, and a C++ compiler builds the .cu files
 // for a machine without a GPU. Blocks are whole warps, and every thread reaches every barrier, shuffle and vote.
@@ -67,6 +67,12 @@ __device__ T shuffle(T value, int lane) {
   return __shfl_sync(kFullWarp, value, lane);
 }
 
+// The value of the lane that is `distance` before this one among `width` neighbours, a power of two, or this one's own.
+template <typename T>
+__device__ T shuffle_up(T value, int distance, int width) {
+  return __shfl_up_sync(kFullWarp, value, distance, width);
+}
+
 // Of bits that are not all 0, such as a ballot.
 __device__ inline int highest_bit(unsigned bits) { return 31 - __clz(static_cast<int>(bits)); }
 
@@ -80,6 +86,16 @@ __device__ inline double add_rn(double a, double b) { return __dadd_rn(a, b); }
 __device__ inline double sub_rn(double a, double b) { return __dsub_rn(a, b); }
 __device__ inline double mul_rn(double a, double b) { return __dmul_rn(a, b); }
 __device__ inline double div_rn(double a, double b) { return __ddiv_rn(a, b); }
+
+// The larger, or NaN if one is; of two zeros any.
+__device__ inline float maximum(float a, float b) {
+#if __CUDA_ARCH__ >= 800
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(a) : "f"(a), "f"(b));
+  return a;
+#else
+  return a >= b || a != a ? a : b;
+#endif
+}
 
 // sum + the products of four signed bytes with four others.
 __device__ inline int dot4(int a, int b, int sum) { return __dp4a(a, b, sum); }

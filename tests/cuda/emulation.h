@@ -255,6 +255,12 @@ T shuffle_xor(T value, int mask) {
   return shuffle(value, static_cast<int>(emulation::machine().lane()) ^ mask);
 }
 
+template <typename T>
+T shuffle_up(T value, int distance, int width) {
+  const int lane = static_cast<int>(emulation::machine().lane());
+  return shuffle(value, lane % width >= distance ? lane - distance : lane);
+}
+
 inline int highest_bit(unsigned bits) { return 31 - __builtin_clz(bits); }
 
 inline unsigned ballot(bool vote) {
@@ -275,6 +281,8 @@ FASTNETS_ROUNDED(sub_rn, -)
 FASTNETS_ROUNDED(mul_rn, *)
 FASTNETS_ROUNDED(div_rn, /)
 #undef FASTNETS_ROUNDED
+
+inline float maximum(float a, float b) { return a >= b || a != a ? a : b; }
 
 inline int dot4(int a, int b, int sum) {
   int8_t u[4], v[4];

@@ -50,6 +50,7 @@ def sum_case(name, shape, corner):
 
 # One of each class of block: lanes and places below, at and past a vector of 4, 8 and 16; a rest in both; one of each.
 SHAPES = [(1, 1, 1, 1), (2, 3, 1, 5), (2, 5, 6, 1), (1, 3, 4, 8), (1, 17, 16, 16), (2, 33, 5, 18), (1, 2, 35, 37)]
+SHAPES += [(1, 2, 3, 264), (33, 8, 3, 5)]  # rows that a warp goes along twice; images enough for a block each
 if INTERPRETED:  # where a place takes a millisecond
     SHAPES = [(1, 1, 1, 1), (2, 3, 1, 5), (2, 3, 4, 3)]
 
