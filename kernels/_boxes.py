@@ -10,6 +10,7 @@ import struct
 
 import triton
 import triton.language as tl
+from torch import Tensor
 
 NO_FUSION = {"enable_fp_fusion": False}
 
@@ -22,6 +23,15 @@ def number_bits(x: float) -> int:
 @triton.jit
 def number(bits, ACC: tl.constexpr):
     return bits.to(tl.int64).to(tl.float64, bitcast=True).to(ACC)
+
+
+@triton.jit
+def category(begins_ptr, k, n):
+    """Where category k begins and ends: n, from where there are no more. Without begins, all boxes are one."""
+    begin, end = tl.where(k == 0, 0, n), n
+    if begins_ptr is not None:
+        begin, end = tl.load(begins_ptr + tl.minimum(k, n)), tl.load(begins_ptr + tl.minimum(k + 1, n))
+    return begin, end
 
 
 @triton.jit
@@ -61,3 +71,8 @@ def overlap(ax1, ay1, ax2, ay2, bx1, by1, bx2, by2):
     both = w * h
     areas = (ax2 - ax1) * (ay2 - ay1) + (bx2 - bx1) * (by2 - by1)
     return both, areas - both
+
+
+def programs(n: int, begins: Tensor | None) -> tuple[int]:
+    """The grid of programs that take categories of n boxes in turn, whose number the host does not know."""
+    return (1 if begins is None else min(n, 2048),)

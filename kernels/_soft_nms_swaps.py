@@ -1,7 +1,8 @@
 """The loop of mmcv and of the paper's authors, place by place; see ``csrc/cpu/soft_nms_kernels.h``.
 
-One program a category. The best box changes places with the first that remains; each box whose score has fallen under
-min_score makes room for the last one. Those moves are scalar, with barriers between: this loop is for comparison.
+Programs go through the categories in turn. The best box changes places with the first that remains; each box whose score
+has fallen under min_score makes room for the last one. Those moves are scalar, with barriers between: this loop is for
+comparison.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ._boxes import load_box, number
+from ._boxes import category, load_box, number
 from ._soft_nms import decay, iou
 
 
@@ -53,43 +54,44 @@ def _first_highest(scores_ptr, begin, end, ACC: tl.constexpr, BLOCK: tl.constexp
 
 @triton.jit(do_not_specialize=["n", "most", "threshold", "sigma", "min_score"])
 def _soft_nms_swaps_kernel(
-    boxes_ptr, scores_ptr, index_ptr, ends_ptr, keep_ptr, decayed_ptr, n, most, threshold, sigma, min_score,
+    boxes_ptr, scores_ptr, index_ptr, begins_ptr, keep_ptr, decayed_ptr, n, most, threshold, sigma, min_score,
     METHOD: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr, COMPAT: tl.constexpr,
 ):  # fmt: skip
     threshold, sigma, min_score = number(threshold, ACC), number(sigma, ACC), number(min_score, ACC)
-    begin = tl.program_id(0).to(tl.int64)
     n = n.to(tl.int64)
-    end = n
-    if ends_ptr is not None:
-        end = tl.load(ends_ptr + begin)
-    i = begin
-    while (i < end) & (i - begin < most):
-        first = tl.load(scores_ptr + i)
-        if first >= float("-inf"):  # a NaN there is taken, because no score is higher
-            at = _first_highest(scores_ptr, i, end, ACC, BLOCK)
-            _swap(boxes_ptr, scores_ptr, index_ptr, n, i, at)
-        tl.store(keep_ptr + i, tl.load(index_ptr + i))
-        tl.store(decayed_ptr + i, tl.load(scores_ptr + i))
-        x1, y1, x2, y2 = load_box(boxes_ptr, n, i, True)
-        fallen = tl.zeros((BLOCK,), tl.int32)
-        for start in range(i + 1, end, BLOCK):
-            j = start + tl.arange(0, BLOCK)
-            bx1, by1, bx2, by2 = load_box(boxes_ptr, n, j, j < end)
-            score = tl.load(scores_ptr + j, j < end, other=float("nan"))
-            overlaps = iou(x1, y1, x2, y2, bx1, by1, bx2, by2, COMPAT)
-            score = decay(score, overlaps, threshold, sigma, METHOD, COMPAT)
-            tl.store(scores_ptr + j, score, j < end)
-            fallen += (score < min_score).to(tl.int32)
-        tl.debug_barrier()
-        hole = i + 1
-        if tl.sum(fallen, 0) == 0:
-            hole = end
-        while hole < end:
-            if tl.load(scores_ptr + hole) < min_score:
-                end -= 1
-                while (end > hole) & (tl.load(scores_ptr + end) < min_score):
+    k = tl.program_id(0).to(tl.int64)
+    begin, end = category(begins_ptr, k, n)
+    while begin < n:
+        i = begin
+        while (i < end) & (i - begin < most):
+            first = tl.load(scores_ptr + i)
+            if first >= float("-inf"):  # a NaN there is taken, because no score is higher
+                at = _first_highest(scores_ptr, i, end, ACC, BLOCK)
+                _swap(boxes_ptr, scores_ptr, index_ptr, n, i, at)
+            tl.store(keep_ptr + i, tl.load(index_ptr + i))
+            tl.store(decayed_ptr + i, tl.load(scores_ptr + i))
+            x1, y1, x2, y2 = load_box(boxes_ptr, n, i, True)
+            fallen = tl.zeros((BLOCK,), tl.int32)
+            for start in range(i + 1, end, BLOCK):
+                j = start + tl.arange(0, BLOCK)
+                bx1, by1, bx2, by2 = load_box(boxes_ptr, n, j, j < end)
+                score = tl.load(scores_ptr + j, j < end, other=float("nan"))
+                overlaps = iou(x1, y1, x2, y2, bx1, by1, bx2, by2, COMPAT)
+                score = decay(score, overlaps, threshold, sigma, METHOD, COMPAT)
+                tl.store(scores_ptr + j, score, j < end)
+                fallen += (score < min_score).to(tl.int32)
+            tl.debug_barrier()
+            hole = i + 1
+            if tl.sum(fallen, 0) == 0:
+                hole = end
+            while hole < end:
+                if tl.load(scores_ptr + hole) < min_score:
                     end -= 1
-                _move(boxes_ptr, scores_ptr, index_ptr, n, end, hole)
-            hole += 1
-        tl.debug_barrier()
-        i += 1
+                    while (end > hole) & (tl.load(scores_ptr + end) < min_score):
+                        end -= 1
+                    _move(boxes_ptr, scores_ptr, index_ptr, n, end, hole)
+                hole += 1
+            tl.debug_barrier()
+            i += 1
+        k += tl.num_programs(0)
+        begin, end = category(begins_ptr, k, n)

@@ -1,4 +1,4 @@
-// Boxes as nms and soft_nms have them on CUDA: four planes of n numbers, the boxes of a category behind each other.
+// Boxes as nms and soft_nms have them on CUDA: those of a category behind each other.
 #pragma once
 
 #include "../boxes.h"
@@ -8,53 +8,40 @@ namespace fastnets {
 
 constexpr unsigned kMostThreads = 512;  // up to 128 registers in a thread: double needs more than 64
 
+// What a thread loads at once, but for double.
 template <typename A>
-struct Box {
+struct alignas(16) Box {
   A x1, y1, x2, y2;
 };
 
-template <typename A>
-struct Planes {
-  A* p;
+// Category k lies from begins[k] to begins[k + 1], and begins[k] is n from the number of categories on. Without
+// `begins`, all boxes are one category.
+struct Categories {
+  const int64_t* begins;
   int64_t n;
 
-  __device__ Box<A> at(int64_t i) const { return {p[i], p[n + i], p[2 * n + i], p[3 * n + i]}; }
-  __device__ void put(int64_t i, const Box<A>& b) const {
-    p[i] = b.x1, p[n + i] = b.y1, p[2 * n + i] = b.x2, p[3 * n + i] = b.y2;
-  }
+  __device__ int64_t operator[](int64_t k) const { return begins ? begins[k < n ? k : n] : k == 0 ? 0 : n; }
 };
 
-// Where the category that begins at position i ends: at i, if none does. Without `ends`, all boxes are one category.
-__device__ inline int64_t category_end(const int64_t* ends, int64_t i, int64_t n) { return ends ? ends[i] : n; }
-
-// As std::max(a, b) and std::min(a, b): a, if either is NaN.
 template <typename A>
-__device__ A larger(A a, A b) {
-  return a < b ? b : a;
-}
-template <typename A>
-__device__ A smaller(A a, A b) {
-  return b < a ? b : a;
+__device__ A area(const Box<A>& b) {
+  return mul_rn(sub_rn(b.x2, b.x1), sub_rn(b.y2, b.y1));
 }
 
-// `pixel` is 1 where widths count the last pixel.
-template <typename A>
-__device__ A area(const Box<A>& b, A pixel = 0) {
-  return mul_rn(add_rn(sub_rn(b.x2, b.x1), pixel), add_rn(sub_rn(b.y2, b.y1), pixel));
-}
-
-// Intersection and union: the operations of csrc/cpu/box_overlap.h, in the same order.
+// Intersection and union: the operations of csrc/cpu/box_overlap.h, in the same order. Where a number of `a` is NaN,
+// only `either` is as there: NaN.
 template <typename A>
 __device__ void overlap(const Box<A>& a, const Box<A>& b, A& both, A& either) {
-  const A w = sub_rn(smaller(a.x2, b.x2), larger(a.x1, b.x1)), h = sub_rn(smaller(a.y2, b.y2), larger(a.y1, b.y1));
-  both = mul_rn(larger(A(0), w), larger(A(0), h));
+  const A w = sub_rn(fmin(a.x2, b.x2), fmax(a.x1, b.x1)), h = sub_rn(fmin(a.y2, b.y2), fmax(a.y1, b.y1));
+  both = mul_rn(fmax(A(0), w), fmax(A(0), h));
   either = sub_rn(add_rn(area(a), area(b)), both);
 }
 
-// A block for each position of a batch, most of which end at once, or one block.
+// Blocks that go through the categories in turn; one, if there is one. Of n boxes, not of their categories, whose
+// number the host does not know.
 inline Grid grid_of(int64_t n, bool batched) {
   const unsigned threads = batched || n <= 512 ? 128 : kMostThreads;
-  return {batched ? static_cast<unsigned>(n) : 1, threads};
+  return {batched ? static_cast<unsigned>(n < 2048 ? n : 2048) : 1, threads};
 }
 
 }  // namespace fastnets

@@ -1,6 +1,6 @@
-// All that kernels use of CUDA beyond plain C++: launch, barrier, warp shuffle, vote, shared memory, maximum, dot product
-// of bytes, atomic sum of integers, and arithmetic that is rounded after each operation (the compiler would make
-// a * b + c one).
+// All that kernels use of CUDA beyond plain C++: launch, barrier, warp shuffle, vote, shared memory, maxima of numbers and of
+// a warp, dot product of bytes, atomic sum of integers, and arithmetic that is rounded after each operation (the compiler
+// would make a * b + c one).
 //
 // With FASTNETS_EMULATE_CUDA the same names come from tests/cuda/emulation.h, and a C++ compiler builds the .cu files
 // for a machine without a GPU. Blocks are whole warps, and every thread reaches every barrier, shuffle and vote.
@@ -77,6 +77,16 @@ __device__ T shuffle_up(T value, int distance, int width) {
 __device__ inline int highest_bit(unsigned bits) { return 31 - __clz(static_cast<int>(bits)); }
 
 __device__ inline unsigned ballot(bool vote) { return __ballot_sync(kFullWarp, vote); }
+
+// The largest value of a lane.
+__device__ inline unsigned warp_max(unsigned value) {
+#if __CUDA_ARCH__ >= 800
+  return __reduce_max_sync(kFullWarp, value);
+#else
+  for (int mask = 16; mask > 0; mask /= 2) value = max(value, shuffle_xor(value, mask));
+  return value;
+#endif
+}
 
 __device__ inline float add_rn(float a, float b) { return __fadd_rn(a, b); }
 __device__ inline float sub_rn(float a, float b) { return __fsub_rn(a, b); }

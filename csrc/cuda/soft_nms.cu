@@ -6,30 +6,29 @@
 namespace fastnets {
 namespace {
 
-// Boxes (4, n), scores and index (n) of float or double, which it changes. A category that begins at i ends at ends[i],
-// and where none begins ends[i] is i. Writes index and score of what is taken of a category to keep and decayed, from
-// the category's beginning on.
+// Boxes (n, 4), scores and index (n) of float or double, which it may change; categories begin as in boxes.cuh. Writes
+// what is taken of a category to keep and decayed, from its beginning on: the numbers that index had there, which are
+// those from 0 on, and scores.
 void soft_nms_categories(const Tensor& boxes, const Tensor& scores, const Tensor& index,
-                         const std::optional<Tensor>& ends, const Tensor& keep, const Tensor& decayed,
+                         const std::optional<Tensor>& begins, const Tensor& keep, const Tensor& decayed,
                          double iou_threshold, double sigma, double min_score, const std::string& method, int64_t most,
                          const std::optional<std::string>& compat) {
   const int64_t n = scores.size(0);
   if (n == 0) return;
   const Stream stream(boxes);
-  const Grid grid = grid_of(n, ends.has_value());
+  const Grid grid = grid_of(n, begins.has_value());
   const auto run = [&](auto zero) {
     using A = decltype(zero);
     const auto p = soft_nms_arguments<A>(iou_threshold, sigma, min_score, method, most);
-    const Planes<A> planes{mutable_data<A>(boxes), n};
-    const Rows<A> rows{planes, mutable_data<A>(scores), mutable_data<int64_t>(index)};
-    const int64_t* end = ends ? data<int64_t>(*ends) : nullptr;
-    int64_t* k = mutable_data<int64_t>(keep);
-    A* d = mutable_data<A>(decayed);
+    const Rows<A> rows{mutable_data<Box<A>>(boxes), mutable_data<A>(scores), mutable_data<int64_t>(index)};
+    const Categories categories{begins ? data<int64_t>(*begins) : nullptr, n};
+    const auto start = [&](auto kernel, const auto&... arguments) {
+      launch(stream, grid, kernel, arguments..., categories, mutable_data<int64_t>(keep), mutable_data<A>(decayed), p);
+    };
     const Rules rules = parse_rules(compat);
-    if (rules == Rules::kMmcv) return launch(stream, grid, soft_nms_by_swaps<A, Rules::kMmcv>, rows, end, k, d, p);
-    if (rules == Rules::kPaper) return launch(stream, grid, soft_nms_by_swaps<A, Rules::kPaper>, rows, end, k, d, p);
-    const int64_t* original = rows.index;
-    launch(stream, grid, soft_nms<A>, planes, rows.scores, original, end, k, d, p);
+    if (rules == Rules::kMmcv) return start(soft_nms_by_swaps<A, Rules::kMmcv>, rows);
+    if (rules == Rules::kPaper) return start(soft_nms_by_swaps<A, Rules::kPaper>, rows);
+    start(soft_nms<A>, rows.boxes, rows.scores);
   };
   boxes.scalar_type() == ScalarType::Double ? run(double()) : run(float());
 }

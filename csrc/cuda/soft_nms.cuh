@@ -1,11 +1,15 @@
 // Soft-NMS of one category in one block.
 //
 // Work. Threads share out the boxes. Taking a box is one pass over them: scores decay, and the best is found, in each
-// thread, then by shuffles in each warp, then over the warps. A category of n boxes takes up to n passes, each one or
-// two barriers long; many categories run side by side. Nothing waits for the host.
+// thread, then in each warp, then over the warps. A category of n boxes takes up to n passes, each one barrier long;
+// many categories run side by side, each up to 512 boxes (2048, if there is one category) in the registers of its
+// block. Nothing waits for the host.
 //
-// Bytes. A pass reads 16 bytes of box (of float) and 4 of score where a score remains, from L1 or L2, and writes 4.
+// Bytes. 20 (of float) are read for each box, and 16 for each one taken. Of a larger category, each pass reads 20 bytes
+// a box from L1 or L2, and writes 4.
 #pragma once
+
+#include <type_traits>
 
 #include "../soft_nms.h"
 #include "boxes.cuh"
@@ -37,15 +41,20 @@ __device__ A paper_extent(A low, A lower, A high, A higher) {
   return add_rn(sub_rn(high <= higher ? high : higher, low >= lower ? low : lower), A(1));
 }
 
+template <typename A>
+__device__ A paper_area(const Box<A>& b) {
+  return mul_rn(paper_extent(b.x1, b.x1, b.x2, b.x2), paper_extent(b.y1, b.y1, b.y2, b.y2));
+}
+
 template <Rules R, typename A>
 __device__ A iou(const Box<A>& a, const Box<A>& b) {
   if constexpr (R == Rules::kPaper) {
     const A w = paper_extent(a.x1, b.x1, a.x2, b.x2), h = paper_extent(a.y1, b.y1, a.y2, b.y2), both = mul_rn(w, h);
-    return w > 0 && h > 0 ? div_rn(both, sub_rn(add_rn(area(a, A(1)), area(b, A(1))), both)) : A(0);
+    return w > 0 && h > 0 ? div_rn(both, sub_rn(add_rn(paper_area(a), paper_area(b)), both)) : A(0);
   } else {
     A both, either;
     overlap(a, b, both, either);
-    return R == Rules::kMmcv || both > 0 ? div_rn(both, either) : A(0);
+    return div_rn(both, either);
   }
 }
 
@@ -60,82 +69,189 @@ __device__ A decay(A score, A iou, const SoftNms<A>& p) {
   return mul_rn(score, p.method == Method::kLinear ? sub_rn(A(1), iou) : A(0));
 }
 
+// The highest score that was seen, and its place in the category. Places are seen in their order: of equal scores the
+// first counts. NaN is never seen.
 template <typename A>
 struct Best {
-  A score;
-  int64_t at;
+  A score = -A(INFINITY);
+  unsigned at = ~0u;
 
-  // NaN is never seen. Of equal scores the first counts.
-  __device__ void see(A other, int64_t position) {
-    if (other > score || (other == score && position < at)) score = other, at = position;
+  __device__ void see(A other, unsigned place) {
+    if (other > score) score = other, at = place;
   }
 };
 
 template <typename A>
-__device__ Best<A> nothing() {
-  return {-A(INFINITY), INT64_MAX};
+using Rank = std::conditional_t<std::is_same_v<A, double>, uint64_t, unsigned>;
+
+// A score that is not NaN as a whole number of the same order; -0 and 0 have one rank.
+template <typename A>
+__device__ Rank<A> rank_of(A score) {
+  constexpr Rank<A> sign = Rank<A>(1) << (8 * sizeof(A) - 1);
+  score = add_rn(score, A(0));
+  Rank<A> bits;
+  memcpy(&bits, &score, sizeof bits);
+  return bits & sign ? ~bits : bits | sign;
 }
 
-// The best of what all threads saw. `room` holds a number for each warp; two calls must not use the same in a row.
+__device__ inline uint64_t warp_max(uint64_t value) {
+  const unsigned high = warp_max(static_cast<unsigned>(value >> 32));
+  const unsigned low = warp_max(value >> 32 == high ? static_cast<unsigned>(value) : 0);
+  return uint64_t{high} << 32 | low;
+}
+
 template <typename A>
-__device__ Best<A> best_of_block(Best<A> best, Best<A>* room) {
+struct Ranked {
+  Rank<A> rank;
+  unsigned at;
+};
+
+template <typename A>
+__device__ Ranked<A> best_of_warp(const Ranked<A>& best) {
+  const Rank<A> rank = warp_max(best.rank);
+  return {rank, ~warp_max(best.rank == rank ? ~best.at : 0u)};
+}
+
+// The best of what all threads saw. `room` holds one for each warp; two calls must not use the same in a row.
+template <typename A>
+__device__ Ranked<A> best_of_block(const Best<A>& seen, Ranked<A>* room) {
+  const Ranked<A> best = best_of_warp<A>({~seen.at ? rank_of(seen.score) : 0, seen.at});
   const unsigned lane = threadIdx.x % 32, warps = blockDim.x / 32;
-  for (int mask = 16; mask > 0; mask /= 2) {
-    const A score = shuffle_xor(best.score, mask);
-    best.see(score, shuffle_xor(best.at, mask));
-  }
   if (lane == 0) room[threadIdx.x / 32] = best;
   barrier();
-  best = lane < warps ? room[lane] : nothing<A>();
-  for (int mask = 16; mask > 0; mask /= 2) {
-    const A score = shuffle_xor(best.score, mask);
-    best.see(score, shuffle_xor(best.at, mask));
-  }
-  return best;
+  return best_of_warp(lane < warps ? room[lane] : Ranked<A>{0, ~0u});
 }
 
-// A score that is given up becomes NaN. Each thread alone touches the scores of its boxes.
+// Whether a score may change by `decay`, whose division few boxes need. Rounding keeps order: an IoU over the threshold
+// has both >= threshold * either. No branches.
 template <typename A>
-__global__ void __launch_bounds__(kMostThreads) soft_nms(Planes<A> boxes, A* scores, const int64_t* index,
-                                                         const int64_t* ends, int64_t* keep, A* decayed, SoftNms<A> p) {
-  FASTNETS_SHARED(Best<A>, room, 64);
-  const int64_t begin = blockIdx.x, end = category_end(ends, begin, boxes.n);
-  Best<A> best = nothing<A>();
-  for (int64_t i = begin + threadIdx.x; i < end; i += blockDim.x)
-    if (scores[i] >= p.prune) best.see(scores[i], i);
-  for (int64_t taken = 0; taken < p.most; ++taken) {
-    best = best_of_block(best, room + taken % 2 * 32);
-    if (!(best.score >= p.min_score)) return;
-    const int64_t at = best.at;
-    if (threadIdx.x == 0) keep[begin + taken] = index[at], decayed[begin + taken] = best.score;
-    const Box<A> box = boxes.at(at);
-    best = nothing<A>();
-    for (int64_t i = begin + threadIdx.x; i < end; i += blockDim.x) {
-      A score = scores[i];
-      if (!(score >= p.prune)) continue;
-      score = i == at ? A(NAN) : decay<Rules::kOurs>(score, iou<Rules::kOurs>(box, boxes.at(i)), p);
-      scores[i] = score;
-      if (score >= p.prune) best.see(score, i);
+__device__ bool touches(A both, A either, A score, const SoftNms<A>& p) {
+  const bool over = (p.method == Method::kGaussian) | (both >= mul_rn(p.threshold, either));
+  return (score >= p.prune) & (both > 0) & over;
+}
+
+constexpr int kEach = 4;
+
+// Boxes of a thread, in its registers. A score that is taken becomes NaN.
+template <typename A>
+struct Held {
+  Box<A> box[kEach];
+  A score[kEach];
+
+  __device__ static unsigned place(unsigned first, int j) { return first + j * blockDim.x + threadIdx.x; }
+
+  __device__ void load(const Box<A>* boxes, const A* scores, unsigned first, unsigned count) {
+#pragma unroll
+    for (int j = 0; j < kEach; ++j) {
+      const bool inside = place(first, j) < count;
+      box[j] = inside ? boxes[place(first, j)] : Box<A>{};
+      score[j] = inside ? scores[place(first, j)] : A(NAN);
     }
+  }
+
+  __device__ void store(A* scores, unsigned first, unsigned count) const {
+#pragma unroll
+    for (int j = 0; j < kEach; ++j)
+      if (place(first, j) < count) scores[place(first, j)] = score[j];
+  }
+
+  __device__ void take(unsigned at) {
+#pragma unroll
+    for (int j = 0; j < kEach; ++j)
+      if (place(0, j) == at) score[j] = A(NAN);
+  }
+
+  // Lanes go to their next box that `taken` touches together: the warp takes as many steps as the most of a lane.
+  __device__ void lower(const Box<A>& taken, const SoftNms<A>& p) {
+    A both[kEach], either[kEach];
+    unsigned touched = 0;
+#pragma unroll
+    for (int j = 0; j < kEach; ++j) {
+      overlap(taken, box[j], both[j], either[j]);
+      touched |= unsigned{touches(both[j], either[j], score[j], p)} << j;
+    }
+    for (; touched; touched &= touched - 1) {
+      const unsigned next = touched & -touched;  // a bit: registers have no index
+      A b = both[0], e = either[0], s = score[0];
+#pragma unroll
+      for (int j = 1; j < kEach; ++j)
+        if (next == 1u << j) b = both[j], e = either[j], s = score[j];
+      s = decay<Rules::kOurs>(s, div_rn(b, e), p);
+#pragma unroll
+      for (int j = 0; j < kEach; ++j)
+        if (next == 1u << j) score[j] = s;
+    }
+  }
+
+  __device__ void show(Best<A>& best, unsigned first) const {
+#pragma unroll
+    for (int j = 0; j < kEach; ++j) best.see(score[j], place(first, j));
+  }
+};
+
+// A category, whose boxes begin at `boxes` and the rest likewise. kHeld: all of it is in registers.
+template <typename A, bool kHeld>
+__device__ void soft_nms_of_category(const Box<A>* boxes, A* scores, unsigned count, int64_t begin, int64_t* keep,
+                                     A* decayed, const SoftNms<A>& p, Ranked<A>* room, unsigned& turn) {
+  const Rank<A> least = rank_of(p.min_score);
+  Held<A> held;
+  if (kHeld) held.load(boxes, scores, 0, count);
+  Box<A> taken{};  // touches none
+  for (int64_t step = 0; step < p.most; ++step) {
+    Best<A> seen;
+    for (unsigned first = 0; first < count; first += kEach * blockDim.x) {
+      if (!kHeld) held.load(boxes, scores, first, count);
+      held.lower(taken, p);
+      held.show(seen, first);
+      if (!kHeld) held.store(scores, first, count);
+      if (kHeld) break;  // that was all
+    }
+    const Ranked<A> best = best_of_block(seen, room + turn++ % 2 * (kMostThreads / 32));
+    if (best.rank < least) return;  // all under min_score
+    if (seen.at == best.at) {
+      keep[step] = begin + best.at, decayed[step] = seen.score;
+      if (kHeld)
+        held.take(best.at);
+      else
+        scores[best.at] = A(NAN);
+    }
+    taken = boxes[best.at];
+    if (!(area(taken) > 0)) taken = {};  // a NaN is no area either
+  }
+}
+
+// Writes the places of what is taken of a category to keep, its scores to decayed.
+template <typename A>
+__global__ void __launch_bounds__(kMostThreads)
+    soft_nms(const Box<A>* boxes, A* scores, Categories categories, int64_t* keep, A* decayed, SoftNms<A> p) {
+  FASTNETS_SHARED(Ranked<A>, room, 2 * kMostThreads / 32);
+  unsigned turn = 0;
+  for (int64_t k = blockIdx.x, begin; (begin = categories[k]) < categories.n; k += gridDim.x) {
+    const unsigned count = static_cast<unsigned>(categories[k + 1] - begin);  // 2^32 boxes would take years
+    const auto run = [&](auto held) {
+      soft_nms_of_category<A, held>(boxes + begin, scores + begin, count, begin, keep + begin, decayed + begin, p, room,
+                                    turn);
+    };
+    count <= kEach* blockDim.x ? run(std::true_type()) : run(std::false_type());
   }
 }
 
 template <typename A>
 struct Rows {
-  Planes<A> boxes;
+  Box<A>* boxes;
   A* scores;
   int64_t* index;
 
   __device__ void swap(int64_t i, int64_t j) const {
-    const Box<A> box = boxes.at(i);
+    const Box<A> box = boxes[i];
     const A score = scores[i];
     const int64_t original = index[i];
     move(j, i);
-    boxes.put(j, box), scores[j] = score, index[j] = original;
+    boxes[j] = box, scores[j] = score, index[j] = original;
   }
 
   __device__ void move(int64_t from, int64_t to) const {
-    boxes.put(to, boxes.at(from)), scores[to] = scores[from], index[to] = index[from];
+    boxes[to] = boxes[from], scores[to] = scores[from], index[to] = index[from];
   }
 
   // Fills each place whose score is under `least` with the last box that is not; returns the end of those that remain.
@@ -153,33 +269,34 @@ struct Rows {
 // The loop of mmcv and the paper (see csrc/cpu/soft_nms_kernels.h); one thread changes places.
 template <typename A, Rules R>
 __global__ void __launch_bounds__(kMostThreads)
-    soft_nms_by_swaps(Rows<A> rows, const int64_t* ends, int64_t* keep, A* decayed, SoftNms<A> p) {
-  FASTNETS_SHARED(Best<A>, room, 32);
+    soft_nms_by_swaps(Rows<A> rows, Categories categories, int64_t* keep, A* decayed, SoftNms<A> p) {
+  FASTNETS_SHARED(Ranked<A>, room, kMostThreads / 32);
   FASTNETS_SHARED(int64_t, remains, 1);
   FASTNETS_SHARED(int, fallen, 1);
-  const int64_t begin = blockIdx.x;
-  int64_t end = category_end(ends, begin, rows.boxes.n);
-  for (int64_t i = begin; i < end && i - begin < p.most; ++i) {
-    Best<A> best = nothing<A>();
-    for (int64_t j = i + threadIdx.x; j < end; j += blockDim.x) best.see(rows.scores[j], j);
-    best = best_of_block(best, room);
-    barrier();  // all have read what one changes now
-    if (threadIdx.x == 0) {
-      // A NaN in the first place is taken, because no score is higher.
-      if (rows.scores[i] == rows.scores[i]) rows.swap(i, best.at);
-      keep[i] = rows.index[i], decayed[i] = rows.scores[i];
-      *fallen = 0, *remains = end;
+  for (int64_t k = blockIdx.x, begin; (begin = categories[k]) < categories.n; k += gridDim.x) {
+    int64_t end = categories[k + 1];
+    for (int64_t i = begin; i < end && i - begin < p.most; ++i) {
+      Best<A> seen;
+      for (int64_t j = i + threadIdx.x; j < end; j += blockDim.x) seen.see(rows.scores[j], j - i);
+      const unsigned best = best_of_block(seen, room).at;
+      barrier();  // all have read what one changes now
+      if (threadIdx.x == 0) {
+        // A NaN in the first place is taken, because no score is higher.
+        if (rows.scores[i] == rows.scores[i] && best != ~0u) rows.swap(i, i + best);
+        keep[i] = rows.index[i], decayed[i] = rows.scores[i];
+        *fallen = 0, *remains = end;
+      }
+      barrier();
+      const Box<A> box = rows.boxes[i];
+      for (int64_t j = i + 1 + threadIdx.x; j < end; j += blockDim.x) {
+        rows.scores[j] = decay<R>(rows.scores[j], iou<R>(box, rows.boxes[j]), p);
+        if (rows.scores[j] < p.min_score) *fallen = 1;
+      }
+      barrier();
+      if (*fallen && threadIdx.x == 0) *remains = rows.fill_from_behind(i + 1, end, p.min_score);
+      barrier();
+      end = *remains;
     }
-    barrier();
-    const Box<A> box = rows.boxes.at(i);
-    for (int64_t j = i + 1 + threadIdx.x; j < end; j += blockDim.x) {
-      rows.scores[j] = decay<R>(rows.scores[j], iou<R>(box, rows.boxes.at(j)), p);
-      if (rows.scores[j] < p.min_score) *fallen = 1;
-    }
-    barrier();
-    if (*fallen && threadIdx.x == 0) *remains = rows.fill_from_behind(i + 1, end, p.min_score);
-    barrier();
-    end = *remains;
   }
 }
 

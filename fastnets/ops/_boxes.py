@@ -81,12 +81,14 @@ def best_first(scores: Tensor) -> Tensor:
     return scores.masked_fill(scores.isnan(), torch.nan).argsort(descending=True, stable=True)
 
 
-def categories(ids: Tensor) -> Tensor:
-    """For kernels, of sorted ids: where the category that begins at i ends; i, if none begins there."""
-    here = torch.arange(len(ids), device=ids.device)
-    return torch.where(torch.searchsorted(ids, ids) == here, torch.searchsorted(ids, ids, right=True), here)
+def categories(ids: Tensor) -> tuple[Tensor, Tensor]:
+    """For kernels: the order of n boxes by their ids, in which category k lies from begins[k] to begins[k + 1], and
+    begins (n + 1), n from where there are no more."""
+    ids, order = ids.sort(stable=True)
+    ranks = torch.nn.functional.pad((ids[1:] != ids[:-1]).cumsum(0), (1, 0))
+    return order, torch.searchsorted(ranks, torch.arange(len(ids) + 1, device=ids.device))
 
 
-def planes(boxes: Tensor, order: Tensor) -> Tensor:
-    """Boxes in that order and in the type of their overlaps, (4, n): what kernels read, and may change."""
-    return boxes.detach()[order].to(decay_type(boxes)).T.contiguous()
+def in_order(boxes: Tensor, order: Tensor) -> Tensor:
+    """Boxes in that order and in the type of their overlaps: what kernels read, and may change."""
+    return boxes.detach()[order].to(decay_type(boxes)).contiguous()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastnets._op import Op, native_libraries
-from fastnets.ops._boxes import best_first, categories, check_boxes, decay_type, integer_ids, overlap, planes, row
+from fastnets.ops._boxes import best_first, categories, check_boxes, decay_type, in_order, integer_ids, overlap, row
 
 # ---- schema ----------------------------------------------------------------------------------
 
@@ -84,10 +84,10 @@ def _by_categories(
     order = best_first(scores)
     alive = torch.ones_like(order, dtype=torch.bool)
     if idxs is None:
-        kernel(planes(boxes, order), None, alive, iou_threshold)
+        kernel(in_order(boxes, order), None, alive, iou_threshold)
     else:
-        ids, ranks = idxs[order].sort(stable=True)
-        kernel(planes(boxes, order[ranks]), categories(ids), alive, iou_threshold)
+        ranks, begins = categories(idxs[order])
+        kernel(in_order(boxes, order[ranks]), begins, alive, iou_threshold)
         alive = torch.empty_like(alive).scatter_(0, ranks, alive)
     return order[alive]
 
@@ -100,7 +100,7 @@ def _triton(boxes: Tensor, scores: Tensor, idxs: Tensor | None, iou_threshold: f
 
 
 native_libraries["cuda"].define(
-    "nms_categories(Tensor boxes, Tensor? ends, Tensor(a!) alive, float iou_threshold) -> ()"
+    "nms_categories(Tensor boxes, Tensor? begins, Tensor(a!) alive, float iou_threshold) -> ()"
 )
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastnets._op import Op, native_libraries
-from fastnets.ops._boxes import best_first, categories, check_boxes, decay_type, integer_ids, planes
+from fastnets.ops._boxes import best_first, categories, check_boxes, decay_type, in_order, integer_ids
 from fastnets.ops._soft_nms_reference import Rule, soft_nms_by_swaps, soft_nms_in_order, soft_nms_scanned
 
 METHODS = ("linear", "gaussian", "hard")
@@ -81,7 +81,7 @@ def _reference(
     taken = [take(b[m], s[m], most, rule) for m in members]
     keep = torch.cat([idxs[:0], *(m[k] for m, (k, _) in zip(members, taken, strict=True))])
     decayed = torch.cat([s[:0], *(d for _, d in taken)])
-    return _results(*_merge(keep, decayed), scores, max_output)
+    return _results(*_merge(keep, decayed, len(scores)), scores, max_output)
 
 
 def _most(boxes: Tensor, idxs: Tensor | None, min_score: float, max_output: int | None, compat: str | None) -> int:
@@ -92,12 +92,14 @@ def _most(boxes: Tensor, idxs: Tensor | None, min_score: float, max_output: int 
     return boxes.shape[0] if max_output is None or rises else min(max_output, boxes.shape[0])
 
 
-def _merge(keep: Tensor, decayed: Tensor) -> tuple[Tensor, Tensor]:
-    """What was taken of several categories (-1: nothing) by score, equal ones by index, and nothing at the end."""
-    order = keep.argsort(stable=True)
-    order = order[best_first(decayed[order])]
-    order = order[(keep[order] < 0).byte().argsort(stable=True)]
-    return keep[order], decayed[order]
+def _merge(keep: Tensor, decayed: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """What was taken of several categories of n boxes (-1: nothing) by score, equal ones by index, then nothing."""
+    index = torch.where(keep < 0, n, keep)
+    taken = keep.new_zeros(n + 1, dtype=torch.bool).index_fill_(0, index, True)[:n]
+    scores = decayed.new_full((n + 1,), -math.inf).scatter_(0, index, decayed)[:n]
+    order = best_first(scores)
+    order = order[(~taken[order]).byte().argsort(stable=True)]
+    return torch.where(taken[order], order, -1), scores[order]
 
 
 def _results(keep: Tensor, decayed: Tensor, scores: Tensor, size: int | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -129,17 +131,16 @@ def _by_categories(
     compat: str | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sorts by category, runs a kernel on the categories, and collects what was taken."""
-    if idxs is None:
-        index, ends = torch.arange(boxes.shape[0], device=boxes.device), None
-    else:
-        ids, index = idxs.sort(stable=True)
-        ends = categories(ids)
-    s = scores.detach()[index].to(decay_type(boxes))
-    keep, decayed = torch.full_like(index, -1), torch.zeros_like(s)
-    b = planes(boxes, index)
+    places = torch.arange(boxes.shape[0], device=boxes.device)
+    index, begins = (places, None) if idxs is None else categories(idxs)
+    keep, decayed = torch.full_like(places, -1), torch.zeros_like(places, dtype=decay_type(boxes))
     most = _most(boxes, idxs, min_score, max_output, compat)
-    kernel(b, s, index, ends, keep, decayed, iou_threshold, sigma, min_score, method, most, compat)
-    return _results(*((keep, decayed) if idxs is None else _merge(keep, decayed)), scores, max_output)
+    b, s = in_order(boxes, index), scores.detach()[index].to(decay_type(boxes))
+    kernel(b, s, places, begins, keep, decayed, iou_threshold, sigma, min_score, method, most, compat)
+    del b, s, places, begins  # 36 bytes a box, before there are others
+    if idxs is not None:
+        keep, decayed = _merge(torch.where(keep < 0, keep, index[keep]), decayed, len(index))
+    return _results(keep, decayed, scores, max_output)
 
 
 @op.backend("triton")
@@ -150,7 +151,7 @@ def _triton(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 native_libraries["cuda"].define(
-    "soft_nms_categories(Tensor(a!) boxes, Tensor(b!) scores, Tensor(c!) index, Tensor? ends, Tensor(d!) keep, "
+    "soft_nms_categories(Tensor(a!) boxes, Tensor(b!) scores, Tensor(c!) index, Tensor? begins, Tensor(d!) keep, "
     "Tensor(e!) decayed, float iou_threshold, float sigma, float min_score, str method, int most, "
     "str? compat) -> ()"
 )

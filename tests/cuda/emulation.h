@@ -11,6 +11,7 @@
 #include <ucontext.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <exception>
@@ -39,6 +40,8 @@ struct dim3 {
 
 inline dim3 threadIdx, blockIdx, blockDim, gridDim;
 
+using std::fmax;
+using std::fmin;
 using std::max;
 using std::min;
 
@@ -268,6 +271,11 @@ inline unsigned ballot(bool vote) {
   unsigned bits = 0;
   for (unsigned lane = 0; lane < emulation::kWarp; ++lane) bits |= unsigned(votes[lane]) << lane;
   return bits;
+}
+
+inline unsigned warp_max(unsigned value) {
+  const uint64_t* given = emulation::machine().exchange(emulation::kShuffle, value);
+  return unsigned(*std::max_element(given, given + emulation::kWarp));
 }
 
 // A function call apart: the compiler cannot contract two of them.

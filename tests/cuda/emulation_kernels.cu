@@ -28,6 +28,11 @@ __global__ void count_positive(const float* x, float* y) {
   y[i] = count;
 }
 
+__global__ void largest(const float* x, float* y) {
+  const int i = blockIdx.x * kThreads + threadIdx.x;
+  y[i] = warp_max(static_cast<unsigned>(x[i]));
+}
+
 __global__ void reverse(const float* x, float* y) {
   FASTNETS_DYNAMIC_SHARED(float, row);
   row[threadIdx.x] = x[blockIdx.x * kThreads + threadIdx.x];
@@ -73,6 +78,7 @@ void run(const std::string& name, const torch::stable::Tensor& x, const torch::s
   static const std::map<std::string, void (*)(const float*, float*)> kernels{
       {"row_sum", row_sum},
       {"count_positive", count_positive},
+      {"largest", largest},
       {"reverse", reverse},
       {"reverse_without_barrier", reverse_without_barrier},
       {"read_unwritten", read_unwritten},

@@ -35,6 +35,10 @@ def test_vote():
     assert run("count_positive", x)[:, [0, 31, 32, 63]].tolist() == [[7, 7, 32, 32], [1, 1, 0, 0]]
 
 
+def test_warp_maximum():
+    assert run("largest", rows(2))[:, [0, 31, 32, 63]].tolist() == [[31, 31, 63, 63], [95, 95, 127, 127]]
+
+
 def test_dynamic_shared_memory():
     assert torch.equal(run("reverse", rows(2)), rows(2).flip(1))
 

@@ -18,13 +18,13 @@ def tensors(n, dtype, batched):
 
 
 def soft(dtype=torch.float32, method="linear", compat=None, batched=False):
-    boxes, scores, ids, ends = tensors(1000, dtype, batched)
-    return soft_nms_launches(boxes, scores, ids, ends, ids, scores, 0.3, 0.5, 1e-3, method, 1000, compat)
+    boxes, scores, ids, begins = tensors(1000, dtype, batched)
+    return soft_nms_launches(boxes, scores, ids, begins, ids, scores, 0.3, 0.5, 1e-3, method, 1000, compat)
 
 
 def hard(dtype=torch.float32, batched=False):
-    boxes, _, ids, ends = tensors(1000, dtype, batched)
-    return nms_launches(boxes, ends, ids.to(torch.bool), 0.5)
+    boxes, _, ids, begins = tensors(1000, dtype, batched)
+    return nms_launches(boxes, begins, ids.to(torch.bool), 0.5)
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.float64), ids=str)

@@ -92,6 +92,17 @@ def test_as_the_scalar_loop(backend, kind, dtype):
             assert torch.equal(t.nan_to_num(), copy.nan_to_num()), "input changed"
 
 
+def test_more_boxes_than_a_panel_of_a_gpu_kernel_has(backend):
+    boxes, scores = box_set("random", 600, 0)
+    boxes *= 4
+    for ids in (None, torch.zeros(600, dtype=torch.int64), torch.arange(600) % 3)[: 1 if INTERPRETED else 3]:
+        fn = nms if ids is None else partial(batched_nms, idxs=ids)
+        with fastnets.use_backend("reference"):
+            expected = fn(boxes, scores, iou_threshold=0.1)
+        assert 100 < len(expected) < 500
+        assert torch.equal(fn(boxes, scores, iou_threshold=0.1), expected)
+
+
 @hypothesis.settings(max_examples=100, deadline=None)
 @hypothesis.given(st.sampled_from(KINDS), st.integers(0, 120), st.integers(0, 10**6), st.floats(0, 1), st.booleans())
 def test_any_call_on_the_cpu(kind, n, seed, threshold, batched):

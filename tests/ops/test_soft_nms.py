@@ -126,6 +126,14 @@ def test_every_backend_gives_the_bits_of_the_reference(backend, kind, dtype):
         assert_same((boxes, scores, ids), copies, "input changed")
 
 
+def test_a_category_that_registers_cannot_hold(backend):
+    """Of 600 boxes, beside one of 10."""
+    boxes, scores = box_set("random", 610, 0)
+    ids = (torch.arange(610) % 61 == 0).long()
+    call = partial(batched_soft_nms, boxes, scores, ids, method="gaussian", max_output=20)
+    assert_same(call(), on_reference(call))
+
+
 @pytest.mark.parametrize("compat", ("mmcv", "paper"))
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", KINDS)
