@@ -235,7 +235,9 @@ def test_nms(race, problems, each):
     shifted = boxes + ids[:, None] * 2000.0  # as torchvision keeps categories apart
     candidates = {
         "torchvision": lambda: (vision.ops.nms(shifted, scores, 0.5),),
-        "fastnets": lambda: (ops.batched_nms(boxes, scores, ids, 0.5) if problems > 1 else ops.nms(boxes, scores, 0.5),),
+        "fastnets": lambda: (
+            ops.batched_nms(boxes, scores, ids, 0.5) if problems > 1 else ops.nms(boxes, scores, 0.5),
+        ),
     }
     exact = (ops.batched_nms(boxes.cpu(), scores.cpu(), ids.cpu(), 0.5).double().to(boxes.device),)
     cost = {"nbytes": 24 * len(boxes), "flops": 20 * problems * each * each // 2}

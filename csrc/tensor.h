@@ -96,7 +96,7 @@ inline Tensor empty_strided(const Tensor& like, const std::vector<int64_t>& size
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
   AtenTensorHandle handle;
   TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(sizes.size(), sizes.data(), strides.data(), dtype, device_type,
-                                                         like.get_device_index(), &handle));
+                                                  like.get_device_index(), &handle));
   return Tensor(handle);
 }
 

@@ -128,8 +128,8 @@ bool sum_at_once(const Tensor& vertical, const Tensor& horizontal, const Tensor&
         const int64_t threads = ceil_div(kPacks * ceil_div(size.w, kColumns<T>), 32) * 32;
         const int64_t blocks = size.n * ceil_div(size.c, kPacks * V);
         if (!last || threads > kSumThreads || blocks < kFewBlocks) return;
-        launch(stream, grid_of(blocks, 1, static_cast<unsigned>(threads)), sum_channels<T, V>, h, v,
-               mutable_data<T>(y), hs, vs, ys, size);
+        launch(stream, grid_of(blocks, 1, static_cast<unsigned>(threads)), sum_channels<T, V>, h, v, mutable_data<T>(y),
+               hs, vs, ys, size);
         done = true;
       }
     });

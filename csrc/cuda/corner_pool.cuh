@@ -9,8 +9,8 @@
 // columns of one pack, whose maxima along the row go from thread to thread by shuffles, from warp to warp through
 // shared memory.
 //
-// Bytes. x is read once and y written once, 2 * bytes a number; a sum 3 * bytes. A sum of rows too long for these, or of
-// too few images for `sum_channels`, is two scans, of which the second adds to y: 5 * bytes.
+// Bytes. x is read once and y written once, 2 * bytes a number; a sum 3 * bytes. A sum of rows too long for these, or
+// of too few images for `sum_channels`, is two scans, of which the second adds to y: 5 * bytes.
 #pragma once
 
 #include <limits>
@@ -141,8 +141,8 @@ __device__ Pack<A, V> operator+(const Pack<A, V>& a, const Pack<A, V>& b) {
 
 // Every number becomes the maximum after it.
 template <typename A>
-constexpr A kLowest = std::numeric_limits<A>::has_infinity ? -std::numeric_limits<A>::infinity()
-                                                           : std::numeric_limits<A>::lowest();
+constexpr A kLowest =
+    std::numeric_limits<A>::has_infinity ? -std::numeric_limits<A>::infinity() : std::numeric_limits<A>::lowest();
 
 template <int V, typename A>
 __device__ Pack<A, V> splat(A value) {

@@ -1,6 +1,6 @@
-// All that kernels use of CUDA beyond plain C++: launch, barrier, warp shuffle, vote, shared memory, maxima of numbers and of
-// a warp, dot product of bytes, atomic sum of integers, and arithmetic that is rounded after each operation (the compiler
-// would make a * b + c one).
+// All that kernels use of CUDA beyond plain C++: launch, barrier, warp shuffle, vote, shared memory, maxima of numbers
+// and of a warp, dot product of bytes, atomic sum of integers, and arithmetic that is rounded after each operation (the
+// compiler would make a * b + c one).
 //
 // With FASTNETS_EMULATE_CUDA the same names come from tests/cuda/emulation.h, and a C++ compiler builds the .cu files
 // for a machine without a GPU. Blocks are whole warps, and every thread reaches every barrier, shuffle and vote.
