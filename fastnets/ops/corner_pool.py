@@ -148,11 +148,10 @@ def _triton_backward(dy: Tensor, x: Tensor, direction: str, tie: str) -> Tensor:
 
 @op_sum.backend("triton", _why_not)
 def _triton_sum(vertical: Tensor, horizontal: Tensor, corner: str) -> Tensor:
-    from fastnets.kernels.corner_pool import corner_pool_fwd
+    from fastnets.kernels.corner_pool import corner_pool_sum_fwd
 
     y = _fake_sum(vertical, horizontal, corner)
-    for x, direction, add in zip((vertical, horizontal), CORNERS[corner], (False, True), strict=True):
-        corner_pool_fwd(x, y, *DIRECTIONS[direction], add)
+    corner_pool_sum_fwd(vertical, horizontal, y, CORNERS[corner] == CORNERS["top_left"])
     return y
 
 

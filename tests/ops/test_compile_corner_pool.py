@@ -9,7 +9,7 @@ import torch
 from triton.language import int32, int64
 from triton_compile import check_compiles, compiled, driver, skip_interpreted  # noqa: F401
 
-from fastnets.kernels.corner_pool import bwd_launches, fwd_launches
+from fastnets.kernels.corner_pool import bwd_launches, fwd_launches, sum_launches
 from fastnets.ops.corner_pool import DIRECTIONS
 
 pytestmark = [skip_interpreted, pytest.mark.usefixtures("driver")]
@@ -31,6 +31,14 @@ def test_corner_pool_compiles(direction, dtype, layout, tmp_path):
     check_compiles(launches(direction, dtype=dtype, layout=layout), tmp_path)
 
 
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float64, torch.int64), ids=str)
+@pytest.mark.parametrize("layout", (NCHW, NHWC), ids=str)
+@pytest.mark.parametrize("reverse", (True, False))
+def test_corner_pool_sum_compiles(reverse, layout, dtype, tmp_path):
+    x = torch.empty((8, 128, 128, 128), dtype=dtype, device="meta").contiguous(memory_format=layout)
+    check_compiles(sum_launches(x, x, x, reverse), tmp_path)
+
+
 @pytest.mark.parametrize(
     "case",
     [
@@ -40,6 +48,8 @@ def test_corner_pool_compiles(direction, dtype, layout, tmp_path):
         {"dtype": torch.bool},
         {"add": True, "direction": "right", "layout": NCHW},
         {"shape": (1, 3, 7, 1), "direction": "left", "layout": NCHW},
+        {"shape": (1, 3, 7, 2048), "direction": "right", "layout": NCHW, "first": False},
+        {"shape": (1, 3, 7, 2049), "direction": "left", "layout": NCHW},
         {"shape": (1024, 128, 128, 128), "direction": "left", "layout": NCHW},  # 2^31 elements
         {"shape": (1024, 128, 128, 128)},
     ],
