@@ -148,9 +148,14 @@ def copy_launches(x: Tensor, y: Tensor, axes: list[Axis], quantise: bool = False
     sizes, *strides = zip(*axes, strict=True)
     reach = max(sum((size - 1) * abs(stride) for size, stride in zip(sizes, of, strict=True)) for of in strides)
     constants = {
-        **{"AXES": len(axes), "V": v, "RUN": run, "INDEX": index_type_for(max(reach, total))},
+        "AXES": len(axes),
+        "V": v,
+        "RUN": run,
+        "INDEX": index_type_for(max(reach, total)),
         # Fused with the sum behind it, the product of _quantise would not be rounded.
-        **{"QUANTISE": quantise, "BLOCK": block, "enable_fp_fusion": not quantise},
+        "QUANTISE": quantise,
+        "BLOCK": block,
+        "enable_fp_fusion": not quantise,
     }
     args = x, y, count, apart, steps, *sizes, *[1] * (MOST_AXES - len(sizes)), *strides
     return [Launch(_strided_copy_kernel, (triton.cdiv(count, block),), args, constants)]
