@@ -1,12 +1,15 @@
 """Strip pooling: the means of an image's rows and columns, and their gradient.
 
-fwd: a program takes BLOCK_H rows of an image, in channels_last of BLOCK_C channels, else of one. It goes along the
-columns, adds up the rows in registers, and writes what its rows add to each column to a scratch tensor, which a second
-kernel adds up. x is read once, the scratch is written and read: 4 bytes a number of x / BLOCK_H. bwd: a program owns
-BLOCK numbers of dx, and writes them once. No atomics: a result's bits never change.
+A program takes some rows and columns of an image, BLOCK_H rows at a time: in channels_last of BLOCK_C channels, which
+are 128 bytes, else of one. fwd: it writes what it has of each row, goes on to the next rows, and adds up the columns in
+registers. Most images are one program's rows and columns; otherwise the sums go to a scratch tensor, which a second
+kernel adds up. x is read once, the scratch is written and read, 4 bytes for each row and column of a program. bwd: it
+has the columns' part in registers, and writes dx once. No atomics: a result's bits never change.
 """
 
 from __future__ import annotations
+
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -15,72 +18,114 @@ from torch import Tensor
 
 from ._launch import Launch, index_type, sum_type
 
-SIZES = ["height", "width", "strips", "count"]
-BLOCK_H = 16
+SIZES = ["height", "width", "chunks", "bands", "band", "row_length", "column_length", "parts", "count", "length"]
+
+
+class Tiles(NamedTuple):
+    """How an image's rows and columns are dealt to programs."""
+
+    chunks: int  # of block_w columns
+    bands: int
+    band: int  # rows
+    grid: tuple[int]
+    constants: dict[str, Any]
+
+
+def tiles(x: Tensor, last: bool) -> Tiles:
+    """As many rows to a program as leave 65536 threads to the GPU; more than 64 tiles' sums would lose digits."""
+    n, c, h, w = x.shape
+    block_w = min(128 if last else 512, triton.next_power_of_2(max(1, w)))
+    block_c = min(128 // x.itemsize, triton.next_power_of_2(max(1, c))) if last else 1
+    # Few channels that lie apart: more warps for each.
+    warps = min(8, max(2, triton.next_power_of_2(2048 // max(1, n * c))))
+    block_h = 2 if last else min(warps * 2048 // x.itemsize // block_w, triton.next_power_of_2(max(1, h)))
+    if last:
+        warps = max(1, block_h * block_w * block_c * x.itemsize // 2048)  # 16 bytes, four times, to a thread
+    across = n * triton.cdiv(c, block_c) * triton.cdiv(w, block_w)
+    band = min(max(h * across * warps * 32 // 65536, 8), 64 * block_h)
+    band = triton.cdiv(band, block_h) * block_h
+    bands = triton.cdiv(h, band)
+    constants = {"CHANNELS_LAST": last, "ALIGN": 1 if last else _alignment(x), "ACC": sum_type(x), "num_warps": warps}
+    constants |= {"BLOCK_H": block_h, "BLOCK_W": block_w, "BLOCK_C": block_c}
+    return Tiles(triton.cdiv(w, block_w), bands, band, (across * bands,), constants)
+
+
+def _alignment(x: Tensor) -> int:
+    """Of how many numbers, at most 16 bytes, every row of x has a multiple, and every stride."""
+    align = 16 // x.itemsize if x.stride(3) == 1 else 1
+    while any(step % align for step in (*x.stride()[:3], x.shape[3])):
+        align //= 2
+    return align
+
+
+@triton.jit
+def _place(
+    pid, channels, width, chunks, bands, band, ALIGN: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr
+):
+    """A program's image, channels, columns, chunk, band and first row; and where channels and columns are any."""
+    groups = tl.cdiv(channels, BLOCK_C)
+    c = pid % groups * BLOCK_C + tl.arange(0, BLOCK_C)[None, None, :]
+    chunk = pid // groups % chunks
+    part = pid // groups // chunks % bands
+    n = pid // groups // chunks // bands
+    w = chunk * BLOCK_W + tl.arange(0, BLOCK_W)[None, :, None]
+    # A multiple of ALIGN, to the compiler's knowledge: it loads and stores as many numbers at once.
+    return n, c, w, chunk, part, part * band, (c < channels) & (w < width // ALIGN * ALIGN)
 
 
 @triton.jit(do_not_specialize=SIZES)
 def _strip_pool_fwd_kernel(
-    x_ptr, rows_ptr, scratch_ptr, channels, height, width, strips, x_stride, rows_stride, columns_stride, columns,
-    CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
+    x_ptr, rows_ptr, columns_ptr, channels, height, width, chunks, bands, band, row_length, column_length,
+    x_stride, rows_stride, columns_stride, rows_count, columns_count,
+    CHANNELS_LAST: tl.constexpr, ALIGN: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    # A tile is [BLOCK_H, BLOCK_W, BLOCK_C]; BLOCK_W or BLOCK_C is 1.
     pid = tl.program_id(0).to(INDEX)
-    groups = tl.cdiv(channels, BLOCK_C)
-    c = pid % groups * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
-    strip = pid // groups % strips
-    n = pid // groups // strips
-    h = strip * BLOCK_H + tl.arange(0, BLOCK_H)[:, None]
-    x_ptr += n * x_stride[0] + c * x_stride[1] + h * x_stride[2]
-    scratch_ptr += strip * columns + n * columns_stride[0] + c * columns_stride[1]
-    total = tl.zeros((BLOCK_H, BLOCK_C), ACC)
-    for block in range(0, width, BLOCK_W * 64):  # a long sum, taken one after another, would lose digits
-        part = tl.zeros((BLOCK_H, BLOCK_C), ACC)
-        for start in range(block, min(block + BLOCK_W * 64, width), BLOCK_W):
-            w = start + tl.arange(0, BLOCK_W)[None, :]
-            inside = (c < channels) & (h < height) & (w < width)
-            x = tl.load(x_ptr + w.to(INDEX) * x_stride[3], inside, other=0).to(ACC)
-            at = scratch_ptr + w.to(INDEX) * columns_stride[3]
-            tl.store(at, tl.sum(x, 0, keep_dims=True), (c < channels) & (w < width))
-            part += x if CHANNELS_LAST else tl.sum(x, 1, keep_dims=True)
-        total += part
-    rows_ptr += n * rows_stride[0] + c * rows_stride[1] + h * rows_stride[2]
-    tl.store(rows_ptr, (total / width).to(rows_ptr.dtype.element_ty), (c < channels) & (h < height))
+    n, c, w, chunk, part, first, inside = _place(pid, channels, width, chunks, bands, band, ALIGN, BLOCK_W, BLOCK_C)
+    end = tl.minimum(first + band, height)
+    rows_ptr += chunk * rows_count + n * rows_stride[0] + c * rows_stride[1]
+    # In channels_last a thread has all rows of a tile, else another has each row.
+    total = tl.zeros((1 if CHANNELS_LAST else BLOCK_H, BLOCK_W, BLOCK_C), ACC)
+    for start in tl.range(first, end, BLOCK_H, num_stages=3 if CHANNELS_LAST else 1):
+        h = start + tl.arange(0, BLOCK_H)[:, None, None]
+        at = (n * x_stride[0] + c * x_stride[1] + h * x_stride[2]) // ALIGN * ALIGN + w * x_stride[3]
+        x = tl.load(x_ptr + at, inside & (h < end), other=0).to(ACC)
+        total += tl.sum(x, 0, keep_dims=True) if CHANNELS_LAST else x
+        row = tl.sum(x, 1, keep_dims=True) / row_length
+        tl.store(rows_ptr + h * rows_stride[2], row.to(rows_ptr.dtype.element_ty), (c < channels) & (h < end))
+    column = tl.sum(total, 0, keep_dims=True) / column_length
+    columns_ptr += part * columns_count + n * columns_stride[0] + c * columns_stride[1] + w * columns_stride[3]
+    tl.store(columns_ptr, column.to(columns_ptr.dtype.element_ty), inside)
 
 
 @triton.jit(do_not_specialize=SIZES)
-def _strip_pool_finish_kernel(
-    scratch_ptr, columns_ptr, height, strips, count, INDEX: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr
-):
+def _strip_pool_finish_kernel(sums_ptr, means_ptr, length, parts, count, INDEX: tl.constexpr, BLOCK: tl.constexpr):
     i = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
-    total = tl.zeros((BLOCK,), ACC)
-    for _ in range(strips):
-        total += tl.load(scratch_ptr + i, i < count, other=0)
-        scratch_ptr += count
-    tl.store(columns_ptr + i, (total / height).to(columns_ptr.dtype.element_ty), i < count)
+    total = tl.zeros((BLOCK,), tl.float64)  # there may be thousands, and a long sum of floats would lose digits
+    for _ in range(parts):
+        total += tl.load(sums_ptr + i, i < count, other=0)
+        sums_ptr += count
+    tl.store(means_ptr + i, (total / length).to(sums_ptr.dtype.element_ty).to(means_ptr.dtype.element_ty), i < count)
 
 
 @triton.jit(do_not_specialize=SIZES)
 def _strip_pool_bwd_kernel(
-    drows_ptr, dcolumns_ptr, dx_ptr, channels, height, width, count, drows_stride, dcolumns_stride,
-    CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
+    drows_ptr, dcolumns_ptr, dx_ptr, channels, height, width, chunks, bands, band,
+    drows_stride, dcolumns_stride, dx_stride,
+    CHANNELS_LAST: tl.constexpr, ALIGN: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    i = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
-    if CHANNELS_LAST:
-        c = i % channels
-        pixel = i // channels
-    else:
-        c = i // (height * width) % channels
-        pixel = i
-    w = pixel % width
-    h = pixel // width % height
-    n = i // (channels * height * width)
-    drows_ptr += n * drows_stride[0] + c * drows_stride[1] + h * drows_stride[2]
+    pid = tl.program_id(0).to(INDEX)
+    n, c, w, chunk, part, first, inside = _place(pid, channels, width, chunks, bands, band, ALIGN, BLOCK_W, BLOCK_C)
+    end = tl.minimum(first + band, height)
+    drows_ptr += n * drows_stride[0] + c * drows_stride[1]
     dcolumns_ptr += n * dcolumns_stride[0] + c * dcolumns_stride[1] + w * dcolumns_stride[3]
-    row = tl.load(drows_ptr, i < count, other=0).to(ACC) / width
-    column = tl.load(dcolumns_ptr, i < count, other=0).to(ACC) / height
-    tl.store(dx_ptr + i, (row + column).to(dx_ptr.dtype.element_ty), i < count)
+    column = tl.load(dcolumns_ptr, inside, other=0).to(ACC) / height
+    for start in range(first, end, BLOCK_H):
+        h = start + tl.arange(0, BLOCK_H)[:, None, None]
+        row = tl.load(drows_ptr + h * drows_stride[2], (c < channels) & (h < end), other=0).to(ACC) / width
+        at = (n * dx_stride[0] + c * dx_stride[1] + h * dx_stride[2]) // ALIGN * ALIGN + w * dx_stride[3]
+        tl.store(dx_ptr + at, (row + column).to(dx_ptr.dtype.element_ty), inside & (h < end))
 
 
 def strip_pool_fwd(x: Tensor, rows: Tensor, columns: Tensor) -> None:
@@ -97,22 +142,24 @@ def strip_pool_bwd(drows: Tensor, dcolumns: Tensor, dx: Tensor) -> None:
 
 def fwd_launches(x: Tensor, rows: Tensor, columns: Tensor) -> list[Launch]:
     """The kernels that write rows and columns, unless those are empty."""
-    n, c, h, w = x.shape
-    last = columns.stride(1) <= columns.stride(3)
-    strips, count = triton.cdiv(h, BLOCK_H), columns.numel()
-    scratch = x.new_empty(strips * count, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
-    shared = {"INDEX": index_type(x, scratch), "ACC": sum_type(x), "num_warps": 4}
-    block_c = min(64, triton.next_power_of_2(c)) if last else 1
-    block_w = 1 if last else min(128, triton.next_power_of_2(max(1, w)))
-    tile = {"CHANNELS_LAST": last, "BLOCK_H": BLOCK_H, "BLOCK_W": block_w, "BLOCK_C": block_c}
-    args = x, rows, scratch, c, h, w, strips, x.stride(), rows.stride(), columns.stride(), count
-    grid, launches = (n * strips * triton.cdiv(c, block_c),), []
-    if grid[0] > 0:
-        launches.append(Launch(_strip_pool_fwd_kernel, grid, args, shared | tile))
-    if count > 0:
-        args = scratch, columns, h, strips, count
-        launches.append(Launch(_strip_pool_finish_kernel, (triton.cdiv(count, 256),), args, shared | {"BLOCK": 256}))
-    return launches
+    _, c, h, w = x.shape
+    t = tiles(x, columns.stride(1) <= columns.stride(3))
+    to, lengths, finish = [], [], []
+    for means, parts, length in ((rows, t.chunks, w), (columns, t.bands, h)):
+        if parts == 1:
+            to.append(means)
+            lengths.append(length)
+            continue
+        sums = means.new_empty(parts * means.numel(), dtype=torch.promote_types(x.dtype, torch.float32))
+        to.append(sums)
+        lengths.append(1)
+        constants = {"INDEX": index_type(sums), "BLOCK": 256, "num_warps": 4}
+        grid, args = (triton.cdiv(means.numel(), 256),), (sums, means, length, parts, means.numel())
+        finish.append(Launch(_strip_pool_finish_kernel, grid, args, constants))
+    strides = x.stride(), rows.stride(), columns.stride()
+    args = x, *to, c, h, w, t.chunks, t.bands, t.band, *lengths, *strides, rows.numel(), columns.numel()
+    launches = [Launch(_strip_pool_fwd_kernel, t.grid, args, t.constants | {"INDEX": index_type(x, *to)}), *finish]
+    return [launch for launch in launches if launch.grid[0] > 0]
 
 
 def bwd_launches(drows: Tensor, dcolumns: Tensor, dx: Tensor) -> list[Launch]:
@@ -120,7 +167,7 @@ def bwd_launches(drows: Tensor, dcolumns: Tensor, dx: Tensor) -> list[Launch]:
     if dx.numel() == 0:
         return []
     _, c, h, w = dx.shape
-    args = drows, dcolumns, dx, c, h, w, dx.numel(), drows.stride(), dcolumns.stride()
-    constants = {"CHANNELS_LAST": dx.stride(1) <= dx.stride(3), "INDEX": index_type(drows, dcolumns, dx)}
-    constants |= {"ACC": sum_type(dx), "BLOCK": 1024, "num_warps": 4}
-    return [Launch(_strip_pool_bwd_kernel, (triton.cdiv(dx.numel(), 1024),), args, constants)]
+    t = tiles(dx, dx.stride(1) <= dx.stride(3))
+    args = drows, dcolumns, dx, c, h, w, t.chunks, t.bands, t.band, drows.stride(), dcolumns.stride(), dx.stride()
+    constants = t.constants | {"INDEX": index_type(drows, dcolumns, dx)}
+    return [Launch(_strip_pool_bwd_kernel, t.grid, args, constants)]

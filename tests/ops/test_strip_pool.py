@@ -46,6 +46,7 @@ CASES = [
     case("whole vectors", (1, 16, 16, 16)),
     case("rest", (2, 33, 5, 18)),
     case("strips", (1, 2, 35, 37)),
+    case("rows that begin anywhere", (1, 8, 9, 19)),
     case("channels", (1, 70, 17, 3)),
 ]
 if INTERPRETED:
