@@ -80,8 +80,8 @@ std::tuple<Tensor, Tensor> strip_pool(const Tensor& x) {
 template <typename T, int V>
 void spread(const Stream& stream, const Tensor& drows, const Tensor& dcolumns, const Tensor& dx, bool channels_last) {
   const Four size = sizes_of(dx), s = strides_of(dx);
-  const Tiles g = channels_last ? tiles_of_channels<V>(size, s, kSpreadRows)
-                                : tiles_of_planes(size, s, V, size.w % V == 0);
+  const Tiles g =
+      channels_last ? tiles_of_channels<V>(size, s, kSpreadRows) : tiles_of_planes(size, s, V, size.w % V == 0);
   launch(stream, grid_of(g), channels_last ? spread_channels<T, V> : spread_planes<T, V>, data<T>(drows),
          data<T>(dcolumns), mutable_data<T>(dx), g, strides_of(drows), strides_of(dcolumns));
 }
