@@ -116,7 +116,7 @@ def _strip_pool_bwd_kernel(
     BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0).to(INDEX)
-    n, c, w, chunk, part, first, inside = _place(pid, channels, width, chunks, bands, band, ALIGN, BLOCK_W, BLOCK_C)
+    n, c, w, _, _, first, inside = _place(pid, channels, width, chunks, bands, band, ALIGN, BLOCK_W, BLOCK_C)
     end = tl.minimum(first + band, height)
     drows_ptr += n * drows_stride[0] + c * drows_stride[1]
     dcolumns_ptr += n * dcolumns_stride[0] + c * dcolumns_stride[1] + w * dcolumns_stride[3]

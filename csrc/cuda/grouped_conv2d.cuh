@@ -91,7 +91,7 @@ __device__ inline bool is_value(int at, int size, int up) {
 
 // Any geometry; 3x3 and 5x5 kernels of depth 1 are in grouped_conv2d_walk.cuh.
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     correlate(const T* __restrict__ x, const T* __restrict__ w, const T* __restrict__ bias, T* __restrict__ y,
               const Correlation g, const Work work, const Activation activation) {
   using A = Sum<T>;
