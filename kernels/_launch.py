@@ -26,13 +26,9 @@ class Launch(NamedTuple):
 
 def index_type(*tensors: Tensor | None) -> tl.dtype:
     """The type of a kernel's offsets: 64 bits where a tensor's, or a count of its elements, may pass 31."""
-    return index_type_for(max(_extent(t) for t in tensors if t is not None))
-
-
-def index_type_for(extent: int) -> tl.dtype:
-    """The type of offsets, or numbers of elements, up to this."""
+    extents = [_extent(t) for t in tensors if t is not None]
     # A program's tile may begin below a tensor's end and pass it, by less than this.
-    return tl.int64 if extent >= 2**31 - 2**16 else tl.int32
+    return tl.int64 if max(extents) >= 2**31 - 2**16 else tl.int32
 
 
 def _extent(t: Tensor) -> int:

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._launch import Launch, index_type_for
+from ._launch import Launch, index_type
 
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 MOST_AXES, MOST_COLUMNS, MOST_STEPS = 8, 3, 16  # of a tensor of four dimensions 6 axes, a part, and half a number
@@ -151,7 +151,7 @@ def copy_launches(x: Tensor, y: Tensor, axes: list[Axis], quantise: bool = False
         "AXES": len(axes),
         "V": v,
         "RUN": run,
-        "INDEX": index_type_for(max(reach, total)),
+        "INDEX": index_type(torch.empty(max(reach, total), device="meta")),
         # Fused with the sum behind it, the product of _quantise would not be rounded.
         "QUANTISE": quantise,
         "BLOCK": block,

@@ -91,4 +91,5 @@ def test_what_ran_with_its_present_source_is_evidence(tmp_path, monkeypatch, ent
     monkeypatch.setattr(_ledger, "read", lambda read=_ledger.read: read(tmp_path / "ledger"))
     known = keep.evidence()
     assert known["cuda/nms"] == "A GPU, torch 2.13.0, 2026-01-02, 12 tests, 85% of copy bandwidth"
-    assert {words for name, words in known.items() if name != "cuda/nms"} == {keep.UNPROVEN}
+    assert known["triton/nms"] == f"unproven; before its last change: {known['cuda/nms']}"
+    assert {words for name, words in known.items() if not name.endswith("/nms")} == {keep.UNPROVEN}
