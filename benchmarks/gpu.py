@@ -106,8 +106,9 @@ class Session:
     def tests(self, op: str) -> dict[str, int]:
         """The outcomes of an op's tests; nothing where they did not come to their end."""
         junit = LOGS / f"{op}.xml"
-        chosen = [f"tests/ops/test_{op}.py", "-k", "cuda or triton", f"--junitxml={junit}"]
-        status = self.pytest(f"tests-{op}", *chosen, FASTNETS_TEST_DEVICE="cuda")
+        # Most of a test's second is a compiler's: processes on all cores, of one thread each.
+        chosen = [f"tests/ops/test_{op}.py", "-k", "cuda or triton", "-n", os.cpu_count(), f"--junitxml={junit}"]
+        status = self.pytest(f"tests-{op}", *chosen, FASTNETS_TEST_DEVICE="cuda", OMP_NUM_THREADS="1")
         return outcomes(junit.read_text("utf-8")) if status in (0, 1) else {}  # others have not run all tests
 
     def sanitize(self, op: str, backend: str) -> str:
@@ -144,10 +145,10 @@ def try_kernels(ops: Sequence[str]) -> tuple[dict[str, int], dict[str, Entry]]:
     session, where, hashes = Session(), machine(), _ledger.hashes()
     if not session.build():
         return {}, {}
-    with ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // 2)) as pool:  # tests wait for compilers, not for the GPU
-        tests = dict(zip(ops, pool.map(session.tests, ops), strict=True))
-        passed = [(op, backend) for op in ops for backend, count in tests[op].items() if count]
-        times = {b: session.benchmarks([op for op, backend in passed if backend == b], b) for b in FILES}
+    tests = {op: session.tests(op) for op in ops}
+    passed = [(op, backend) for op in ops for backend, count in tests[op].items() if count]
+    times = {b: session.benchmarks([op for op, backend in passed if backend == b], b) for b in FILES}
+    with ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // 2)) as pool:
         clean = dict(zip(passed, pool.map(lambda pair: session.sanitize(*pair), passed), strict=True))
     counts = {f"{b}/{k}": n for op in ops for b, n in tests[op].items() for k in kernels_of(op)}
     run = {
