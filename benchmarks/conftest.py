@@ -89,7 +89,7 @@ def race(request, benchmark, quick):
         exact: what they should return, in float64.
         nbytes: that must be read or written.
         flops: operations that must be done.
-        dtype: of the numbers and the operations, a key of the ceilings' rates.
+        dtype: of the operations, a key of the ceilings' rates; bfloat16: of the numbers too.
         op: whose kernel it is; the file's name says it otherwise.
     """
 
@@ -100,7 +100,8 @@ def race(request, benchmark, quick):
         pace = QUICK if quick else replace(FULL, patience=min(FULL.patience, here.patience()))
         case = {"op": op or request.node.path.stem.removeprefix("test_"), "group": group, "case": name}
         # Before the default device goes: it decides how a candidate is timed.
-        candidates = {name: local(c, dtype) if callable(c) else c for name, c in candidates.items()}
+        precision = "bfloat16" if dtype == "bfloat16" else "float32"  # of results: int8 is only what is multiplied
+        candidates = {name: local(c, precision) if callable(c) else c for name, c in candidates.items()}
         torch.set_default_device(None)
         try:
             case |= {"bytes": nbytes, "flops": flops, "dtype": dtype} | run_race(candidates, exact, pace)
