@@ -88,7 +88,7 @@ class Local(Candidate):
 
 
 class OnGpu(Local):
-    """The same on a GPU, timed by events there."""
+    """The same on a GPU, timed by events there. Written without one: it has not run yet."""
 
     FLUSH = 2  # times the size of the second-level cache that is written between calls
 

@@ -1,8 +1,9 @@
 """``make gpu`` (``python -m benchmarks.gpu [K/N]``): tries the GPU kernels on this machine's GPU, in under ten minutes.
 
-It builds the CUDA kernels for the GPU that is here; runs every op's tests on it (tests/ops/carry.py); runs the benchmarks
-of benchmarks/test_gpu.py on each backend; runs the tests' literal values under compute-sanitizer, as far as the time goes; and writes the
-ledger and what is made of it. K/N takes every N-th op. **Written without a GPU: this command has not run on one yet.**
+It builds the CUDA kernels for the GPU that is here; runs every op's tests on it (tests/ops/carry.py) and
+benchmarks/test_gpu.py on each backend; runs the tests' literal values under compute-sanitizer, as far as the time goes;
+and writes the ledger and what is made of it. K/N takes every N-th op. **Written without a GPU: this command has not run
+on one yet.**
 """
 
 from __future__ import annotations

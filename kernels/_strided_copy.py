@@ -151,6 +151,7 @@ def copy_launches(x: Tensor, y: Tensor, axes: list[Axis], quantise: bool = False
         "AXES": len(axes),
         "V": v,
         "RUN": run,
+        # As of a tensor of so many elements: its rule knows no distances between tensors.
         "INDEX": index_type(torch.empty(max(reach, total), device="meta")),
         # Fused with the sum behind it, the product of _quantise would not be rounded.
         "QUANTISE": quantise,

@@ -26,7 +26,7 @@ __global__ void __launch_bounds__(kThreads)
   A pivot[C] = {}, s[V] = {}, q[V] = {};
   double sums[2][C] = {};
   if (items.left > 0) {
-    const auto first = *reinterpret_cast<const Pack<T, C>*>(x + items.at);
+    const auto first = load_pack<C>(x + items.at);
 #pragma unroll
     for (int v = 0; v < C; ++v) pivot[v] = static_cast<A>(first.at[v]);
   }

@@ -83,7 +83,7 @@ struct Items {
 template <typename T, int V, int U>
 __device__ void load(const T* x, const int64_t (&at)[U], Pack<T, V> (&to)[U]) {
 #pragma unroll
-  for (int u = 0; u < U; ++u) to[u] = *reinterpret_cast<const Pack<T, V>*>(x + at[u]);
+  for (int u = 0; u < U; ++u) to[u] = load_pack<V>(x + at[u]);
 }
 
 // Adds up over the threads of a lane. Thread j gets the two totals of the block's channel j.

@@ -85,7 +85,7 @@ __device__ int64_t offset_in_row(int place, int64_t step, bool reverse) {
 // In memory's order, or from the last to the first.
 template <int V, typename T>
 __device__ Pack<T, V> load(const T* x, bool reverse = false) {
-  const auto in = *reinterpret_cast<const Pack<T, V>*>(x);
+  const auto in = load_pack<V>(x);
   Pack<T, V> out;
 #pragma unroll
   for (int v = 0; v < V; ++v) out.at[v] = reverse ? in.at[V - 1 - v] : in.at[v];
@@ -97,7 +97,7 @@ __device__ void store(T* y, const Pack<Number<T>, V>& m, bool reverse = false) {
   Pack<T, V> out;
 #pragma unroll
   for (int v = 0; v < V; ++v) out.at[v] = static_cast<T>(reverse ? m.at[V - 1 - v] : m.at[v]);
-  *reinterpret_cast<Pack<T, V>*>(y) = out;
+  store_pack(y, out);
 }
 
 template <typename T, int V>

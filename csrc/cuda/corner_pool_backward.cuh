@@ -47,7 +47,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
       }
     }
     std::memcpy(&kept, &begins, sizeof kept);
-    *reinterpret_cast<Pack<T, V>*>(dx + start * dxs.step) = kept;
+    store_pack(dx + start * dxs.step, kept);
   }
   auto sum = splat<V>(A(0)), out = sum;
   for (int64_t start = (g.length - 1) / kPlaces * kPlaces; start >= 0; start -= kPlaces) {

@@ -89,7 +89,7 @@ __global__ void __launch_bounds__(kCopyThreads, kBlocks)
     Pack<R, V> y;
     for (int k = 0; k < V; ++k) x[k] = *reinterpret_cast<const E*>(from + places[k]);
     for (int k = 0; k < V; ++k) y.at[k] = convert(x[k]);
-    *reinterpret_cast<Pack<R, V>*>(to) = y;
+    store_pack(reinterpret_cast<R*>(to), y);
   }
 }
 

@@ -53,13 +53,13 @@ struct Means {
   template <int V>
   __device__ void write(int64_t at, unsigned part, const Pack<Sum<T>, V>& sum) const {
     if (sums) {
-      *reinterpret_cast<Pack<Sum<T>, V>*>(sums + part * count + at) = sum;
+      store_pack(sums + part * count + at, sum);
       return;
     }
     Pack<T, V> mean;
 #pragma unroll
     for (int v = 0; v < V; ++v) mean.at[v] = static_cast<T>(sum.at[v] / static_cast<Sum<T>>(length));
-    *reinterpret_cast<Pack<T, V>*>(means + at) = mean;
+    store_pack(means + at, mean);
   }
 };
 

@@ -78,8 +78,7 @@ __global__ void __launch_bounds__(kChannelThreads, sizeof(T) == 4 ? 2 : 1)
 #pragma unroll
     for (int k = 0; k < kAcross; ++k) {
 #pragma unroll
-      for (int u = 0; u < kDown; ++u)
-        pack[u][k] = *reinterpret_cast<const Pack<T, V>*>(from[k] + (first + u < tile.rows ? u : 0) * g.x.h);
+      for (int u = 0; u < kDown; ++u) pack[u][k] = load_pack<V>(from[k] + (first + u < tile.rows ? u : 0) * g.x.h);
       from[k] += kDown * g.x.h;
     }
 #pragma unroll
@@ -147,7 +146,7 @@ __global__ void __launch_bounds__(kChannelThreads, 2)
       Pack<T, V> pack;
 #pragma unroll
       for (int v = 0; v < V; ++v) pack.at[v] = static_cast<T>(here.at[v] + column[k][v]);
-      if (mine.there[k]) *reinterpret_cast<Pack<T, V>*>(dx + k * mine.slots * g.x.w) = pack;
+      if (mine.there[k]) store_pack(dx + k * mine.slots * g.x.w, pack);
     }
   }
 }

@@ -61,8 +61,7 @@ __global__ void __launch_bounds__(kPlaneThreads, 3)
     Pack<T, V> pack[U];
     A sum[U] = {};
 #pragma unroll
-    for (int u = 0; u < U; ++u)
-      pack[u] = *reinterpret_cast<const Pack<T, V>*>(row + u * at.teams < tile.rows ? from + u * step : first);
+    for (int u = 0; u < U; ++u) pack[u] = load_pack<V>(row + u * at.teams < tile.rows ? from + u * step : first);
 #pragma unroll
     for (int u = 0; u < U; ++u) {
       const unsigned kept = row + u * at.teams < tile.rows ? mine : 0;
@@ -135,7 +134,7 @@ __global__ void __launch_bounds__(kPlaneThreads, 4)
       Pack<T, V> pack;
 #pragma unroll
       for (int v = 0; v < V; ++v) pack.at[v] = static_cast<T>(value[v]);
-      *reinterpret_cast<Pack<T, V>*>(to) = pack;
+      store_pack(to, pack);
     } else {
 #pragma unroll
       for (int v = 0; v < V; ++v)

@@ -79,7 +79,7 @@ __global__ void __launch_bounds__(kThreads)
           const A z = (static_cast<A>(in[u].at[v]) - of[0][v % C]) * of[1][v % C] + of[2][v % C];
           out.at[v] = static_cast<T>(activate(z, activation.value));
         }
-        *reinterpret_cast<Pack<T, V>*>(y + at[u]) = out;
+        store_pack(y + at[u], out);
       }
     });
   });
@@ -157,7 +157,7 @@ __global__ void __launch_bounds__(kThreads)
           const A dz = activate_backward(static_cast<A>(g[u].at[v]), d * scale + of[2][v % C], activation.value);
           out.at[v] = static_cast<T>((dz - of[3][v % C] - d * of[4][v % C]) * scale);
         }
-        *reinterpret_cast<Pack<T, V>*>(dx + at[u]) = out;
+        store_pack(dx + at[u], out);
       }
     });
   });

@@ -111,7 +111,7 @@ def preactivation(
     """z, in the type of sums."""
     a = sum_type(x)
     w, b = (None if t is None else t.to(a) for t in (weight, bias))
-    # Not F.batch_norm, which refuses eps = 0 up to torch 2.11: the gradient of batch_moments is one of that kind.
+    # Not F.batch_norm, which refuses eps = 0 in torch 2.11: the gradient of batch_moments has that.
     return torch.batch_norm(x.to(a), w, b, mean.to(a), var.to(a), False, 0.0, eps, torch.backends.cudnn.enabled)
 
 

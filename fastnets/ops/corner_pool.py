@@ -151,7 +151,7 @@ def _triton_sum(vertical: Tensor, horizontal: Tensor, corner: str) -> Tensor:
     from fastnets.kernels.corner_pool import corner_pool_sum_fwd
 
     y = _fake_sum(vertical, horizontal, corner)
-    corner_pool_sum_fwd(vertical, horizontal, y, CORNERS[corner] == CORNERS["top_left"])
+    corner_pool_sum_fwd(vertical, horizontal, y, corner == "top_left")
     return y
 
 

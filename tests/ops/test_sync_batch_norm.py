@@ -228,7 +228,7 @@ def test_slopes_at_infinity_are_pytorchs(backend, layout, activation):
     dy, leaf = torch.arange(1.0, 1 + x.numel()).view(x.shape), x.requires_grad_()
     constants = torch.zeros(21), torch.ones(21)
     ours = sync_batch_norm(leaf, *constants, eps=0.0, activation=activation)
-    # F.batch_norm refuses eps = 0 up to torch 2.11.
+    # F.batch_norm refuses eps = 0 in torch 2.11.
     theirs = ACTIVATIONS[activation](torch.batch_norm(leaf, None, None, *constants, False, 0.0, 0.0, False))
     (a,), (b,) = (torch.autograd.grad(y, leaf, dy) for y in (ours, theirs))
     torch.testing.assert_close(ours, theirs, equal_nan=True)
