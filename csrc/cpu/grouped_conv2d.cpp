@@ -49,14 +49,18 @@ Problem backward_problem(const Convolution& g, const Tensor& dy, const Tensor& w
   return p;
 }
 
+// Whether groups are so narrow that several fill a vector.
+bool shares_vectors(const Problem& p, const Kernels& kernels) {
+  return kernels.permutes && p.out < kernels.lanes && kernels.lanes % p.out == 0 && p.in <= p.out;
+}
+
 // Units of groups, and strips of rows. Strips that share rows are tall, as far as their copy fits the second-level
 // cache; a task then has about 64 channels, so that threads still write different cache lines. Strips that do not take
 // all channels, in the order of memory, and so few rows that source and result stay cached from unit to unit. Depends
 // on shapes only: the weight gradient's sums run over strips.
 void cut(Problem& p, const Kernels& kernels, int64_t bytes) {
   constexpr int64_t kChannels = 64, kTallStrip = 192 << 10, kFlatStrip = 48 << 10, kTasks = 16, kRows = 4;
-  const bool narrow = p.out < kernels.lanes && kernels.lanes % p.out == 0 && p.in <= p.out;
-  if (kernels.permutes && narrow) p.together = std::min(kernels.lanes / p.out, p.groups);
+  if (shares_vectors(p, kernels)) p.together = std::min(kernels.lanes / p.out, p.groups);
   const int64_t shared = p.rows.last - p.rows.first, rows = p.rows.count();
   const int64_t columns = p.columns.span(p.columns.count());
   if (shared > 0) {
@@ -81,8 +85,26 @@ void run(const Problem& p, int64_t tasks, const F& kernel) {
   torch::stable::parallel_for(0, tasks, std::max<int64_t>(1, (1 << 17) / work), kernel);
 }
 
-void correlate(Problem p, const Kernels& kernels, int64_t bytes) {
-  cut(p, kernels, bytes);
+// Whether this is a product of matrices for each group.
+bool multiplies(const Convolution& g, const Problem& p, const Tensor& source, const Tensor& result, const Kernels& k) {
+  return k.multiply && g.kh * g.kw * g.sh * g.sw == 1 && g.ph + g.pw == 0 && is_dense(source, true) &&
+         is_dense(result, true) && !shares_vectors(p, k) && p.bias_step == 1;
+}
+
+void multiply(const Problem& p, const Kernels& kernels, bool streams) {
+  const int64_t pixels = p.n * p.rows.size * p.columns.size;
+  pointwise::Problem first;
+  first.x = {static_cast<const float*>(p.source.data), p.groups * p.in}, first.in = p.in;
+  first.y = {static_cast<float*>(p.result.data), p.groups * p.out}, first.out = p.out, first.streams = streams;
+  first.bias = static_cast<const float*>(p.bias), first.activation = p.activation;
+  const pointwise::Tasks tasks = pointwise::tasks_of(first, pixels, p.groups);
+  pointwise::run(tasks.count(), pixels * p.groups * p.in * p.out,
+                 [&](int64_t begin, int64_t end) { kernels.multiply(p, first, tasks, begin, end); });
+}
+
+void correlate(const Convolution& g, Problem p, const Kernels& kernels, const Tensor& source, const Tensor& result) {
+  if (multiplies(g, p, source, result, kernels)) return multiply(p, kernels, pointwise::streams(sizes_of(result)));
+  cut(p, kernels, source.element_size());
   run(p, p.chunks() * p.n * p.strips, [&](int64_t begin, int64_t end) { kernels.correlate(p, begin, end); });
 }
 
@@ -102,7 +124,7 @@ Tensor grouped_conv2d(const Tensor& x, const Tensor& w, const std::optional<Tens
                     "expected a bias of ", g.o, " numbers of the input's type");
     p.bias = bias->data_ptr(), p.bias_step = bias->stride(0);
   }
-  correlate(p, kernels, x.element_size());
+  correlate(g, p, kernels, x, y);
   return y;
 }
 
@@ -150,7 +172,7 @@ std::tuple<Tensor, Tensor, Tensor> grouped_conv2d_backward(const Tensor& dy, con
   const Tensor dw = need_dw ? empty(w, sizes_of(w), is_channels_last(w)) : empty(w, 0);
   const Tensor db = empty(w, need_db ? g.o : 0);
   const Kernels kernels = FASTNETS_FOR_THIS_CPU(grouped_kernels)(x.scalar_type());
-  if (dx.numel() > 0) correlate(backward_problem(g, dy, w, dx), kernels, x.element_size());
+  if (dx.numel() > 0) correlate(g, backward_problem(g, dy, w, dx), kernels, dy, dx);
   if (need_dw || need_db)
     with_float(x.scalar_type(),
                [&](auto zero) { weight_gradient<decltype(zero)>(forward_problem(g, x, w, dy), kernels, dw, db); });

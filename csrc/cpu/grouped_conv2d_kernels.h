@@ -1,5 +1,5 @@
 // The kernels of grouped_conv2d by type. Included by isa.h: no guard.
-#include "activate.h"
+#include "pointwise_conv2d_tile.h"
 #include "transpose.h"
 // Above: what those below are written with.
 #include "grouped_conv2d_transpose.h"
@@ -7,6 +7,7 @@
 #include "grouped_conv2d_strip.h"
 // Above: strips.
 #include "grouped_conv2d_correlate.h"
+#include "grouped_conv2d_multiply.h"
 // Above: permutations.
 #include "grouped_conv2d_weight.h"
 
@@ -16,7 +17,8 @@ template <typename T>
 fastnets::grouped::Kernels grouped_kernels_of() {
   // The instruction sets that permute a whole vector do so for float.
   constexpr bool permutes = FASTNETS_VECTOR_BYTES > 16 && std::is_same_v<Sum<T>, float>;
-  return {kLanes<Sum<T>>, permutes, &grouped::correlate<T>, &grouped::weight_gradient<T>};
+  return {kLanes<Sum<T>>, permutes, &grouped::correlate<T>, std::is_same_v<T, float> ? &grouped::multiply : nullptr,
+          &grouped::weight_gradient<T>};
 }
 
 inline fastnets::grouped::Kernels grouped_kernels(ScalarType type) {

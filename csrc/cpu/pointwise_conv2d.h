@@ -51,15 +51,23 @@ struct Tasks {
     const int64_t first = (panels_first ? task / panels : task % blocks()) * block;
     return {first, std::min(first + block, pixels)};
   }
+  // The pixels of a task, and those of the tasks up to `end` that go on with its panel; `task` is then the next one.
+  Range merged(int64_t& task, int64_t end) const {
+    const int64_t first = task;
+    Range all = range(task);
+    for (++task; task < end && panel(task) == panel(first) && range(task).begin == all.end; ++task)
+      all.end = range(task).end;
+    return all;
+  }
 };
 
 // What is read again and again stays in a cache: the weights of one panel while the pixels, which are few, go by; or
 // else a block of pixels, and the rows of results which that writes, while the panels go by.
-inline Tasks tasks_of(const Problem& p, int64_t pixels) {
+inline Tasks tasks_of(const Problem& p, int64_t pixels, int64_t groups = 1) {
   constexpr int64_t kFirstLevel = 24 << 10, kSecondLevel = 512 << 10, kTile = 42;  // a multiple of 14 and of 6 pixels
   if (4 * pixels * p.in <= kSecondLevel)
-    return {pixels, p.panels(), capability() == Capability::kAvx512 ? 14 : 12, false};
-  return {pixels, p.panels(), std::max<int64_t>(1, kFirstLevel / (4 * (p.in + p.out)) / kTile) * kTile, true};
+    return {pixels, groups * p.panels(), capability() == Capability::kAvx512 ? 14 : 12, false};
+  return {pixels, groups * p.panels(), std::max<int64_t>(1, kFirstLevel / (4 * (p.in + p.out)) / kTile) * kTile, true};
 }
 
 // Runs a kernel on tasks that take so many multiply-adds together.

@@ -153,10 +153,7 @@ inline void multiply(const Problem& p, Range pixels, int64_t panel) {
 inline void multiply_tasks(const Problem& p, const fastnets::pointwise::Tasks& tasks, int64_t begin, int64_t end) {
   for (int64_t task = begin; task < end;) {
     const int64_t panel = tasks.panel(task);
-    Range pixels = tasks.range(task);
-    for (++task; task < end && tasks.panel(task) == panel && tasks.range(task).begin == pixels.end; ++task)
-      pixels.end = tasks.range(task).end;
-    multiply(p, pixels, panel);
+    multiply(p, tasks.merged(task, end), panel);
   }
 }
 

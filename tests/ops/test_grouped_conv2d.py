@@ -196,6 +196,29 @@ def test_weights_in_any_layout(backend, layout):
     check_call(c, tensors, torch.float32, layout)
 
 
+# 1x1 kernels that are products of matrices on a CPU: results of a group that fill a panel of 32 and a part of one, none,
+# one, and a panel of 16 in so many pixels that panels share blocks of them, and are stored past the caches.
+PRODUCTS = [
+    case("panels and a rest", (2, 30, 5, 9), 123, 3, kernel=(1, 1), padding=(0, 0), activation="relu6"),
+    case("part of a panel", (1, 80, 3, 5), 21, 1, kernel=(1, 1), padding=(0, 0), activation="silu"),
+    case("one panel", (1, 16, 5, 5), 64, 2, kernel=(1, 1), padding=(0, 0), bias=False),
+    case("many pixels", (8, 8, 128, 130), 32, 2, kernel=(1, 1), padding=(0, 0)),
+]
+
+
+@pytest.mark.parametrize("case", PRODUCTS, ids=lambda case: case.name)
+def test_products_of_matrices(cpu_kernels, case):
+    check_values(case, torch.float32)
+
+
+@pytest.mark.parametrize("stride", ((1, 123), (80, 1), (96, 3)))
+def test_products_with_weights_in_any_layout(cpu_kernels, stride):
+    x, w, b = PRODUCTS[0].cast(torch.float32)
+    strided = torch.full((123 * 96,), math.nan).as_strided((123, 10, 1, 1), (*stride, 1, 1)).copy_(w)
+    got = grouped_conv2d(x.contiguous(memory_format=LAST), strided, b, groups=3)
+    assert (got - F.conv2d(x.double(), w.double(), b.double(), groups=3)).abs().max() < 1e-5
+
+
 @in_both_layouts
 def test_empty_batch(backend, layout):
     check_empty_batch(lambda *args: grouped_conv2d(*args, 2, groups=2), 2, layout)
@@ -225,15 +248,19 @@ def test_autocast(dtype):
     check_autocast(partial(grouped_conv2d, groups=2), 2, dtype)
 
 
-THREADED = case("threads", (3, 40, 20, 21), 40, 10)
+THREADED = [
+    case("3x3", (3, 40, 20, 21), 40, 10),
+    case("1x1", (3, 40, 20, 21), 100, 2, kernel=(1, 1), padding=(0, 0)),
+]
 
 
+@pytest.mark.parametrize("case", THREADED, ids=lambda case: case.name)
 @in_both_layouts
-def test_threads_do_not_change_a_bit(cpu_kernels, layout):
-    tensors = THREADED.cast(torch.float32)
+def test_threads_do_not_change_a_bit(cpu_kernels, layout, case):
+    tensors = case.cast(torch.float32)
     tensors[0] = tensors[0].contiguous(memory_format=layout)
-    dy = output_gradients(THREADED, tensors)
-    check_thread_counts(lambda: chain(*run(THREADED, tensors, dy)))
+    dy = output_gradients(case, tensors)
+    check_thread_counts(lambda: chain(*run(case, tensors, dy)))
 
 
 @in_both_layouts

@@ -1,0 +1,45 @@
+// 1x1 kernels on pixels that lie side by side: for each group a product of matrices. Included by isa.h: no guard.
+//
+// The tile is that of pointwise_conv2d_tile.h, on a group's channels of each pixel. A thread packs each panel of
+// weights when it first meets it. Moves 4 bytes * (pixels * groups * (in + out) + groups * in * out).
+
+namespace fastnets::FASTNETS_ISA::grouped {
+
+using fastnets::pointwise::kPanel;
+
+// Source channels on, a panel's results of one group: [in][kPanel], zeros in the last vector after the last of `out`.
+inline void pack_panel(const Problem& p, int64_t group, int64_t panel, float* to) {
+  constexpr int64_t L = kLanes<float>;
+  const Four& s = p.w_stride;
+  const float* const w = static_cast<const float*>(p.w) + group * p.w_group;
+  const int64_t run = s.c == 1 ? p.in : 1;  // source channels that are neighbours
+  const int64_t first = panel * kPanel, end = std::min(first + kPanel, p.out);
+  for (int64_t o = first; o < end; o += L)
+    for (int64_t k = 0; k < p.in; k += run) {
+      float* const lanes = to + k * kPanel + o - first;
+      if (s.n == 1 && run == 1) {
+        store<float, L>(lanes, load_first<float, L>(w + o + k * s.c, end - o));
+        continue;
+      }
+      const float* rows[L] = {};
+      for (int64_t r = 0; r < std::min(L, end - o); ++r) rows[r] = w + (o + r) * s.n + k * s.c;
+      rows_to_lanes<float>(rows, std::min(L, end - o), run, lanes, kPanel);
+    }
+}
+
+inline void multiply(const Problem& p, const fastnets::pointwise::Problem& first,
+                     const fastnets::pointwise::Tasks& tasks, int64_t begin, int64_t end) {
+  const int64_t panels = first.panels(), size = p.in * kPanel;
+  const Scratch weights(p.groups * panels * size);
+  std::vector<bool> packed(p.groups * panels);
+  for (int64_t task = begin; task < end;) {
+    const int64_t i = tasks.panel(task), group = i / panels;
+    if (!packed[i]) pack_panel(p, group, i % panels, weights.data + i * size), packed[i] = true;
+    fastnets::pointwise::Problem product = first;
+    product.x.data += group * p.in, product.y.data += group * p.out, product.w = weights.data + group * panels * size;
+    if (first.bias) product.bias += group * p.out;
+    pointwise::multiply(product, tasks.merged(task, end), i % panels);
+  }
+}
+
+}  // namespace fastnets::FASTNETS_ISA::grouped
