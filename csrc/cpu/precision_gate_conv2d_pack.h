@@ -18,6 +18,8 @@ template <int L>
 FASTNETS_INLINE uint32_t nonzero(Vec<int32_t, L> v) {
 #if FASTNETS_VECTOR_BYTES == 64
   if constexpr (L == 16) return _mm512_test_epi32_mask(bits<__m512i>(v), bits<__m512i>(v));
+#elif FASTNETS_VECTOR_BYTES == 32
+  if constexpr (L == 8) return _mm256_movemask_ps(bits<__m256>(v != 0));
 #endif
   uint32_t mask = 0;
   for (int i = 0; i < L; ++i) mask |= uint32_t{v[i] != 0} << i;

@@ -59,7 +59,10 @@ FASTNETS_INLINE void store_bytes(void* to, Vec<int32_t, L> v, int64_t count) {
   }
 #endif
   const auto narrow = __builtin_convertvector(v, Vec<int8_t, L>);
-  std::memcpy(to, &narrow, std::min<int64_t>(L, count));
+  if (count >= L)
+    std::memcpy(to, &narrow, L);
+  else
+    std::memcpy(to, &narrow, count);
 }
 
 template <typename T>
