@@ -86,7 +86,7 @@ void run(const Problem& p, int64_t tasks, const F& kernel) {
 }
 
 // Whether this is a product of matrices for each group.
-bool multiplies(const Convolution& g, const Problem& p, const Tensor& source, const Tensor& result, const Kernels& k) {
+bool is_product(const Convolution& g, const Problem& p, const Tensor& source, const Tensor& result, const Kernels& k) {
   return k.multiply && g.kh * g.kw * g.sh * g.sw == 1 && g.ph + g.pw == 0 && is_dense(source, true) &&
          is_dense(result, true) && !shares_vectors(p, k) && p.bias_step == 1;
 }
@@ -103,7 +103,7 @@ void multiply(const Problem& p, const Kernels& kernels, bool streams) {
 }
 
 void correlate(const Convolution& g, Problem p, const Kernels& kernels, const Tensor& source, const Tensor& result) {
-  if (multiplies(g, p, source, result, kernels)) return multiply(p, kernels, pointwise::streams(sizes_of(result)));
+  if (is_product(g, p, source, result, kernels)) return multiply(p, kernels, pointwise::streams(sizes_of(result)));
   cut(p, kernels, source.element_size());
   run(p, p.chunks() * p.n * p.strips, [&](int64_t begin, int64_t end) { kernels.correlate(p, begin, end); });
 }

@@ -7,7 +7,7 @@ namespace fastnets::FASTNETS_ISA::grouped {
 
 using fastnets::pointwise::kPanel;
 
-// Source channels on, a panel's results of one group: [in][kPanel], zeros in the last vector after the last of `out`.
+// A panel of one group's weights as [in][kPanel]; after the last of `out` only that vector is filled, with zeros.
 inline void pack_panel(const Problem& p, int64_t group, int64_t panel, float* to) {
   constexpr int64_t L = kLanes<float>;
   const Four& s = p.w_stride;
@@ -17,7 +17,7 @@ inline void pack_panel(const Problem& p, int64_t group, int64_t panel, float* to
   for (int64_t o = first; o < end; o += L)
     for (int64_t k = 0; k < p.in; k += run) {
       float* const lanes = to + k * kPanel + o - first;
-      if (s.n == 1 && run == 1) {
+      if (s.n == 1 && run == 1) {  // as in the gradient of the input
         store<float, L>(lanes, load_first<float, L>(w + o + k * s.c, end - o));
         continue;
       }

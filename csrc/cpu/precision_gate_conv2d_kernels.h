@@ -22,48 +22,18 @@ constexpr int kTileSums = 8, kTileVectors = 2;
 template <int N>
 inline constexpr int kPixels = std::min(kTileSums / N, 12);
 
-// What is done to the sums outside the innermost loop is spelt out: sums that a loop indexes would stay in memory.
-template <int M, int N, int i = 0>
-FASTNETS_INLINE void begin_sums(const Words (&start)[N], Words (&sums)[M][N]) {
-  sums[i / N][i % N] = start[i % N];
-  if constexpr (i + 1 < M * N) begin_sums<M, N, i + 1>(start, sums);
-}
-
-template <int M, int N, int i = 0>
-FASTNETS_INLINE void store_sums(const Words (&sums)[M][N], int32_t* out) {
-  std::memcpy(out + i * kWords, &sums[i / N][i % N], sizeof(Words));
-  if constexpr (i + 1 < M * N) store_sums<M, N, i + 1>(sums, out);
-}
-
-template <int M, int N, int n, int m = 0>
-FASTNETS_INLINE void add_excess(const Excess& e, Bytes w, int64_t channel, const uint8_t* const (&pixel)[M],
-                                Words (&sums)[M][N]) {
-  sums[m][n] = dot(sums[m][n], pick(pixel[m] + channel, e.index), w);
-  if constexpr (m + 1 < M) add_excess<M, N, n, m + 1>(e, w, channel, pixel, sums);
-}
-
-template <int M, int N, int n = 0>
-FASTNETS_INLINE void add_all_excess(const Problem& p, int64_t vector, const uint8_t* const (&pixel)[M],
-                                    Words (&sums)[M][N]) {
-  for (const Excess& e : p.excess[vector + n]) {
-    Bytes w;
-    std::memcpy(&w, e.weight, sizeof w);
-    add_excess<M, N, n>(e, w, p.tap_offset[e.tap] + e.channel, pixel, sums);
-  }
-  if constexpr (n + 1 < N) add_all_excess<M, N, n + 1>(p, vector, pixel, sums);
-}
-
 // Integer sums of `part` for N vectors from `vector` on, to out [pixel][N][lane]. `offset`: bytes of the pixels in the
 // group's part of the padded input.
 template <int N>
 void tile(const Problem& p, int part, int64_t vector, const int64_t* offset, int32_t* out) {
   constexpr int M = kPixels<N>, L = kWords;
-  Words start[N], sums[M][N];
+  Words sums[M][N];
   for (int n = 0; n < N; ++n) {
-    std::memcpy(&start[n], p.sums + (vector + n) * L, sizeof start[n]);
-    start[n] *= -p.zero(part);
+    Words start;
+    std::memcpy(&start, p.sums + (vector + n) * L, sizeof start);
+    start *= -p.zero(part);
+    for (int m = 0; m < M; ++m) sums[m][n] = start;
   }
-  begin_sums<M, N>(start, sums);
   const uint8_t* pixel[M];
   for (int m = 0; m < M; ++m) pixel[m] = p.parts[part] + offset[m];
   const int64_t taps = p.g.kh * p.g.kw, channels = p.channels, vector_bytes = p.vector_bytes();
@@ -79,8 +49,14 @@ void tile(const Problem& p, int part, int64_t vector, const int64_t* offset, int
       }
     }
   }
-  add_all_excess<M, N>(p, vector, pixel, sums);
-  store_sums<M, N>(sums, out);
+  for (int n = 0; n < N; ++n)
+    for (const Excess& e : p.excess[vector + n]) {
+      const int64_t c = p.tap_offset[e.tap] + e.channel;
+      Bytes w;
+      std::memcpy(&w, e.weight, sizeof w);
+      for (int m = 0; m < M; ++m) sums[m][n] = dot(sums[m][n], pick(pixel[m] + c, e.index), w);
+    }
+  std::memcpy(out, sums, sizeof sums);
 }
 
 // What a vector of output channels needs beside its sums.

@@ -196,8 +196,8 @@ def test_weights_in_any_layout(backend, layout):
     check_call(c, tensors, torch.float32, layout)
 
 
-# 1x1 kernels that are products of matrices on a CPU: results of a group that fill a panel of 32 and a part of one, none,
-# one, and a panel of 16 in so many pixels that panels share blocks of them, and are stored past the caches.
+# 1x1 kernels that are products of matrices on a CPU: a group's results are a panel of 32 and a part of one, a part, a
+# panel; so many pixels that all panels go over a block of them before the next, with results stored past the caches.
 PRODUCTS = [
     case("panels and a rest", (2, 30, 5, 9), 123, 3, kernel=(1, 1), padding=(0, 0), activation="relu6"),
     case("part of a panel", (1, 80, 3, 5), 21, 1, kernel=(1, 1), padding=(0, 0), activation="silu"),
