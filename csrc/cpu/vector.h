@@ -122,6 +122,22 @@ FASTNETS_INLINE bool any(const M& mask) {
   return all != 0;
 }
 
+// A bit for each lane of a comparison.
+template <typename M>
+FASTNETS_INLINE unsigned lane_bits(const M& mask) {
+  [[maybe_unused]] constexpr bool kFloats = sizeof mask[0] == sizeof(float);
+#if FASTNETS_VECTOR_BYTES == 64
+  if constexpr (sizeof mask == 64)
+    return kFloats ? _mm512_movepi32_mask(bits<__m512i>(mask)) : _mm512_movepi64_mask(bits<__m512i>(mask));
+#elif FASTNETS_VECTOR_BYTES == 32
+  if constexpr (sizeof mask == 32)
+    return kFloats ? _mm256_movemask_ps(bits<__m256>(mask)) : _mm256_movemask_pd(bits<__m256d>(mask));
+#endif
+  unsigned lanes = 0;
+  for (unsigned i = 0; i < sizeof mask / sizeof mask[0]; ++i) lanes |= static_cast<unsigned>(mask[i] & 1) << i;
+  return lanes;
+}
+
 // Keeps a vector in its register. Without it the compiler reads a value once from memory for each use of it, which
 // binds these kernels to the load ports.
 template <typename V>
