@@ -16,7 +16,44 @@
 namespace fastnets {
 namespace {
 
-// The boxes of one category, of ranks [begin, end), best first.
+// Where a box lies: its size and place, in 9 and 256 x 256 steps of what all cover, those of one size along a curve
+// that goes through each quarter before the next. NaN and infinity come out somewhere.
+template <typename A>
+class Whereabouts {
+ public:
+  Whereabouts(const NmsBoxes<A>& boxes, int64_t n) : boxes_(boxes) {
+    A x = -x_, y = -y_;
+    for (int64_t i = 0; i < n; ++i) {
+      if (boxes.x1[i] < x_) x_ = boxes.x1[i];
+      if (boxes.y1[i] < y_) y_ = boxes.y1[i];
+      if (boxes.x1[i] > x) x = boxes.x1[i];
+      if (boxes.y1[i] > y) y = boxes.y1[i];
+    }
+    step_ = std::max(x - x_, y - y_) / 256;
+  }
+
+  uint64_t key(int64_t i) const {
+    const A size = std::max(boxes_.x2[i] - boxes_.x1[i], boxes_.y2[i] - boxes_.y1[i]);
+    uint64_t level = 0;
+    for (A least = step_; level < 8 && least < size; least *= 2) ++level;
+    return level << 16 | spread(boxes_.x1[i] - x_) | spread(boxes_.y1[i] - y_) << 1;
+  }
+
+ private:
+  // The bits of the step that a place is in, with gaps between them.
+  uint64_t spread(A place) const {
+    const A steps = place / step_;
+    uint64_t bits = steps > 0 ? steps < 255 ? static_cast<uint64_t>(steps) : 255 : 0;
+    bits = (bits | bits << 4) & 0x0f0f;
+    bits = (bits | bits << 2) & 0x3333;
+    return (bits | bits << 1) & 0x5555;
+  }
+
+  const NmsBoxes<A>& boxes_;
+  A x_ = std::numeric_limits<A>::infinity(), y_ = x_, step_;
+};
+
+// The boxes of one category, best first.
 template <typename T>
 void gather(const Tensor& boxes, const int64_t* members, int64_t n, const NmsBoxes<Sum<T>>& to) {
   const T* box = data<T>(boxes);
@@ -28,24 +65,46 @@ void gather(const Tensor& boxes, const int64_t* members, int64_t n, const NmsBox
   }
 }
 
-// Takes one category, best first. Blocks of boxes are tested against the kept ones by all threads, then among
-// themselves.
+// The chunk of each box, for which neighbours lie together.
+template <typename A>
+std::unique_ptr<int32_t[]> chunks_of(const NmsBoxes<A>& boxes, int64_t n, int64_t chunk) {
+  std::vector<int64_t> order = all_indices(n);
+  if (chunk < n) {
+    const Whereabouts<A> whereabouts(boxes, n);
+    sort_by_key(order, [&](int64_t rank) { return whereabouts.key(rank); });
+  }
+  auto chunks = std::make_unique_for_overwrite<int32_t[]>(n);
+  for (int64_t i = 0; i < n; ++i) chunks[order[i]] = static_cast<int32_t>(i / chunk);
+  return chunks;
+}
+
+// Which of one category's members, given best first, are kept. Blocks of boxes are tested against the kept ones by all
+// threads, then among themselves.
 template <typename T>
-int64_t keep_of_category(const Tensor& boxes, const int64_t* members, int64_t n, Sum<T> threshold, int64_t* positions) {
+int64_t ranks_of_category(const Tensor& boxes, const int64_t* members, int64_t n, Sum<T> threshold, int64_t* ranks) {
   using A = Sum<T>;
-  constexpr int64_t kBlock = 512;
-  const auto memory = std::make_unique_for_overwrite<A[]>(2 * NmsBoxes<A>::count(n));
-  const NmsBoxes<A> all(memory.get(), n), kept(memory.get() + NmsBoxes<A>::count(n), n);
-  const auto suppressed = std::make_unique_for_overwrite<bool[]>(n);
+  using Boxes = NmsBoxes<A>;
+  constexpr int64_t kBlock = 512, kFew = 1024, kChunk = 64;
+  constexpr A kNaN = std::numeric_limits<A>::quiet_NaN(), kFar = std::numeric_limits<A>::infinity();
+  const int64_t chunk = n <= kFew ? std::max<int64_t>(n, 1) : kChunk, chunks = ceil_div(n, chunk),
+                room = chunks + Boxes::kRoom;
+  const auto memory = std::make_unique_for_overwrite<A[]>(Boxes::count(n) + Boxes::count(kBlock));
+  const Boxes all(memory.get(), n), recent(memory.get() + Boxes::count(n), kBlock);
   gather<T>(boxes, members, n, all);
+  const auto chunk_of = chunks_of(all, n, chunk);
+  std::vector<A> kept(Boxes::count(n), kNaN), bounds(Boxes::count(chunks), -kFar);
+  const Boxes covered(bounds.data(), chunks);
+  std::fill(covered.x1, covered.x1 + room, kFar), std::fill(covered.y1, covered.y1 + room, kFar);
+  std::vector<int32_t> counts(room);
+  const NmsCategory<A> c{n, chunk, all, chunk_of.get(), Boxes(kept.data(), n), covered, counts.data(), threshold};
+  const auto suppressed = std::make_unique_for_overwrite<bool[]>(n);
   const NmsKernels<A> kernels = FASTNETS_FOR_THIS_CPU(nms_kernels<A>)();
   int64_t count = 0;
   for (int64_t block = 0; block < n; block += kBlock) {
     const int64_t end = std::min(block + kBlock, n);
-    torch::stable::parallel_for(block, end, 1 + (1 << 16) / (count + 1), [&](int64_t first, int64_t last) {
-      kernels.test(kept, count, all, first, last, threshold, suppressed.get());
-    });
-    count = kernels.keep(kept, count, all, block, end, threshold, suppressed.get(), positions);
+    torch::stable::parallel_for(block, end, 1 + (1 << 16) / (count + 1),
+                                [&](int64_t first, int64_t last) { kernels.test(c, first, last, suppressed.get()); });
+    count += kernels.keep(c, block, end, suppressed.get(), recent, ranks + count);
   }
   return count;
 }
@@ -64,10 +123,10 @@ Tensor nms(const Tensor& boxes, const Tensor& scores, const std::optional<Tensor
     torch::stable::parallel_for(0, c.count(), 1 + 256 * c.count() / (n + 1), [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t* members = &c.members[c.begins[i]];
-        const auto positions = std::make_unique_for_overwrite<int64_t[]>(c.size(i));
+        const auto ranks = std::make_unique_for_overwrite<int64_t[]>(c.size(i));
         const auto threshold = round_down<Sum<T>>(iou_threshold);
-        const int64_t count = keep_of_category<T>(boxes, members, c.size(i), threshold, positions.get());
-        for (int64_t j = 0; j < count; ++j) kept[members[positions[j]]] = true;
+        const int64_t count = ranks_of_category<T>(boxes, members, c.size(i), threshold, ranks.get());
+        for (int64_t j = 0; j < count; ++j) kept[members[ranks[j]]] = true;
       }
     });
     const Tensor keep = empty_int64(boxes, {std::count(kept.get(), kept.get() + n, true)});

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "../tensor.h"
+
 namespace fastnets {
 
 // Boxes, an array for each property, with room for a vector behind the last.
@@ -19,14 +21,29 @@ struct NmsBoxes {
   }
 };
 
+// Boxes of one category, best first, and those that are kept of them. A kept box goes where its neighbours are, into
+// its chunk, whose bounds grow by it.
+template <typename A>
+struct NmsCategory {
+  int64_t n, chunk;  // boxes, and how many make a chunk
+  NmsBoxes<A> boxes;
+  const int32_t* chunk_of;  // a box
+  NmsBoxes<A> kept;         // NaN where none is yet
+  NmsBoxes<A> bounds;       // of chunks, and the largest area: from infinity to -infinity where none is yet
+  int32_t* counts;          // of chunks, and of as many more as there is room
+  A threshold;
+
+  int64_t chunks() const { return ceil_div(n, chunk); }
+};
+
 template <typename A>
 struct NmsKernels {
-  // Says of boxes [begin, end) whether one of kept [kept_begin, kept_end) suppresses them.
-  void (*test)(const NmsBoxes<A>& kept, int64_t kept_end, const NmsBoxes<A>& boxes, int64_t begin, int64_t end,
-               A threshold, bool* suppressed);
-  // Keeps those of boxes [begin, end) that nothing suppresses, themselves included; returns how many there are then.
-  int64_t (*keep)(const NmsBoxes<A>& kept, int64_t count, const NmsBoxes<A>& boxes, int64_t begin, int64_t end,
-                  A threshold, const bool* suppressed, int64_t* positions);
+  // Says of boxes [begin, end) whether a kept one suppresses them.
+  void (*test)(const NmsCategory<A>&, int64_t begin, int64_t end, bool* suppressed);
+  // Keeps those of boxes [begin, end) that nothing suppresses, themselves included, and writes their ranks; returns how
+  // many. `recent` is memory for as many.
+  int64_t (*keep)(const NmsCategory<A>&, int64_t begin, int64_t end, const bool* suppressed, const NmsBoxes<A>& recent,
+                  int64_t* ranks);
 };
 
 }  // namespace fastnets

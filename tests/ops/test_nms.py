@@ -124,6 +124,18 @@ def test_blocks_and_threads_do_not_change_the_result(cpu_kernels):
     check_thread_counts(lambda: nms(boxes, scores, 0.4))
 
 
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float16), ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_chunks_of_neighbours_do_not_change_the_result(cpu_kernels, kind, dtype):
+    """More boxes than make one chunk, of many sizes, here and there."""
+    boxes, scores = box_set(kind, 1100, 1)
+    boxes = (boxes * 2.0 ** (torch.arange(1100) % 5)[:, None] - 300).to(dtype)
+    for threshold in (0.4, 0.05, -0.1):
+        with fastnets.use_backend("reference"):
+            expected = nms(boxes, scores.to(dtype), threshold)
+        assert torch.equal(nms(boxes, scores.to(dtype), threshold), expected), threshold
+
+
 def test_memory_is_as_the_docstring_says(cpu_kernels):
     n = 300_000
     boxes, scores, ids = torch.rand(n, 4), torch.rand(n), torch.arange(n) // 8
