@@ -43,11 +43,12 @@ Plan plan_of(const Convolution& g, int64_t c, bool expands, int64_t out, int64_t
   const auto place = [&](int64_t count) { return bytes += up(count, 16), bytes - up(count, 16); };
   p.tile = place(sizeof(Tile));
   p.stage = p.x = place(2 * pixels * p.x_row);
-  p.hidden = place(2 * kRow * ((tile_h - 1) * g.sh + g.kh) * p.hidden_row);
+  p.hidden = place(2 * kRow * ((up(tile_h, 2) - 1) * g.sh + g.kh) * p.hidden_row);
   p.deep = place(2 * kRow * tile_h * tile_w);
   p.expand = place(expands ? 2 * kRow * (p.x_row - 8) : 0);
   p.project = place(2 * kRow * p.results);
   p.taps = place(2 * kPanel * (g.kh * g.kw + 1));
+  p.bias = place(2 * kPanel);
   p.spots = place(sizeof(Spot) * pixels);
   p.bytes = std::max<int>(bytes, p.stage + sizeof(float) * kWarps * 16 * kStageRow);
   return p;
@@ -142,8 +143,8 @@ Tensor inverted_residual(const Tensor& x, const MaybeTensor& expand, const Maybe
                   parse_activation(project_activation)};
     t.x_vectors = t.x_vectors && aligned(t.x);
     t.y_vectors = out % 8 == 0 && t.y_pixel % 8 == 0 && aligned(t.y) && aligned(t.residual);
-    STD_TORCH_CHECK(aligned(t.expand) && aligned(t.depthwise) && aligned(t.project),
-                    "expected packed weights that begin at a multiple of 16 bytes");
+    STD_TORCH_CHECK(aligned(t.expand) && aligned(t.expand_bias) && aligned(t.depthwise) && aligned(t.project),
+                    "expected packed weights and a hidden bias that begin at a multiple of 16 bytes");
     if (y.numel() > 0) run(Stream(x), t, sizes, cheapest(g, sizes.c, expand.has_value(), out), g);
   };
   STD_TORCH_CHECK(x.scalar_type() == ScalarType::Half || x.scalar_type() == ScalarType::BFloat16,

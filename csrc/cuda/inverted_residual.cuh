@@ -52,7 +52,7 @@ struct Plan {
   int warps_m;                      // binary logarithm
   int x_row;                        // numbers from pixel to pixel of x's tile
   int hidden_row;                   // pixels of a row of the hidden tile
-  int tile, stage, x, hidden, deep, expand, project, taps, spots, bytes;
+  int tile, stage, x, hidden, deep, expand, project, taps, bias, spots, bytes;
 };
 
 // A pixel of x that a block needs: where it lies in the image, and in the hidden tile.
@@ -100,7 +100,7 @@ struct Share {
 // What lies in shared memory.
 template <typename T>
 struct Shared {
-  T *x, *hidden, *deep, *expand, *project, *taps;
+  T *x, *hidden, *deep, *expand, *project, *taps, *bias;
   Tile* tile;
   Spot* spots;
   float* stage;  // in the place of all others but the tile
@@ -108,7 +108,7 @@ struct Shared {
   __device__ Shared(unsigned char* memory, const Plan& p) {
     const auto at = [&](int offset) { return reinterpret_cast<T*>(memory + offset); };
     x = at(p.x), hidden = at(p.hidden), deep = at(p.deep), expand = at(p.expand), project = at(p.project);
-    taps = at(p.taps), tile = reinterpret_cast<Tile*>(memory + p.tile);
+    taps = at(p.taps), bias = at(p.bias), tile = reinterpret_cast<Tile*>(memory + p.tile);
     spots = reinterpret_cast<Spot*>(memory + p.spots), stage = reinterpret_cast<float*>(memory + p.stage);
   }
 };
@@ -193,12 +193,16 @@ __device__ void fetch_expand(const Operands<T>& t, const Shared<T>& s, const Siz
   fetch_rows(s.expand, t.expand + static_cast<int64_t>(panel) * g.c * kPanel, p.x_row - 8, g.c);
 }
 
+// The depthwise weights and biases of a panel, and the biases before them.
 template <typename T>
 __device__ void fetch_taps(const Operands<T>& t, const Shared<T>& s, const Sizes& g, int taps, int panel) {
-  const int count = (taps + 1) * min(kPanel, g.hidden - panel * kPanel) / 8;
+  const int channels = min(kPanel, g.hidden - panel * kPanel), count = (taps + 1) * channels / 8;
+  const T* const from = t.depthwise + panel * kPanel * (taps + 1);
 #pragma unroll 1
-  for (int i = threadIdx.x; i < count; i += kThreads)
-    copy_async(s.taps + i * 8, t.depthwise + panel * kPanel * (taps + 1) + i * 8, true);
+  for (int i = threadIdx.x; i < count; i += kThreads) copy_async(s.taps + i * 8, from + i * 8, true);
+  const bool biased = t.expand_bias && static_cast<int>(threadIdx.x) < channels / 8;
+  if (threadIdx.x < kPanel / 8)
+    copy_async(s.bias + threadIdx.x * 8, biased ? t.expand_bias + panel * kPanel + threadIdx.x * 8 : from, biased);
 }
 
 template <typename T>
@@ -242,35 +246,28 @@ __device__ void multiply(float (&sum)[2][kColumns][4], const T* a, int a_row, in
   }
 }
 
-// Sums begin with the bias of their columns, from `column` on; those past `count` have none.
-template <typename T, int kColumns>
-__device__ void begin(float (&sum)[2][kColumns][4], const T* bias, int column, int count) {
-#pragma unroll
-  for (int j = 0; j < kColumns; ++j)
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int n = column + 8 * j + threadIdx.x % 4 * 2 + i;
-      sum[0][j][i] = sum[0][j][i + 2] = sum[1][j][i] = sum[1][j][i + 2] =
-          bias && n < count ? static_cast<float>(bias[n]) : 0.0f;
-    }
-}
-
 // A panel of hidden channels of all pixels: a warp takes 32 by 32, or 16 channels where pixels are few.
 template <typename T>
-__device__ void expand(const Operands<T>& t, const Shared<T>& s, const Sizes& g, const Plan& p, int pixels, int panel) {
-  const int pieces = pixels > 16 * kWarps ? 1 : 2, pairs = 2 / pieces;
-  const int row = threadIdx.x % 32 / 4, first_channel = panel * kPanel;
-  for (int item = threadIdx.x / 32; item < (pixels + 31) / 32 * pieces; item += kWarps) {
-    const int first = item / pieces * 32, column = item % pieces * 16;
+__device__ void expand(const Operands<T>& t, const Shared<T>& s, const Plan& p, int pixels) {
+  const int halves = pixels <= 16 * kWarps, pairs = 2 >> halves;
+  const int row = threadIdx.x % 32 / 4, channel = threadIdx.x % 4 * 2;
+  for (int item = threadIdx.x / 32; item < (pixels + 31) / 32 << halves; item += kWarps) {
+    const int first = (item >> halves) * 32, column = halves ? item % 2 * 16 : 0;
     float sum[2][4][4];
-    begin(sum, t.expand_bias, first_channel + column, g.hidden);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      float bias[2] = {};
+      if (j < 2 * pairs) load_pair(bias, s.bias + column + 8 * j + channel);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) sum[i / 4][j][i % 4] = bias[i % 2];
+    }
     multiply(sum, s.x, p.x_row, first, pixels, s.expand, p.x_row - 8, column, pairs);
     with_activation(t.expand_activation, [&](auto f) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int pixel = first + 8 * i + row;
         if (pixel >= pixels) break;
-        T* const to = s.hidden + s.spots[pixel].place * kRow + column + threadIdx.x % 4 * 2;
+        T* const to = s.hidden + s.spots[pixel].place * kRow + column + channel;
 #pragma unroll
         for (int j = 0; j < 4; ++j)
           if (j < 2 * pairs) {
@@ -283,48 +280,63 @@ __device__ void expand(const Operands<T>& t, const Shared<T>& s, const Sizes& g,
   }
 }
 
-// Two channels of up to kRun pixels of a row: those from `start` on. The last run of a row begins early enough to find
-// its columns in the tile.
-template <typename T, int K, int S>
-__device__ void depthwise(const Operands<T>& t, const Shared<T>& s, const Sizes& g, const Plan& p, const Tile& tile,
-                          int panel) {
-  const int channels = min(kPanel, g.hidden - panel * kPanel), channel = threadIdx.x % 16 * 2;
+// Two channels of kRun pixels of R rows. The last run of a row begins early enough to find its pixels in the tile, and
+// leaves those of the run before alone; below, the hidden tile has a row more where their number is odd.
+template <typename T, int K, int S, int R>
+__device__ void depthwise_rows(const Operands<T>& t, const Shared<T>& s, const Plan& p, const Tile& tile,
+                               int channels) {
+  const int channel = threadIdx.x % 16 * 2;
   if (channel >= channels) return;
   const T* const taps = s.taps + channel;
-  for (uint32_t item = threadIdx.x / 16; item < tile.rows * p.runs.size; item += kThreads / 16) {
-    uint32_t row = item;
-    const int start = static_cast<int>(p.runs.take(row)) * kRun, first = max(0, min(start, p.tile_w - kRun));
-    float sum[kRun][2], bias[2];
+  for (uint32_t item = threadIdx.x / 16; item < (tile.rows + R - 1) / R * p.runs.size; item += kThreads / 16) {
+    uint32_t piece = item;
+    const int start = static_cast<int>(p.runs.take(piece)) * kRun, first = max(0, min(start, p.tile_w - kRun));
+    const int row = static_cast<int>(piece) * R;
+    const T* from = s.hidden + (row * S * p.hidden_row + first * S) * kRow + channel;
+    float sum[R][kRun][2], w[K][K][2], bias[2];
     load_pair(bias, taps + K * K * channels);
 #pragma unroll
-    for (int q = 0; q < kRun; ++q) sum[q][0] = bias[0], sum[q][1] = bias[1];
+    for (int q = 0; q < kRun * R; ++q) sum[q / kRun][q % kRun][0] = bias[0], sum[q / kRun][q % kRun][1] = bias[1];
 #pragma unroll
-    for (int i = 0; i < K; ++i) {
-      const T* const from = s.hidden + ((static_cast<int>(row) * S + i) * p.hidden_row + first * S) * kRow + channel;
-      float w[K][2];
+    for (int i = 0; i < (R - 1) * S + K; ++i, from += p.hidden_row * kRow) {
 #pragma unroll
-      for (int j = 0; j < K; ++j) load_pair(w[j], taps + (i * K + j) * channels);
+      for (int j = 0; j < K && i < K; ++j) load_pair(w[i][j], taps + (i * K + j) * channels);
 #pragma unroll
       for (int column = 0; column < (kRun - 1) * S + K; ++column) {
         float v[2];
         load_pair(v, from + column * kRow);
 #pragma unroll
-        for (int q = 0; q < kRun; ++q) {
-          const int j = column - q * S;
-          if (j >= 0 && j < K) sum[q][0] += w[j][0] * v[0], sum[q][1] += w[j][1] * v[1];
-        }
+        for (int r = 0; r < R; ++r)
+#pragma unroll
+          for (int q = 0; q < kRun; ++q) {
+            const int k = i - r * S, j = column - q * S;
+            if (k >= 0 && k < K && j >= 0 && j < K)
+              sum[r][q][0] += w[k][j][0] * v[0], sum[r][q][1] += w[k][j][1] * v[1];
+          }
       }
     }
-    T* const to = s.deep + (static_cast<int>(row) * p.tile_w + first) * kRow + channel;
+    T* const to = s.deep + (row * p.tile_w + first) * kRow + channel;
     with_activation(t.activation, [&](auto f) {
 #pragma unroll
-      for (int q = 0; q < kRun; ++q) {
-        const unsigned two = round_pair<T>(apply<decltype(f)::value>(sum[q][0]), apply<decltype(f)::value>(sum[q][1]));
-        if (static_cast<unsigned>(first + q - start) < static_cast<unsigned>(p.tile_w - start))
-          *reinterpret_cast<unsigned*>(to + q * kRow) = two;
-      }
+      for (int r = 0; r < R; ++r)
+#pragma unroll
+        for (int q = 0; q < kRun; ++q) {
+          const float* const two = sum[r][q];
+          const unsigned pair = round_pair<T>(apply<decltype(f)::value>(two[0]), apply<decltype(f)::value>(two[1]));
+          if (row + r < p.tile_h && static_cast<unsigned>(first + q - start) < static_cast<unsigned>(p.tile_w - start))
+            *reinterpret_cast<unsigned*>(to + (r * p.tile_w + q) * kRow) = pair;
+        }
     });
   }
+}
+
+// Two rows share what they load, where that leaves work for all warps; those of 5x5 have no registers for it.
+template <typename T, int K, int S>
+__device__ void depthwise(const Operands<T>& t, const Shared<T>& s, const Sizes& g, const Plan& p, const Tile& tile,
+                          int panel) {
+  const int channels = min(kPanel, g.hidden - panel * kPanel);
+  if (K == 3 && p.tile_h * p.runs.size > kRun) return depthwise_rows<T, K, S, K == 3 ? 2 : 1>(t, s, p, tile, channels);
+  depthwise_rows<T, K, S, 1>(t, s, p, tile, channels);
 }
 
 // ---- results ---------------------------------------------------------------------------------
@@ -383,6 +395,18 @@ __device__ void store(const Operands<T>& t, const Shared<T>& s, const Sizes& g, 
   }
 }
 
+// A warp's sums begin with the biases of their columns, of which this lane has two in each eight.
+template <typename T>
+__device__ void begin(float (&sum)[2][2 * kPairs][4], const T* bias, int first, int count) {
+#pragma unroll
+  for (int j = 0; j < 2 * kPairs; ++j)
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      const int n = first + 8 * j + i % 2;
+      sum[i / 4][j][i % 4] = bias && n < count ? static_cast<float>(bias[n]) : 0.0f;
+    }
+}
+
 template <typename T, int K, int S>
 __global__ void __launch_bounds__(kThreads, 2) inverted_residual(const Operands<T> t, const Sizes g, const Plan p) {
   FASTNETS_DYNAMIC_SHARED(unsigned char, memory);
@@ -400,7 +424,7 @@ __global__ void __launch_bounds__(kThreads, 2) inverted_residual(const Operands<
     fetch_hidden(t, s, g, tile, 0);
   }
   float sum[2][2 * kPairs][4];
-  begin(sum, t.project_bias, tile.first_result + Share(g, p, tile).column, g.out);
+  begin(sum, t.project_bias, tile.first_result + Share(g, p, tile).column + threadIdx.x % 4 * 2, g.out);
   const int panels = (g.hidden + kPanel - 1) / kPanel;
 #pragma unroll 1
   for (int panel = 0; panel < panels; ++panel) {
@@ -408,7 +432,7 @@ __global__ void __launch_bounds__(kThreads, 2) inverted_residual(const Operands<
     barrier();  // x or the panel's weights of the first two steps are there, the last panel is done
     fetch_project(t, s, g, p, tile.first_result, panel);
     if (t.expand) {
-      expand(t, s, g, p, tile.pixels(), panel);
+      expand(t, s, p, tile.pixels());
       barrier();
       if (panel + 1 < panels) fetch_expand(t, s, g, p, panel + 1);
     }
