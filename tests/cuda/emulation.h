@@ -1,10 +1,10 @@
 // Runs CUDA kernels on a CPU, for tests: what csrc/cuda/launch.h offers, without a GPU.
 //
 // Blocks run one after another. A block's threads are fibers of one OS thread: each runs until it waits at a barrier,
-// shuffle or vote, and goes on when all threads of its block (or lanes of its warp) wait at the same one. If no fiber
-// can go on, the launch fails and says who waits where. Every second block runs its threads from last to first, shared
-// memory starts as NaN, and what is copied to it asynchronously comes when its thread waits for that: a missing barrier
-// or wait shows as a wrong result.
+// shuffle or vote, and goes on when all threads of its block (or lanes of its warp) wait at the same one. A warp runs
+// to the next barrier before another does. If no fiber can go on, the launch fails and says who waits where. Every
+// second block runs its threads from last to first, shared memory starts as NaN, and what is copied to it
+// asynchronously comes when its thread waits for that: a missing barrier or wait shows as a wrong result.
 #pragma once
 
 #include <setjmp.h>
@@ -146,29 +146,37 @@ class Machine {
 
   void run_block(bool backwards) {
     for (unsigned i = 0; i < threads_; ++i) fibers_[i]->wait = kNothing, fibers_[i]->copies.clear();
+    const unsigned warps = threads_ / kWarp;
     do {
-      for (unsigned i = 0; i < threads_; ++i) {
-        current_ = backwards ? threads_ - 1 - i : i;
+      for (unsigned i = 0; i < warps; ++i) run_warp(kWarp * (backwards ? warps - 1 - i : i), backwards);
+    } while (release());
+  }
+
+  // As far as it comes alone.
+  void run_warp(unsigned first, bool backwards) {
+    do {
+      for (unsigned i = 0; i < kWarp; ++i) {
+        current_ = first + (backwards ? kWarp - 1 - i : i);
         if (fibers_[current_]->wait != kNothing) continue;
         threadIdx = at(current_, blockDim);
         resume(*fibers_[current_]);
         if (failure_) std::rethrow_exception(std::exchange(failure_, nullptr));
       }
-    } while (release());
+    } while (release_warp(first));
   }
 
-  // Lets those go on that wait together; false when all have reached the end.
+  bool release_warp(unsigned first) {
+    if (!all(first, kWarp, kShuffle) && !all(first, kWarp, kVote)) return false;
+    for (unsigned i = first; i < first + kWarp; ++i) taken_[i] = fibers_[i]->given;
+    set_free(first, kWarp);
+    return true;
+  }
+
+  // Lets all go on that wait at a barrier; false when all have reached the end.
   bool release() {
     if (all(0, threads_, kEnd)) return false;
-    bool released = all(0, threads_, kBarrier);
-    if (released) set_free(0, threads_);
-    for (unsigned warp = 0; warp < threads_; warp += kWarp) {
-      if (!all(warp, kWarp, kShuffle) && !all(warp, kWarp, kVote)) continue;
-      for (unsigned i = warp; i < warp + kWarp; ++i) taken_[i] = fibers_[i]->given;
-      set_free(warp, kWarp);
-      released = true;
-    }
-    if (!released) throw std::runtime_error(stuck());
+    if (!all(0, threads_, kBarrier)) throw std::runtime_error(stuck());
+    set_free(0, threads_);
     return true;
   }
 

@@ -46,6 +46,7 @@ def test_dynamic_shared_memory():
 def test_missing_barrier_shows_in_the_result():
     y = run("reverse_without_barrier", rows(2))
     assert y.isnan().any(1).tolist() == [True, True]
+    assert run("row_sum_without_barrier", rows(2)).isnan().any(1).tolist() == [True, True]  # warps wait within only
 
 
 def test_shared_memory_starts_as_nan_in_every_block():
