@@ -45,8 +45,8 @@ Plan plan_of(const Convolution& g, int64_t c, bool expands, int64_t out, int64_t
   p.stage = p.x = place(2 * pixels * p.x_row);
   p.hidden = place(2 * kRow * ((up(tile_h, 2) - 1) * g.sh + g.kh) * p.hidden_row);
   p.deep = place(2 * kRow * tile_h * tile_w);
-  p.expand = place(expands ? 2 * kRow * (p.x_row - 8) : 0);
-  p.project = place(2 * kRow * p.results);
+  p.expand = place(expands ? 2 * kRow * up(c, kPanel) : 0);
+  p.project = place(2 * kPanel * (p.results + 8));
   p.taps = place(2 * kPanel * (g.kh * g.kw + 1));
   p.bias = place(2 * kPanel);
   p.spots = place(sizeof(Spot) * pixels);
@@ -56,11 +56,11 @@ Plan plan_of(const Convolution& g, int64_t c, bool expands, int64_t out, int64_t
 
 // About the instructions of a warp scheduler that all blocks take, one round of kAtOnce after the other.
 int64_t cost(const Convolution& g, const Plan& p) {
-  constexpr int64_t kProduct = 48, kBarriers = 1000;  // of 32 pixels by 16 by 32 channels; what a panel waits
+  constexpr int64_t kProduct = 48, kBarriers = 1500;  // of 32 pixels by 16 by 32 channels; what a panel takes beside
   const int64_t pixels = source(p.tile_h, g.kh, g.sh, g.h) * source(p.tile_w, g.kw, g.sw, g.w);
-  const int64_t expand = p.x_row ? ceil_div(pixels, 32) * (p.x_row / 16 * kProduct + 140) : 0;
+  const int64_t expand = p.x_row ? ceil_div(pixels, 32) * (p.x_row / 16 * kProduct + 250) : 0;
   const int64_t run = kRun * 2 * g.kh * g.kw + 3 * g.kh * ((kRun - 1) * g.sw + 2 * g.kw) + 60;
-  const int64_t deep = ceil_div(p.tile_h * int64_t{p.runs.size}, 2) * run;
+  const int64_t deep = ceil_div(p.tile_h, 2) * p.runs.size * run;
   const int64_t project = ceil_div(int64_t{p.tile_h} * p.tile_w, 32) * (p.results / 16) * kProduct;
   const int64_t blocks = g.n * p.tiles_h.size * p.tiles_w.size * p.share.size;
   return ceil_div(blocks, kAtOnce) * (expand + deep + project + kBarriers);

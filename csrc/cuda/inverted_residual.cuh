@@ -180,17 +180,19 @@ __device__ void fetch_hidden(const Operands<T>& t, const Shared<T>& s, const Siz
   }
 }
 
-// Rows of 32 weights, of which those from `live` on are zeros.
+// A warp fetches 32 rows of a panel of weights, those from `live` on as zeros.
 template <typename T>
-__device__ void fetch_rows(T* to, const T* from, int rows, int live) {
-#pragma unroll 1
-  for (int i = threadIdx.x; i < rows * 4; i += kThreads)
-    copy_async(to + i / 4 * kRow + i % 4 * 8, from + min(i, live * 4 - 1) * 8, i < live * 4);
+__device__ void fetch_rows(T* to, int to_row, const T* from, int live) {
+  const int row = threadIdx.x % 32 / 4, at = threadIdx.x % 4 * 8;
+#pragma unroll
+  for (int i = row; i < row + 32; i += 8) copy_async(to + i * to_row + at, from + i * kPanel + at, i < live);
 }
 
 template <typename T>
-__device__ void fetch_expand(const Operands<T>& t, const Shared<T>& s, const Sizes& g, const Plan& p, int panel) {
-  fetch_rows(s.expand, t.expand + static_cast<int64_t>(panel) * g.c * kPanel, p.x_row - 8, g.c);
+__device__ void fetch_expand(const Operands<T>& t, const Shared<T>& s, const Sizes& g, int panel) {
+#pragma unroll 1
+  for (int c = threadIdx.x / 32 * 32; c < g.c; c += 32 * kWarps)
+    fetch_rows(s.expand + c * kRow, kRow, t.expand + (static_cast<int64_t>(panel) * g.c + c) * kPanel, g.c - c);
 }
 
 // The depthwise weights and biases of a panel, and the biases before them.
@@ -208,35 +210,33 @@ __device__ void fetch_taps(const Operands<T>& t, const Shared<T>& s, const Sizes
 template <typename T>
 __device__ void fetch_project(const Operands<T>& t, const Shared<T>& s, const Sizes& g, const Plan& p, int first_result,
                               int panel) {
-  const int rows = min(kPanel, g.hidden - panel * kPanel);
-  for (int n = 0; n < p.results && first_result + n < g.out; n += kPanel)
-    fetch_rows(s.project + n * kRow,
-               t.project + (static_cast<int64_t>((first_result + n) / kPanel) * g.hidden + panel * kPanel) * kPanel,
-               rows, rows);
+  const int n = threadIdx.x / 32 * 32, results = first_result + n;  // 8 warps, 256 results at most
+  if (n >= p.results || results >= g.out) return;
+  const int64_t row = static_cast<int64_t>(results / kPanel) * g.hidden + panel * kPanel;
+  fetch_rows(s.project + n, p.results + 8, t.project + row * kPanel, g.hidden - panel * kPanel);
 }
 
 // ---- the three steps -------------------------------------------------------------------------
 
 // Adds a product to a warp's sums: 32 rows of a from `first` on, the last of `rows` standing in for those past it, by
-// 16 * `pairs` columns of b from `column` on, over `depth` numbers, a multiple of 16. b lies in panels of 32 columns.
+// 16 * `pairs` columns of b, over `depth` numbers, a multiple of 16.
 template <typename T, int kColumns>
 __device__ void multiply(float (&sum)[2][kColumns][4], const T* a, int a_row, int first, int rows, const T* b,
-                         int depth, int column, int pairs) {
+                         int b_row, int depth, int pairs) {
   const int row = threadIdx.x % 16, half = threadIdx.x % 32 / 16 * 8;  // that this lane gives load_fragments
   const T* const from[] = {a + min(first + row, rows - 1) * a_row + half,
                            a + min(first + 16 + row, rows - 1) * a_row + half};
-  b += row * kRow + half;
+  b += row * b_row + half;
 #pragma unroll 1
-  for (int k = 0; k < depth; k += 16, b += 16 * kRow) {
+  for (int k = 0; k < depth; k += 16, b += 16 * b_row) {
     unsigned left[2][4];
     load_fragments<false>(left[0], from[0] + k);
     load_fragments<false>(left[1], from[1] + k);
 #pragma unroll
     for (int i = 0; i < kColumns / 2; ++i) {
       if (i >= pairs) break;
-      const int n = column + 16 * i;
       unsigned right[4];
-      load_fragments<true>(right, b + n / kPanel * kPanel * kRow + n % kPanel);
+      load_fragments<true>(right, b + 16 * i);
 #pragma unroll
       for (int m = 0; m < 2; ++m) {
         multiply_fragments<T>(sum[m][2 * i], left[m], right[0], right[1]);
@@ -261,7 +261,7 @@ __device__ void expand(const Operands<T>& t, const Shared<T>& s, const Plan& p, 
 #pragma unroll
       for (int i = 0; i < 8; ++i) sum[i / 4][j][i % 4] = bias[i % 2];
     }
-    multiply(sum, s.x, p.x_row, first, pixels, s.expand, p.x_row - 8, column, pairs);
+    multiply(sum, s.x, p.x_row, first, pixels, s.expand + column, kRow, p.x_row - 8, pairs);
     with_activation(t.expand_activation, [&](auto f) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
@@ -419,7 +419,7 @@ __global__ void __launch_bounds__(kThreads, 2) inverted_residual(const Operands<
   barrier();
   if (t.expand) {
     fetch_x(t, s, g, p, tile);
-    fetch_expand(t, s, g, p, 0);
+    fetch_expand(t, s, g, 0);
   } else {
     fetch_hidden(t, s, g, tile, 0);
   }
@@ -434,7 +434,7 @@ __global__ void __launch_bounds__(kThreads, 2) inverted_residual(const Operands<
     if (t.expand) {
       expand(t, s, p, tile.pixels());
       barrier();
-      if (panel + 1 < panels) fetch_expand(t, s, g, p, panel + 1);
+      if (panel + 1 < panels) fetch_expand(t, s, g, panel + 1);
     }
     depthwise<T, K, S>(t, s, g, p, tile, panel);
     wait_for_copies();
@@ -444,8 +444,8 @@ __global__ void __launch_bounds__(kThreads, 2) inverted_residual(const Operands<
       if (!t.expand) fetch_hidden(t, s, g, tile, panel + 1);
     }
     const Share share(g, p, tile);
-    multiply(sum, s.deep, kRow, share.first, tile.rows * p.tile_w, s.project, min(kPanel, g.hidden - panel * kPanel),
-             share.column, share.pairs);
+    multiply(sum, s.deep, kRow, share.first, tile.rows * p.tile_w, s.project + share.column, p.results + 8,
+             min(kPanel, g.hidden - panel * kPanel), share.pairs);
   }
   barrier();
   store(t, s, g, p, tile, sum);
