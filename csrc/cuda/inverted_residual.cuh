@@ -161,7 +161,7 @@ __device__ void fetch_x(const Operands<T>& t, const Shared<T>& s, const Sizes& g
 #pragma unroll 1
   for (int i = threadIdx.x; i < tile.pixels() * eights; i += kThreads) {
     const int pixel = i / eights, c = i % eights * 8;
-    const T* const from = image + static_cast<int64_t>(s.spots[pixel].source) * g.c + min(c, g.c - 1);
+    const T* const from = image + static_cast<int64_t>(s.spots[pixel].source) * g.c + (c < g.c ? c : 0);
     fetch_eight(s.x + pixel * p.x_row + c, from, g.c - c, t.x_vectors);
   }
 }
@@ -185,7 +185,8 @@ template <typename T>
 __device__ void fetch_rows(T* to, int to_row, const T* from, int live) {
   const int row = threadIdx.x % 32 / 4, at = threadIdx.x % 4 * 8;
 #pragma unroll
-  for (int i = row; i < row + 32; i += 8) copy_async(to + i * to_row + at, from + i * kPanel + at, i < live);
+  for (int i = row; i < row + 32; i += 8)
+    copy_async(to + i * to_row + at, from + (i < live ? i : 0) * kPanel + at, i < live);
 }
 
 template <typename T>
