@@ -17,6 +17,7 @@ from benchmarks.test_corner_pool import cummax
 from benchmarks.test_soft_nms import boxes_of_image, cost
 from benchmarks.test_strip_pool import means
 from fastnets import ops
+from fastnets.layers import DepthwiseConv2d, PackedConv2d, PackedInvertedResidual
 from fastnets.ops.corner_pool import CORNERS, DIRECTIONS
 
 LARGE = 1 << 28  # bytes of the largest tensor
@@ -93,6 +94,49 @@ def test_depthwise_conv2d_backward(race, layout, dtype):
         flops=36 * x.numel(),
         dtype=dtype,
         op="depthwise_conv2d",
+    )
+
+
+@pytest.mark.parametrize("shape", _shapes.MOBILENET_V2_BLOCKS.values(), ids=_shapes.MOBILENET_V2_BLOCKS)
+def test_inverted_residual(race, quick, shape):
+    """MobileNetV2's blocks on 256 images, with the residual where there is one."""
+    c, hidden, o, h, stride = shape
+    n, last = 1 if quick else 256, LAYOUTS["channels_last"]
+    x = torch.randn(n, c, h, h, generator=seeded()).bfloat16().contiguous(memory_format=last)
+    layers = (
+        PackedConv2d(c, hidden, 1, activation="relu6"),
+        DepthwiseConv2d(hidden, 3, stride, 1, activation="relu6"),
+        PackedConv2d(hidden, o, 1),
+    )
+    ours = PackedInvertedResidual(*layers).eval().requires_grad_(False).bfloat16()
+    convs = [nn.Conv2d(*conv.weight.shape[1::-1], 1) for conv in (ours.expand, ours.project)]
+    convs.insert(1, nn.Conv2d(hidden, hidden, 3, stride, 1, groups=hidden))
+    block = nn.Sequential(convs[0], nn.ReLU6(), convs[1], nn.ReLU6(), convs[2]).eval().requires_grad_(False).bfloat16()
+    for conv, layer in zip(convs, layers, strict=True):
+        conv.load_state_dict(layer.state_dict())
+    block = block.to(memory_format=last)
+    residual = x if (c, stride) == (o, 1) else None
+
+    def theirs(x):
+        return block(x) if residual is None else block(x) + x
+
+    exact = copy.deepcopy(block).double()(x.double())
+    candidates = {
+        "eager": lambda: (theirs(x),),
+        "compile": _peers.compiled(theirs, x),
+        "fastnets": lambda: (ours(x, residual),),
+    }
+    results = n * (h // stride) ** 2
+    macs = n * h * h * c * hidden + results * hidden * (9 + o)
+    race(
+        "inverted_residual, 256 images",
+        f"{c}-{hidden}-{o} x{h}x{h}/{stride}",
+        candidates,
+        (exact if residual is None else exact + x.double(),),
+        nbytes=2 * (x.numel() + results * o),
+        flops=2 * macs,
+        dtype="bfloat16",
+        op="inverted_residual",
     )
 
 

@@ -65,26 +65,18 @@ Tensor inverted_residual(const Tensor& x, const std::optional<Tensor>& expand, c
                          int64_t channel) {
   using namespace pointwise;
   check_images(x);
-  const Four s = sizes_of(x);
-  STD_TORCH_CHECK(hidden > 0 && hidden % 16 == 0 && (expand || hidden == s.c),
-                  "expected a number of hidden channels that 16 divides, that of x where nothing expands it");
   Problem p;
-  STD_TORCH_CHECK(kernel.size() == 2, "expected pairs");
-  p.g = geometry({s.n, hidden, s.h, s.w}, {hidden, 1, kernel[0], kernel[1]}, stride, padding, dilation, hidden);
-  STD_TORCH_CHECK(depthwise.is_contiguous() && depthwise.scalar_type() == ScalarType::Float &&
-                      depthwise.numel() == (p.g.kh * p.g.kw + 1) * hidden,
-                  "expected the float32 weights and biases of ", hidden, " depthwise kernels");
-  check_panels(project, hidden, out);
-  const Four size{s.n, out, p.g.oh, p.g.ow};
+  p.g = inverted::check(x, expand, expand_bias, depthwise, hidden, kernel, stride, padding, dilation, project,
+                        project_bias, out, residual);
+  const Four size{p.g.n, out, p.g.oh, p.g.ow};
   const Results y(x, size, into, channel);
-  p.expand.x = {data<float>(x), s.c}, p.expand.in = s.c, p.expand.out = hidden;
+  p.expand.x = {data<float>(x), x.size(1)}, p.expand.in = x.size(1), p.expand.out = hidden;
   if (expand) {
-    check_panels(*expand, s.c, hidden);
-    p.expand.w = data<float>(*expand), p.expand.bias = check_bias(expand_bias, hidden);
+    p.expand.w = data<float>(*expand), p.expand.bias = expand_bias ? data<float>(*expand_bias) : nullptr;
     p.expand.activation = parse_activation(expand_activation);
   }
   p.depthwise = data<float>(depthwise), p.activation = parse_activation(activation);
-  p.project.w = data<float>(project), p.project.bias = check_bias(project_bias, out);
+  p.project.w = data<float>(project), p.project.bias = project_bias ? data<float>(*project_bias) : nullptr;
   p.project.in = hidden, p.project.out = out, p.project.activation = parse_activation(project_activation);
   p.project.y = y.pixels, p.project.residual = check_residual(residual, size);
   p.project.streams = streams(size);

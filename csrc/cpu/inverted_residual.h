@@ -1,6 +1,7 @@
 // What the kernels of inverted_residual are given, for all instruction sets.
 #pragma once
 
+#include "../inverted_residual.h"
 #include "pointwise_conv2d.h"
 
 namespace fastnets::inverted {

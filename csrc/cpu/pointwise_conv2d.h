@@ -7,12 +7,13 @@
 #include <optional>
 
 #include "../convolution.h"
+#include "../packed.h"
 #include "capability.h"
 #include "work.h"
 
 namespace fastnets::pointwise {
 
-constexpr int64_t kPanel = 32;  // channels that lie together in packed weights and in scratch
+using packed::kPanel;  // also the channels that lie together in scratch
 
 // Pixels: channel c of pixel i is at data[i * pixel + c / length * panel + c % length]. In an image in channels_last
 // pixels are all its channels apart and panels kPanel; scratch mostly holds one panel after the other, its pixels
@@ -84,26 +85,17 @@ inline void run(const Problem& p, int64_t pixels, Kernel kernel) {
   run(tasks.count(), pixels * p.in * p.out, [&](int64_t begin, int64_t end) { kernel(p, tasks, begin, end); });
 }
 
-// Weights of `in` channels for `out` results.
 inline void check_panels(const Tensor& w, int64_t in, int64_t out) {
-  const int64_t panels = ceil_div(out, kPanel);
-  STD_TORCH_CHECK(
-      w.is_contiguous() && w.numel() == panels * in * kPanel && w.scalar_type() == ScalarType::Float && in > 0,
-      "expected ", panels, " panels of float32 weights of ", in, " channels");
+  packed::check_panels(w, in, out, ScalarType::Float);
 }
 
 // The bias' numbers, or null.
 inline const float* check_bias(const std::optional<Tensor>& bias, int64_t out) {
-  if (!bias) return nullptr;
-  STD_TORCH_CHECK(bias->is_contiguous() && bias->numel() == out && bias->scalar_type() == ScalarType::Float,
-                  "expected a bias of ", out, " float32 numbers");
-  return data<float>(*bias);
+  packed::check_bias(bias, out, ScalarType::Float);
+  return bias ? data<float>(*bias) : nullptr;
 }
 
-inline void check_images(const Tensor& x) {
-  STD_TORCH_CHECK(x.dim() == 4 && is_dense(x, true) && x.scalar_type() == ScalarType::Float,
-                  "expected float32 images in channels_last");
-}
+inline void check_images(const Tensor& x) { packed::check_images(x, ScalarType::Float); }
 
 // The pixels of images in channels_last, or of some of the channels of such.
 inline Pixels<const float> check_slice(const Tensor& x) {
@@ -118,24 +110,16 @@ inline Pixels<const float> check_slice(const Tensor& x) {
 
 // The residual's pixels, or none.
 inline Pixels<const float> check_residual(const std::optional<Tensor>& residual, const Four& size) {
+  packed::check_residual(residual, size, ScalarType::Float);
   if (!residual) return {};
-  check_images(*residual);
-  STD_TORCH_CHECK(sizes_of(*residual) == size, "expected a residual of the result's shape");
   return {data<float>(*residual), size.c};
 }
 
 // Where results of this size go: new images, or channels of larger ones, from `channel` on.
 struct Results {
   Results(const Tensor& like, const Four& size, const std::optional<Tensor>& into, int64_t channel)
-      : images(into ? *into : empty(like, size, true)) {
-    check_images(images);
-    const Four all = sizes_of(images);
-    const bool fits =
-        all.n == size.n && all.h == size.h && all.w == size.w && 0 <= channel && channel + size.c <= all.c;
-    STD_TORCH_CHECK(fits, "expected images of ", size.n, " x ", size.h, " x ", size.w, " with room for ", size.c,
-                    " channels from ", channel, " on");
-    pixels = {mutable_data<float>(images) + channel, all.c};
-  }
+      : images(packed::images_for(like, size, into, channel)),
+        pixels{mutable_data<float>(images) + channel, images.size(1)} {}
   Tensor images;
   Pixels<float> pixels;
 };

@@ -1,6 +1,6 @@
-// All that kernels use of CUDA beyond plain C++: launch, barrier, warp shuffle, vote, shared memory, maxima of numbers
-// and of a warp, dot product of bytes, atomic sum of integers, and arithmetic that is rounded after each operation (the
-// compiler would make a * b + c one).
+// All that kernels use of CUDA beyond plain C++: launch, barriers, warp shuffle, vote, shared memory and copies to it,
+// maxima of numbers and of a warp, dot product of bytes, atomic sum of integers, and arithmetic that is rounded after
+// each operation (the compiler would make a * b + c one). Products on tensor cores are in mma.cuh.
 //
 // With FASTNETS_EMULATE_CUDA the same names come from tests/cuda/emulation.h, and a C++ compiler builds the .cu files
 // for a machine without a GPU. Blocks are whole warps, and every thread reaches every barrier, shuffle and vote.
@@ -47,6 +47,8 @@ struct Grid {
 template <typename... Parameters, typename... Arguments>
 void launch(const Stream& stream, const Grid& grid, void (*kernel)(Parameters...), const Arguments&... arguments) {
   const cudaLaunchConfig_t config{grid.blocks, grid.threads, grid.dynamic_shared_bytes, stream.handle(), nullptr, 0};
+  if (grid.dynamic_shared_bytes > 48 << 10)  // more has to be asked for
+    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(grid.dynamic_shared_bytes));
   cudaLaunchKernelEx(&config, kernel, arguments...);
   const cudaError_t error = cudaGetLastError();
   STD_TORCH_CHECK(error == cudaSuccess, "CUDA kernel launch failed: ", cudaGetErrorString(error));
@@ -55,6 +57,27 @@ void launch(const Stream& stream, const Grid& grid, void (*kernel)(Parameters...
 constexpr unsigned kFullWarp = 0xffffffff;
 
 __device__ inline void barrier() { __syncthreads(); }
+
+// Among the lanes of a warp.
+__device__ inline void warp_barrier() { __syncwarp(); }
+
+// 16 bytes from global to shared memory, or zeros where not `live`; there once this thread has waited for its copies.
+__device__ inline void copy_async(void* to, const void* from, bool live) {
+#if __CUDA_ARCH__ >= 800
+  asm volatile(
+      "cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(static_cast<unsigned>(__cvta_generic_to_shared(to))),
+      "l"(__cvta_generic_to_global(from)), "r"(live ? 16 : 0)
+      : "memory");
+#else
+  *static_cast<int4*>(to) = live ? *static_cast<const int4*>(from) : int4{};
+#endif
+}
+
+__device__ inline void wait_for_copies() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
+}
 
 template <typename T>
 __device__ T shuffle_xor(T value, int mask) {
@@ -97,6 +120,9 @@ __device__ inline double sub_rn(double a, double b) { return __dsub_rn(a, b); }
 __device__ inline double mul_rn(double a, double b) { return __dmul_rn(a, b); }
 __device__ inline double div_rn(double a, double b) { return __ddiv_rn(a, b); }
 
+// a / b within two units in the last place, in three instructions; 0 where b passes 2^126.
+__device__ inline float quotient(float a, float b) { return __fdividef(a, b); }
+
 // The larger, or NaN if one is; of two zeros any.
 __device__ inline float maximum(float a, float b) {
 #if __CUDA_ARCH__ >= 800
@@ -104,6 +130,16 @@ __device__ inline float maximum(float a, float b) {
   return a;
 #else
   return a >= b || a != a ? a : b;
+#endif
+}
+
+// The smaller, likewise.
+__device__ inline float minimum(float a, float b) {
+#if __CUDA_ARCH__ >= 800
+  asm("min.NaN.f32 %0, %1, %2;" : "=f"(a) : "f"(a), "f"(b));
+  return a;
+#else
+  return a <= b || a != a ? a : b;
 #endif
 }
 

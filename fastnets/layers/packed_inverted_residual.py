@@ -12,14 +12,24 @@ from fastnets._op import is_plain
 from fastnets.layers.conv import DepthwiseConv2d
 from fastnets.layers.packed_conv import PackedConv2d
 from fastnets.ops._convolution import output_size
-from fastnets.ops._packed import LANES, Packs, compiled_kernels, inverted_residual, pack_depthwise, pack_panels
+from fastnets.ops._packed import (
+    LANES,
+    Packs,
+    compiled_kernels,
+    cuda_kernels,
+    inverted_residual,
+    not_on_cuda,
+    pack_depthwise,
+    pack_panels,
+)
 
 
 class PackedInvertedResidual(Packs, nn.Module):
     """Applies a pointwise, a depthwise and a pointwise convolution, and adds a residual, in one pass.
 
     Each has its bias and its activation; the first may be missing. Where the compiled kernels do not take the input
-    (another layout than channels_last, another type than float32, gradients, tracing), the three layers run in turn.
+    (another layout than channels_last, another type than float32 on a CPU, float16 and bfloat16 on a GPU, gradients,
+    tracing), the three layers run in turn.
 
     Args:
         expand: the first pointwise convolution, or None.
@@ -63,7 +73,7 @@ class PackedInvertedResidual(Packs, nn.Module):
         weights = conv.weight, conv.bias, project.weight, *(() if expand is None else (expand.weight, expand.bias))
         bias = project.bias
         plain = not torch.compiler.is_compiling() and is_plain(input, residual, bias, *weights)
-        if not plain or not compiled_kernels(input, weights[2]) or not _takes(expand, conv, project, input, residual):
+        if not plain or not _has_kernel(expand, conv, input) or not _takes(expand, conv, project, input, residual):
             return project(conv(input if expand is None else expand(input)), residual)
         panels, hidden_bias, kernels, results = self._pack("panels", self._panels, *weights)
         return inverted_residual.run(
@@ -99,6 +109,14 @@ class PackedInvertedResidual(Packs, nn.Module):
             return None, None, kernels, results
         bias = None if expand.bias is None else pad(expand.bias)
         return pack_panels(pad(expand.weight)), bias, kernels, results
+
+
+def _has_kernel(expand: Any, conv: Any, input: Tensor) -> bool:
+    """Whether there is a kernel for an input of this device, type and layout."""
+    if compiled_kernels(input, conv.weight):
+        return True
+    on_cuda = cuda_kernels(input) and input.dtype == conv.weight.dtype and input.numel() > 0
+    return on_cuda and not not_on_cuda(input, expand is not None, conv.kernel_size, conv.stride, conv.dilation)
 
 
 def _takes(expand: Any, conv: Any, project: Any, input: Tensor, residual: Tensor | None) -> bool:

@@ -1,7 +1,7 @@
 """What layers for inference run on: weights packed once, in the order in which kernels read them, and ops on those.
 
-They take float32 in channels_last, which their callers see to, and have no gradient. A panel is 32 results or hidden
-channels whose weights lie together; the last one ends in zeros.
+They take float32 in channels_last, on CUDA float16 and bfloat16, which their callers see to, and have no gradient. A
+panel is 32 results or hidden channels whose weights lie together; the last one ends in zeros.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from fastnets._backends import BACKENDS, requested
 from fastnets._op import Op
 from fastnets.ops._activation import ACTIVATIONS
 
-PANEL = 32  # kPanel in csrc/cpu/pointwise_conv2d.h
+PANEL = 32  # kPanel in csrc/packed.h
+MOST_EXPANDED = 384  # kChannels in csrc/cuda/inverted_residual.cu
 LANES = 16  # that the number of hidden channels is brought to a multiple of; kLanes in csrc/cpu/preact_conv2d.h
 
 
@@ -47,6 +48,13 @@ def compiled_kernels(x: Tensor, weight: Tensor) -> bool:
     fits = x.is_cpu and x.dim() == 4 and x.numel() > 0 and x.dtype == weight.dtype == torch.float32
     fits = fits and x.is_contiguous(memory_format=torch.channels_last)
     return fits and requested.get() in (None, "cpu") and BACKENDS["cpu"].missing() is None
+
+
+def cuda_kernels(x: Tensor) -> bool:
+    """Whether those of these ops that are there for CUDA are to run; each says by itself what it takes."""
+    backend, name = BACKENDS["cuda"], requested.get()
+    devices = backend.devices if name == "cuda" else backend.automatic if name is None else None
+    return devices is not None and x.device.type in devices and backend.missing() is None
 
 
 # ---- packing ---------------------------------------------------------------------------------
@@ -139,6 +147,33 @@ inverted_residual = _op(
     "Tensor depthwise, int hidden, int[2] kernel, int[2] stride, int[2] padding, int[2] dilation, str? activation, "
     "Tensor project, Tensor? project_bias, int out, Tensor? residual, str? project_activation, "
     "Tensor? into=None, int channel=0) -> Tensor"
+)
+
+
+def not_on_cuda(
+    x: Tensor, expands: bool, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
+) -> list[str]:
+    """Why the CUDA kernel of an inverted residual does not take an input and a depthwise convolution."""
+    reasons = []
+    if x.dtype not in (torch.float16, torch.bfloat16):
+        reasons.append(f"its kernel takes float16 and bfloat16, not {x.dtype}")
+    if x.dim() != 4 or not x.is_contiguous(memory_format=torch.channels_last):
+        reasons.append("its kernel takes images in channels_last")
+    elif expands and x.shape[1] > MOST_EXPANDED:
+        reasons.append(f"its kernel expands at most {MOST_EXPANDED} channels, not {x.shape[1]}")
+    known = [*kernel] in ([3, 3], [5, 5]) and [*stride] in ([1, 1], [2, 2]) and [*dilation] == [1, 1]
+    if not known:
+        reasons.append("its kernel takes 3x3 and 5x5 kernels of stride 1 or 2 without dilation")
+    if x.is_cuda and torch.cuda.get_device_capability(x.device) < (8, 0):
+        reasons.append("its kernel needs compute capability 8.0")
+    return reasons
+
+
+inverted_residual.native(
+    "cuda",
+    lambda x, expand, _, __, ___, hidden, kernel, stride, padding, dilation, *rest: not_on_cuda(
+        x, expand is not None, kernel, stride, dilation
+    ),
 )
 stem_conv2d = _op(
     "stem_conv2d(Tensor x, Tensor panels, int out, int[2] kernel, int[2] stride, int[2] padding, Tensor? bias, "

@@ -12,6 +12,7 @@ from benchmarks import _ledger
 from benchmarks._ledger import FILES, ROOT, Malformed
 
 PRESENT = _ledger.hashes()
+CUDA_ONLY = {"inverted_residual"}
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def test_the_ledger_is_well_formed_and_of_kernels_that_are_there():
 
 def test_every_op_of_a_backend_is_a_kernel():
     names = {name.partition("/")[2] for name in PRESENT}
-    assert PRESENT.keys() == {f"{backend}/{op}" for backend in FILES for op in names}
+    assert PRESENT.keys() == {f"{b}/{op}" for b in FILES for op in names if b == "cuda" or op not in CUDA_ONLY}
     assert "corner_pool" in names and not any(name.startswith("_") for name in names)
 
 

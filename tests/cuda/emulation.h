@@ -1,9 +1,10 @@
 // Runs CUDA kernels on a CPU, for tests: what csrc/cuda/launch.h offers, without a GPU.
 //
 // Blocks run one after another. A block's threads are fibers of one OS thread: each runs until it waits at a barrier,
-// shuffle or vote, and goes on when all threads of its block (or lanes of its warp) wait at the same one. If no fiber
-// can go on, the launch fails and says who waits where. Every second block runs its threads from last to first, and
-// shared memory starts as NaN: a missing barrier shows as a wrong result.
+// shuffle or vote, and goes on when all threads of its block (or lanes of its warp) wait at the same one. A warp runs
+// to the next barrier before another does. If no fiber can go on, the launch fails and says who waits where. Every
+// second block runs its threads from last to first, shared memory starts as NaN, and what is copied to it
+// asynchronously comes when its thread waits for that: a missing barrier or wait shows as a wrong result.
 #pragma once
 
 #include <setjmp.h>
@@ -57,7 +58,13 @@ namespace emulation {
 enum Wait { kNothing, kBarrier, kShuffle, kVote, kEnd, kWaits };
 constexpr const char* kWaitNames[kWaits] = {"nothing", "a barrier", "a shuffle", "a vote", "the end of the kernel"};
 constexpr unsigned kWarp = 32;
-constexpr size_t kStackBytes = 64 << 10, kSharedBytes = 48 << 10;
+// Shared memory that a block has, and what it gets where a launch asks for more, with compute capability 8.6.
+constexpr size_t kStackBytes = 64 << 10, kUnaskedBytes = 48 << 10, kSharedBytes = 99 << 10;
+
+struct Copy {
+  void* to;
+  const void* from;  // null: zeros
+};
 
 struct Fiber {
   std::unique_ptr<char[]> stack{new char[kStackBytes]};
@@ -66,6 +73,7 @@ struct Fiber {
   bool started = false;
   Wait wait = kNothing;
   uint64_t given = 0;  // what this lane gives to the shuffle or vote that it waits at
+  std::vector<Copy> copies;
 };
 
 class Machine {
@@ -84,6 +92,7 @@ class Machine {
         blockIdx = at(block, gridDim);
         std::memset(memory_, 0xff, kSharedBytes);  // all ones is a NaN in every floating type
         used_ = round_up(grid.dynamic_shared_bytes);
+        limit_ = grid.dynamic_shared_bytes > kUnaskedBytes ? kSharedBytes : kUnaskedBytes;
         sites_.clear();
         run_block(block % 2 == 1);
       }
@@ -107,12 +116,14 @@ class Machine {
 
   unsigned lane() const { return current_ % kWarp; }
 
+  std::vector<Copy>& copies() { return fibers_[current_]->copies; }
+
   void* dynamic_shared() { return memory_; }
 
   void* shared(const void* site, size_t bytes) {
     for (const auto& [known, offset] : sites_)
       if (known == site) return memory_ + offset;
-    if (used_ + bytes > kSharedBytes) throw std::runtime_error("more than 48 KiB of shared memory in a block");
+    if (used_ + bytes > limit_) throw std::runtime_error("more than 48 KiB of shared memory in a block");
     sites_.emplace_back(site, used_);
     used_ += round_up(bytes);
     return memory_ + sites_.back().second;
@@ -130,34 +141,42 @@ class Machine {
     const auto volume = [](const dim3& d) { return uint64_t{d.x} * d.y * d.z; };
     if (volume(b) == 0 || b.x >> 31 || b.y > 65535 || b.z > 65535) throw std::runtime_error("invalid number of blocks");
     if (volume(t) == 0 || volume(t) > 1024 || volume(t) % kWarp) throw std::runtime_error("invalid number of threads");
-    if (grid.dynamic_shared_bytes > kSharedBytes) throw std::runtime_error("more than 48 KiB of shared memory");
+    if (grid.dynamic_shared_bytes > kSharedBytes) throw std::runtime_error("more than 99 KiB of shared memory");
   }
 
   void run_block(bool backwards) {
-    for (unsigned i = 0; i < threads_; ++i) fibers_[i]->wait = kNothing;
+    for (unsigned i = 0; i < threads_; ++i) fibers_[i]->wait = kNothing, fibers_[i]->copies.clear();
+    const unsigned warps = threads_ / kWarp;
     do {
-      for (unsigned i = 0; i < threads_; ++i) {
-        current_ = backwards ? threads_ - 1 - i : i;
+      for (unsigned i = 0; i < warps; ++i) run_warp(kWarp * (backwards ? warps - 1 - i : i), backwards);
+    } while (release());
+  }
+
+  // As far as it comes alone.
+  void run_warp(unsigned first, bool backwards) {
+    do {
+      for (unsigned i = 0; i < kWarp; ++i) {
+        current_ = first + (backwards ? kWarp - 1 - i : i);
         if (fibers_[current_]->wait != kNothing) continue;
         threadIdx = at(current_, blockDim);
         resume(*fibers_[current_]);
         if (failure_) std::rethrow_exception(std::exchange(failure_, nullptr));
       }
-    } while (release());
+    } while (release_warp(first));
   }
 
-  // Lets those go on that wait together; false when all have reached the end.
+  bool release_warp(unsigned first) {
+    if (!all(first, kWarp, kShuffle) && !all(first, kWarp, kVote)) return false;
+    for (unsigned i = first; i < first + kWarp; ++i) taken_[i] = fibers_[i]->given;
+    set_free(first, kWarp);
+    return true;
+  }
+
+  // Lets all go on that wait at a barrier; false when all have reached the end.
   bool release() {
     if (all(0, threads_, kEnd)) return false;
-    bool released = all(0, threads_, kBarrier);
-    if (released) set_free(0, threads_);
-    for (unsigned warp = 0; warp < threads_; warp += kWarp) {
-      if (!all(warp, kWarp, kShuffle) && !all(warp, kWarp, kVote)) continue;
-      for (unsigned i = warp; i < warp + kWarp; ++i) taken_[i] = fibers_[i]->given;
-      set_free(warp, kWarp);
-      released = true;
-    }
-    if (!released) throw std::runtime_error(stuck());
+    if (!all(0, threads_, kBarrier)) throw std::runtime_error(stuck());
+    set_free(0, threads_);
     return true;
   }
 
@@ -209,7 +228,7 @@ class Machine {
   jmp_buf scheduler_;
   std::exception_ptr failure_;
   alignas(16) unsigned char memory_[kSharedBytes];
-  size_t used_ = 0;
+  size_t used_ = 0, limit_ = 0;
   std::vector<std::pair<const void*, size_t>> sites_;
 };
 
@@ -242,6 +261,18 @@ void launch(const Stream&, const Grid& grid, void (*kernel)(Parameters...), cons
 }
 
 inline void barrier() { emulation::machine().wait(emulation::kBarrier); }
+
+inline void warp_barrier() { emulation::machine().exchange(emulation::kShuffle, 0); }
+
+inline void copy_async(void* to, const void* from, bool live) {
+  emulation::machine().copies().push_back({to, live ? from : nullptr});
+}
+
+inline void wait_for_copies() {
+  for (const emulation::Copy& copy : emulation::machine().copies())
+    copy.from ? std::memcpy(copy.to, copy.from, 16) : std::memset(copy.to, 0, 16);
+  emulation::machine().copies().clear();
+}
 
 template <typename T>
 T shuffle(T value, int lane) {
@@ -290,7 +321,10 @@ FASTNETS_ROUNDED(mul_rn, *)
 FASTNETS_ROUNDED(div_rn, /)
 #undef FASTNETS_ROUNDED
 
+inline float quotient(float a, float b) { return a / b; }
+
 inline float maximum(float a, float b) { return a >= b || a != a ? a : b; }
+inline float minimum(float a, float b) { return a <= b || a != a ? a : b; }
 
 inline int dot4(int a, int b, int sum) {
   int8_t u[4], v[4];
@@ -299,5 +333,53 @@ inline int dot4(int a, int b, int sum) {
 }
 
 inline void atomic_add(int64_t* total, int64_t value) { *total += value; }
+
+template <typename T>
+unsigned round_pair(float low, float high) {
+  const T pair[] = {static_cast<T>(low), static_cast<T>(high)};
+  unsigned bits;
+  std::memcpy(&bits, pair, 4);
+  return bits;
+}
+
+template <typename T>
+void widen_pair(float (&to)[2], unsigned pair) {
+  T two[2];
+  std::memcpy(two, &pair, 4);
+  to[0] = static_cast<float>(two[0]), to[1] = static_cast<float>(two[1]);
+}
+
+// Every lane gives the address of a row of 16 bytes; it gets two numbers of four rows, or of columns if transposed.
+template <bool kTransposed>
+void load_fragments(unsigned (&to)[4], const void* row) {
+  emulation::Machine& m = emulation::machine();
+  const uint64_t* rows = m.exchange(emulation::kShuffle, reinterpret_cast<uint64_t>(row));
+  const unsigned lane = m.lane();
+  for (unsigned i = 0; i < 8; ++i) {
+    const unsigned of = kTransposed ? lane % 4 * 2 + i % 2 : lane / 4,
+                   at = kTransposed ? lane / 4 : lane % 4 * 2 + i % 2;
+    std::memcpy(reinterpret_cast<char*>(&to[i / 2]) + i % 2 * 2,
+                reinterpret_cast<const char*>(rows[i / 2 * 8 + of]) + 2 * at, 2);
+  }
+  warp_barrier();  // no lane goes on, and writes, before all have read
+}
+
+// sum += a b, each lane with its share of the three matrices; see mma.cuh for who has what.
+template <typename T>
+void multiply_fragments(float (&sum)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+  emulation::Machine& m = emulation::machine();
+  const unsigned given[] = {a[0], a[1], a[2], a[3], b0, b1}, lane = m.lane();
+  const uint64_t* all = m.exchange(emulation::kShuffle, reinterpret_cast<uint64_t>(given));
+  const auto number = [&](unsigned of, unsigned word, unsigned half) {
+    T value;
+    std::memcpy(&value, reinterpret_cast<const char*>(all[of]) + 4 * word + 2 * half, 2);
+    return static_cast<float>(value);
+  };
+  for (unsigned i = 0; i < 4; ++i)
+    for (unsigned k = 0; k < 16; ++k)
+      sum[i] += number(lane / 4 * 4 + k % 8 / 2, i / 2 + k / 8 * 2, k % 2) *
+                number((lane % 4 * 2 + i % 2) * 4 + k % 8 / 2, 4 + k / 8, k % 2);
+  warp_barrier();
+}
 
 }  // namespace fastnets

@@ -46,10 +46,50 @@ def test_dynamic_shared_memory():
 def test_missing_barrier_shows_in_the_result():
     y = run("reverse_without_barrier", rows(2))
     assert y.isnan().any(1).tolist() == [True, True]
+    assert run("row_sum_without_barrier", rows(2)).isnan().any(1).tolist() == [True, True]  # warps wait within only
 
 
 def test_shared_memory_starts_as_nan_in_every_block():
     assert run("read_unwritten", rows(3)).isnan().all()
+
+
+def test_copies_come_when_they_are_waited_for():
+    expected = rows(3)
+    expected[:, -4:] = 0  # the copy that is not live
+    assert torch.equal(run("copied", rows(3)), expected)
+    assert run("copied_without_wait", rows(3)).isnan().all()
+
+
+def test_barrier_of_a_warp():
+    assert torch.equal(run("neighbour_of_warp", rows(2)), rows(2).view(4, 32).flip(1).view(2, 64))
+
+
+# Who has what of 8 x 8 numbers, by the PTX manual: lane i two neighbours of row i / 4, from column 2 (i % 4) on.
+@pytest.mark.parametrize("kernel", ("fragments", "transposed_fragments"))
+def test_fragments(kernel):
+    x = rows(4)
+    matrices = x.view(4, 8, 8)
+    if kernel == "transposed_fragments":
+        matrices = matrices.mT
+    expected = [matrices[m, i // 4, 2 * (i % 4) + j] for i in range(32) for m in range(4) for j in range(2)]
+    assert run(kernel, x).flatten().tolist() == expected
+
+
+# By the manual too: number i of a lane is at (row, column), with g = lane / 4 and t = lane % 4.
+@pytest.mark.parametrize("dtype", ("float16", "bfloat16"))
+def test_product_of_fragments(dtype):
+    def of_lanes(matrix, count, row, column):
+        return [matrix[row(n // 4, n % 4, i), column(n // 4, n % 4, i)].item() for n in range(32) for i in range(count)]
+
+    torch.manual_seed(0)
+    a, b, c = (torch.randint(-4, 5, size).float() for size in ((16, 16), (16, 8), (16, 8)))
+    first = of_lanes(
+        a, 8, lambda g, t, i: g if i in (0, 1, 4, 5) else g + 8, lambda g, t, i: 2 * t + i % 2 + (8 if i >= 4 else 0)
+    )
+    second = of_lanes(b, 4, lambda g, t, i: 2 * t + i % 2 + (8 if i >= 2 else 0), lambda g, t, i: g)
+    at_sums = (lambda g, t, i: g if i < 2 else g + 8), (lambda g, t, i: 2 * t + i % 2)
+    y = run(f"product_{dtype}", torch.tensor(first + second + of_lanes(c, 4, *at_sums)).view(8, 64))
+    assert y.flatten()[:128].tolist() == of_lanes(a @ b + c, 4, *at_sums)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The kernel of inverted residuals, which PackedInvertedResidual calls, against three convolutions in float64."""
+"""The kernels of inverted residuals, which PackedInvertedResidual calls, against three convolutions in float64."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from convolutions import whole
 from edges import check_at_once, check_refuses, check_thread_counts
 
 import fastnets
+from fastnets._backends import requested
 from fastnets.layers import DepthwiseConv2d, PackedConv2d, PackedInvertedResidual
 from fastnets.ops._activation import ACTIVATIONS
+from fastnets.ops._packed import inverted_residual
 
 LAST = torch.channels_last
 
@@ -47,17 +49,18 @@ def on_kernel(layer, *tensors):
     """The result, which is the kernel's and not that of the three layers."""
     fastnets.backend_report(reset=True)
     y = layer(*tensors)
-    assert fastnets.backend_report(reset=True)["inverted_residual"]["calls"] == {"cpu": 1}
+    assert fastnets.backend_report(reset=True)["inverted_residual"]["calls"] == {requested.get(): 1}
     return y
 
 
 def check(layer, x, residual=None):
+    """Of whole numbers: each sum is exact, and a result is rounded once."""
     x = x.contiguous(memory_format=LAST)
     if residual is not None:
         residual = residual.contiguous(memory_format=LAST)
     copies = x.clone(), None if residual is None else residual.clone()
     got, exact = on_kernel(layer, x, residual), exactly(layer, x, residual)
-    assert got.is_contiguous(memory_format=LAST) and torch.equal(got.double(), exact)
+    assert got.is_contiguous(memory_format=LAST) and torch.equal(got, exact.to(x.dtype))
     assert torch.equal(x, copies[0]) and (residual is None or torch.equal(residual, copies[1]))
 
 
@@ -152,3 +155,191 @@ def test_cpu_wrong_arguments_raise(cpu_kernels, wrong):
         "residual": (14, residual[..., :4]),
     }
     check_refuses(torch.ops.fastnets_cpu.inverted_residual.default, good, *bad[wrong])
+
+
+# ---- CUDA ------------------------------------------------------------------------------------
+# Whole numbers up to 256 are exact in bfloat16: the activations keep hidden ones below that.
+
+on_cuda = pytest.mark.parametrize("backend", ["cuda"], indirect=True)
+in_16_bits = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+SMALL = "relu6", "relu6", None
+
+
+def check_in(dtype, layer, x, residual=None):
+    check(layer.to(dtype), x.to(dtype), None if residual is None else residual.to(dtype))
+
+
+@on_cuda
+@in_16_bits
+def test_literal_values(backend, dtype):
+    layer = block(1, 16, 16).to(dtype)
+    for p in layer.parameters():
+        p.fill_(1)
+    # Hidden numbers are 1 + 1; a pixel's 9 neighbours give 18 + 1, in a corner 4 give 8 + 1, outside is 0 and not
+    # relu(1); of both relu6 makes 6. Without it:
+    layer.depthwise.activation = None
+    x = torch.ones(1, 1, 3, 3, dtype=dtype).contiguous(memory_format=LAST)
+    expected = [[145, 209, 145], [209, 305, 209], [145, 209, 145]]  # 16 (2 n + 1) + 1 with n = 4, 6 or 9
+    rounded = torch.tensor(expected).to(dtype)
+    assert all(torch.equal(y, rounded) for y in on_kernel(layer, x)[0])
+
+
+# As on a CPU: around the 16 and the 32 of a panel; results around vectors of 8; pixels around runs of 7.
+@on_cuda
+@in_16_bits
+@pytest.mark.parametrize("hidden", (1, 16, 17, 32, 48, 70))
+@pytest.mark.parametrize("o", (1, 15, 16, 33))
+@pytest.mark.parametrize("size", ((1, 1), (5, 9), (7, 7), (13, 15)))
+def test_edges(backend, dtype, size, o, hidden):
+    check_in(dtype, block(5, hidden, o), whole(1, 5, *size), whole(1, o, *size))
+
+
+@on_cuda
+@in_16_bits
+@pytest.mark.parametrize("expand", (True, False))
+@pytest.mark.parametrize("bias", (True, False))
+@pytest.mark.parametrize(
+    "geometry",
+    (
+        {},
+        {"stride": 2},
+        {"kernel_size": 5, "padding": 2},
+        {"kernel_size": 5, "padding": 2, "stride": 2},
+        {"padding": 0},
+        {"padding": (0, 2), "stride": 2},
+        {"padding": 7},  # tiles that see nothing of x
+        {"kernel_size": 5, "padding": 0},
+    ),
+    ids=str,
+)
+def test_geometries(backend, dtype, geometry, bias, expand):
+    check_in(dtype, block(48, 48, 20, expand=expand, bias=bias, **geometry), whole(2, 48, 19, 9))
+
+
+# Many tiles in both directions, their number and that of the images choosing between them.
+@on_cuda
+@in_16_bits
+@pytest.mark.parametrize("size", ((33, 17), (14, 14), (28, 56), (6, 61)))
+@pytest.mark.parametrize(("n", "o"), ((1, 16), (3, 70), (40, 8)))
+@pytest.mark.parametrize("stride", (1, 2))
+def test_tiles(backend, dtype, stride, n, o, size):
+    check_in(dtype, block(8, 32, o, kernel_size=5, padding=2, stride=stride), whole(n, 8, *size))
+
+
+# Channels around vectors of 8 and up to the most, which one pixel of 5x5 still finds room for; results of two warps side
+# by side, four, and more than one block's.
+@on_cuda
+@in_16_bits
+@pytest.mark.parametrize("c", (1, 8, 24, 31, 384))
+@pytest.mark.parametrize("o", (64, 96, 129, 256, 257, 320))
+def test_channels(backend, dtype, c, o):
+    layer = block(c, 48, o, SMALL, kernel_size=5, padding=2, stride=2)
+    check_in(dtype, layer, whole(2, c, 7, 14), whole(2, o, 4, 7))
+
+
+# Judged by what PyTorch's three convolutions and activations lose, each in that type.
+@on_cuda
+@in_16_bits
+@pytest.mark.parametrize("activations", [(a, None, None) for a in ACTIVATIONS] + [(None, a, a) for a in ACTIVATIONS])
+def test_activations(backend, dtype, activations):
+    layer = block(24, 96, 16, activations)
+    for p in layer.parameters():
+        p.copy_(torch.randn(p.shape) * p[0].numel() ** -0.5)
+    layer.to(dtype)
+    x, residual = (torch.randn(2, c, 9, 8).to(dtype).contiguous(memory_format=LAST) for c in (24, 16))
+    exact, got = exactly(layer, x, residual), on_kernel(layer, x, residual)
+    with fastnets.use_backend("reference"):
+        in_turn = layer.project(layer.depthwise(layer.expand(x)), residual)
+    assert (got - exact).norm() <= (in_turn - exact).norm()
+
+
+@on_cuda
+@in_16_bits
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_what_is_not_finite(backend, dtype, activation):
+    layer = block(1, 16, 16, (activation, None, None), bias=False).to(dtype)
+    for p in layer.parameters():
+        p.fill_(1)
+    values = torch.tensor([float("nan"), float("inf"), -float("inf"), 100.0, -100.0, 0.0])
+    x = values.view(-1, 1, 1, 1).to(dtype).contiguous(memory_format=LAST)
+    torch.testing.assert_close(on_kernel(layer, x).double(), exactly(layer, x), rtol=1e-2, atol=1e-6, equal_nan=True)
+
+
+@on_cuda
+@in_16_bits
+@pytest.mark.parametrize("o", (16, 21))
+@pytest.mark.parametrize("first", (0, 3, 8))
+def test_results_in_channels(backend, dtype, o, first):
+    layer, x = block(8, 32, o).to(dtype), whole(2, 8, 9, 9).to(dtype).contiguous(memory_format=LAST)
+    into = torch.full((2, 40, 9, 9), torch.nan, dtype=dtype).contiguous(memory_format=LAST)
+    given = arguments(layer, x)
+    y = inverted_residual.run(*given, into, first)
+    assert torch.equal(y[:, first : first + o], inverted_residual.run(*given))
+    assert y[:, :first].isnan().all() and y[:, first + o :].isnan().all()
+    check_refuses(inverted_residual.run, (*given, into, first), 19, 40)
+
+
+def arguments(layer, x, residual=None):
+    panels, bias, kernels, results = layer._panels()
+    conv, project = layer.depthwise, layer.project
+    geometry = conv.kernel_size, conv.stride, conv.padding, conv.dilation
+    first = x, panels, bias, layer.expand.activation, kernels, results.shape[1], *geometry, conv.activation
+    return *first, results, project.bias, project.out_channels, residual, project.activation
+
+
+@on_cuda
+def test_no_images_give_none(backend):
+    layer, x = block(8, 32, 16).bfloat16(), torch.zeros(0, 8, 9, 9).bfloat16().contiguous(memory_format=LAST)
+    assert layer(x).shape == inverted_residual.run(*arguments(layer, x)).shape == (0, 16, 9, 9)
+
+
+@on_cuda
+def test_the_same_bits_again(backend):
+    layer, x = block(24, 96, 32).bfloat16(), torch.randn(3, 24, 20, 20).bfloat16().contiguous(memory_format=LAST)
+    assert torch.equal(on_kernel(layer, x), on_kernel(layer, x))
+
+
+@on_cuda
+@pytest.mark.parametrize(
+    ("of", "dtype", "reason"),
+    (
+        ({}, torch.float32, "takes float16 and bfloat16, not torch.float32"),
+        ({"kernel_size": 7, "padding": 3}, torch.bfloat16, "takes 3x3 and 5x5 kernels of stride 1 or 2"),
+        ({"kernel_size": (3, 5)}, torch.bfloat16, "takes 3x3 and 5x5 kernels"),
+        ({"stride": (1, 2)}, torch.bfloat16, "takes 3x3 and 5x5 kernels"),
+        ({"dilation": 2}, torch.bfloat16, "without dilation"),
+        ({"c": 385}, torch.bfloat16, "expands at most 384 channels, not 385"),
+        ({"format": torch.contiguous_format}, torch.bfloat16, "takes images in channels_last"),
+    ),
+    ids=str,
+)
+def test_reasons_why_not(backend, of, dtype, reason):
+    c, layout = of.get("c", 4), of.get("format", LAST)
+    layer = block(c, 32, 6, **{k: v for k, v in of.items() if k not in ("c", "format")}).to(dtype)
+    x = whole(2, c, 8, 8).to(dtype).contiguous(memory_format=layout)
+    with pytest.raises(RuntimeError, match=f"cannot run on backend 'cuda': .*{reason}"):
+        inverted_residual.run(*arguments(layer, x))
+    fastnets.backend_report(reset=True)
+    in_turn = layer.project(layer.depthwise(layer.expand(x)))
+    assert torch.equal(layer(x), in_turn) and "inverted_residual" not in fastnets.backend_report()
+
+
+@on_cuda
+@pytest.mark.parametrize("wrong", ("weights", "expand", "bias", "depthwise", "hidden", "project", "residual", "start"))
+def test_wrong_arguments_raise(backend, wrong):
+    layer = block(4, 32, 6).bfloat16()
+    x, residual = (whole(1, c, 5, 5).bfloat16().contiguous(memory_format=LAST) for c in (4, 6))
+    good = arguments(layer, x, residual)
+    panels, bias, kernels, results = good[1], good[2], good[4], good[11]
+    elsewhere = torch.zeros(len(kernels) + 1).bfloat16()[1:]
+    bad = {
+        "weights": (1, panels.half()),
+        "expand": (1, panels[:, :3].contiguous()),
+        "bias": (2, bias[:31]),
+        "depthwise": (4, kernels[:-1]),
+        "hidden": (5, 24),
+        "project": (11, results[:, :16].contiguous()),
+        "residual": (14, residual[..., :4]),
+        "start": (4, elsewhere),
+    }
+    check_refuses(inverted_residual.run, good, *bad[wrong])

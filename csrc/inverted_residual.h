@@ -1,0 +1,41 @@
+// What the CPU and the CUDA side of inverted_residual share: geometry and checks.
+#pragma once
+
+#include "convolution.h"
+#include "packed.h"
+
+namespace fastnets::inverted {
+
+using packed::MaybeTensor;
+
+// The depthwise convolution of all hidden channels.
+inline Convolution check(const Tensor& x, const MaybeTensor& expand, const MaybeTensor& expand_bias,
+                         const Tensor& depthwise, int64_t hidden, const std::vector<int64_t>& kernel,
+                         const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+                         const std::vector<int64_t>& dilation, const Tensor& project, const MaybeTensor& project_bias,
+                         int64_t out, const MaybeTensor& residual) {
+  const ScalarType type = x.scalar_type();
+  packed::check_images(x, type);
+  for (const MaybeTensor& t :
+       {expand, expand_bias, MaybeTensor(depthwise), MaybeTensor(project), project_bias, residual})
+    STD_TORCH_CHECK(!t || t->device() == x.device(), "expected all tensors on the input's device");
+  const Four s = sizes_of(x);
+  STD_TORCH_CHECK(hidden > 0 && hidden % 16 == 0 && (expand || hidden == s.c),
+                  "expected a number of hidden channels that 16 divides, that of x where nothing expands it");
+  STD_TORCH_CHECK(kernel.size() == 2, "expected pairs");
+  const Convolution g =
+      geometry({s.n, hidden, s.h, s.w}, {hidden, 1, kernel[0], kernel[1]}, stride, padding, dilation, hidden);
+  STD_TORCH_CHECK(
+      depthwise.is_contiguous() && depthwise.scalar_type() == type && depthwise.numel() == (g.kh * g.kw + 1) * hidden,
+      "expected the weights and biases of ", hidden, " depthwise kernels, of the input's type");
+  if (expand) {
+    packed::check_panels(*expand, s.c, hidden, type);
+    packed::check_bias(expand_bias, hidden, type);
+  }
+  packed::check_panels(project, hidden, out, type);
+  packed::check_bias(project_bias, out, type);
+  packed::check_residual(residual, {g.n, out, g.oh, g.ow}, type);
+  return g;
+}
+
+}  // namespace fastnets::inverted

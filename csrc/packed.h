@@ -1,0 +1,48 @@
+// What ops on packed weights check of their arguments, on a CPU and on CUDA.
+#pragma once
+
+#include <optional>
+
+#include "tensor.h"
+
+namespace fastnets::packed {
+
+using MaybeTensor = std::optional<Tensor>;
+
+constexpr int64_t kPanel = 32;  // results or hidden channels whose weights lie together
+
+inline void check_images(const Tensor& x, ScalarType type) {
+  STD_TORCH_CHECK(x.dim() == 4 && is_dense(x, true) && x.scalar_type() == type,
+                  "expected images in channels_last, of the type that the kernel takes");
+}
+
+// Weights of `in` channels for `out` results.
+inline void check_panels(const Tensor& w, int64_t in, int64_t out, ScalarType type) {
+  const int64_t panels = ceil_div(out, kPanel);
+  STD_TORCH_CHECK(w.is_contiguous() && w.numel() == panels * in * kPanel && w.scalar_type() == type && in > 0,
+                  "expected ", panels, " panels of weights of ", in, " channels, of the input's type");
+}
+
+inline void check_bias(const MaybeTensor& bias, int64_t out, ScalarType type) {
+  STD_TORCH_CHECK(!bias || (bias->is_contiguous() && bias->numel() == out && bias->scalar_type() == type),
+                  "expected a bias of ", out, " numbers of the input's type");
+}
+
+inline void check_residual(const MaybeTensor& residual, const Four& size, ScalarType type) {
+  if (!residual) return;
+  check_images(*residual, type);
+  STD_TORCH_CHECK(sizes_of(*residual) == size, "expected a residual of the result's shape");
+}
+
+// Where results of this size go: new images, or larger ones that have room for them from `channel` on.
+inline Tensor images_for(const Tensor& like, const Four& size, const MaybeTensor& into, int64_t channel) {
+  if (!into) return empty(like, size, true);
+  check_images(*into, like.scalar_type());
+  const Four all = sizes_of(*into);
+  const bool fits = all.n == size.n && all.h == size.h && all.w == size.w && 0 <= channel && channel + size.c <= all.c;
+  STD_TORCH_CHECK(fits, "expected images of ", size.n, " x ", size.h, " x ", size.w, " with room for ", size.c,
+                  " channels from ", channel, " on");
+  return *into;
+}
+
+}  // namespace fastnets::packed
