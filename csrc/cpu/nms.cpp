@@ -86,17 +86,19 @@ int64_t ranks_of_category(const Tensor& boxes, const int64_t* members, int64_t n
   using Boxes = NmsBoxes<A>;
   constexpr int64_t kBlock = 512, kFew = 1024, kChunk = 64;
   constexpr A kNaN = std::numeric_limits<A>::quiet_NaN(), kFar = std::numeric_limits<A>::infinity();
-  const int64_t chunk = n <= kFew ? std::max<int64_t>(n, 1) : kChunk, chunks = ceil_div(n, chunk),
-                room = chunks + Boxes::kRoom;
+  const int64_t in_chunks = n <= kBlock ? 0 : n;  // after a single block nothing looks for kept boxes
+  const int64_t chunk = n <= kFew ? std::max<int64_t>(n, 1) : kChunk, chunks = ceil_div(in_chunks, chunk);
   const auto memory = std::make_unique_for_overwrite<A[]>(Boxes::count(n) + Boxes::count(kBlock));
   const Boxes all(memory.get(), n), recent(memory.get() + Boxes::count(n), kBlock);
   gather<T>(boxes, members, n, all);
-  const auto chunk_of = chunks_of(all, n, chunk);
-  std::vector<A> kept(Boxes::count(n), kNaN), bounds(Boxes::count(chunks), -kFar);
+  const auto chunk_of = chunks_of(all, in_chunks, chunk);
+  std::vector<A> kept(Boxes::count(in_chunks), kNaN), bounds(Boxes::count(chunks), -kFar);
   const Boxes covered(bounds.data(), chunks);
-  std::fill(covered.x1, covered.x1 + room, kFar), std::fill(covered.y1, covered.y1 + room, kFar);
+  const int64_t room = chunks + Boxes::kRoom;
+  std::fill_n(covered.x1, room, kFar), std::fill_n(covered.y1, room, kFar);
   std::vector<int32_t> counts(room);
-  const NmsCategory<A> c{n, chunk, all, chunk_of.get(), Boxes(kept.data(), n), covered, counts.data(), threshold};
+  const NmsCategory<A> c{n,       chunk,         chunks,   all, chunk_of.get(), Boxes(kept.data(), in_chunks),
+                         covered, counts.data(), threshold};
   const auto suppressed = std::make_unique_for_overwrite<bool[]>(n);
   const NmsKernels<A> kernels = FASTNETS_FOR_THIS_CPU(nms_kernels<A>)();
   int64_t count = 0;

@@ -25,15 +25,13 @@ struct NmsBoxes {
 // its chunk, whose bounds grow by it.
 template <typename A>
 struct NmsCategory {
-  int64_t n, chunk;  // boxes, and how many make a chunk
+  int64_t n, chunk, chunks;  // boxes, how many make a chunk, and how many chunks there are
   NmsBoxes<A> boxes;
   const int32_t* chunk_of;  // a box
   NmsBoxes<A> kept;         // NaN where none is yet
   NmsBoxes<A> bounds;       // of chunks, and the largest area: from infinity to -infinity where none is yet
   int32_t* counts;          // of chunks, and of as many more as there is room
   A threshold;
-
-  int64_t chunks() const { return ceil_div(n, chunk); }
 };
 
 template <typename A>

@@ -53,7 +53,7 @@ void test(const NmsCategory<A>& c, int64_t begin, int64_t end, bool* suppressed)
   for (int64_t rank = begin; rank < end; ++rank) {
     const Box<A, L> box = splat_box(c.boxes, rank);
     bool is = false;
-    for (int64_t chunk = 0; chunk < c.chunks() && !is; chunk += L)
+    for (int64_t chunk = 0; chunk < c.chunks && !is; chunk += L)
       for (unsigned met = c.threshold < 0 ? (1u << L) - 1 : near(c.bounds, chunk, box, c.threshold); met && !is;
            met &= met - 1) {
         const int64_t at = chunk + __builtin_ctz(met), first = at * c.chunk;
@@ -92,7 +92,7 @@ int64_t keep(const NmsCategory<A>& c, int64_t begin, int64_t end, const bool* su
     copy(c.boxes, rank, recent, count);
     ranks[count++] = rank;
   }
-  for (int64_t i = 0; i < count; ++i) put_into_chunk(c, ranks[i]);
+  for (int64_t i = 0; i < count && end < c.n; ++i) put_into_chunk(c, ranks[i]);
   return count;
 }
 
