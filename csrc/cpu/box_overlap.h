@@ -18,6 +18,18 @@ struct Box {
   Vec<A, L> x1, y1, x2, y2, area;
 };
 
+// The L boxes from `i` on, and one L times, of arrays with the names of a box's properties.
+template <typename A, int L, typename Boxes>
+FASTNETS_INLINE Box<A, L> load_box(const Boxes& boxes, int64_t i) {
+  return {load<A, L>(boxes.x1 + i), load<A, L>(boxes.y1 + i), load<A, L>(boxes.x2 + i), load<A, L>(boxes.y2 + i),
+          load<A, L>(boxes.area + i)};
+}
+template <typename A, int L, typename Boxes>
+FASTNETS_INLINE Box<A, L> splat_box(const Boxes& boxes, int64_t i) {
+  return {splat<A, L>(boxes.x1[i]), splat<A, L>(boxes.y1[i]), splat<A, L>(boxes.x2[i]), splat<A, L>(boxes.y2[i]),
+          splat<A, L>(boxes.area[i])};
+}
+
 // Intersection and union: each operation is rounded on its own, in this order, on every backend.
 template <typename A, int L>
 FASTNETS_INLINE void overlap(const Box<A, L>& a, const Box<A, L>& b, Vec<A, L>& both, Vec<A, L>& either) {

@@ -12,19 +12,10 @@ namespace fastnets::FASTNETS_ISA {
 // Whether one of the L boxes from `i` on suppresses `box`; NaN does not.
 template <typename A, int L>
 FASTNETS_INLINE bool suppresses(const NmsBoxes<A>& kept, int64_t i, const Box<A, L>& box, A threshold) {
-  const Box<A, L> better{load<A, L>(kept.x1 + i), load<A, L>(kept.y1 + i), load<A, L>(kept.x2 + i),
-                         load<A, L>(kept.y2 + i), load<A, L>(kept.area + i)};
   Vec<A, L> both, either;
-  overlap<A, L>(better, box, both, either);
+  overlap<A, L>(load_box<A, L>(kept, i), box, both, either);
   if (threshold >= 0 && !any(both >= threshold * either)) return false;
   return any(both / either > threshold);
-}
-
-template <typename A>
-FASTNETS_INLINE Box<A, kLanes<A>> splat_box(const NmsBoxes<A>& boxes, int64_t i) {
-  constexpr int L = kLanes<A>;
-  return {splat<A, L>(boxes.x1[i]), splat<A, L>(boxes.y1[i]), splat<A, L>(boxes.x2[i]), splat<A, L>(boxes.y2[i]),
-          splat<A, L>(boxes.area[i])};
 }
 
 template <typename A>
@@ -51,7 +42,7 @@ template <typename A>
 void test(const NmsCategory<A>& c, int64_t begin, int64_t end, bool* suppressed) {
   constexpr int L = kLanes<A>;
   for (int64_t rank = begin; rank < end; ++rank) {
-    const Box<A, L> box = splat_box(c.boxes, rank);
+    const Box<A, L> box = splat_box<A, L>(c.boxes, rank);
     bool is = false;
     for (int64_t chunk = 0; chunk < c.chunks && !is; chunk += L)
       for (unsigned met = c.threshold < 0 ? (1u << L) - 1 : near(c.bounds, chunk, box, c.threshold); met && !is;
@@ -88,7 +79,8 @@ int64_t keep(const NmsCategory<A>& c, int64_t begin, int64_t end, const bool* su
     std::fill(array, array + end - begin + recent.kRoom, kNaN);
   int64_t count = 0;
   for (int64_t rank = begin; rank < end; ++rank) {
-    if (suppressed[rank] || any_suppresses(recent, 0, count, splat_box(c.boxes, rank), c.threshold)) continue;
+    if (suppressed[rank] || any_suppresses(recent, 0, count, splat_box<A, kLanes<A>>(c.boxes, rank), c.threshold))
+      continue;
     copy(c.boxes, rank, recent, count);
     ranks[count++] = rank;
   }

@@ -86,12 +86,6 @@ FASTNETS_INLINE Vec<IntOf<A>, L> can_decay(const Shared<A, L>& s, Vec<A, L> low)
   }
 }
 
-template <typename A, int L>
-FASTNETS_INLINE Box<A, L> splat_box(const BoxArrays<A>& boxes, int64_t at) {
-  return {splat<A, L>(boxes.x1[at]), splat<A, L>(boxes.y1[at]), splat<A, L>(boxes.x2[at]), splat<A, L>(boxes.y2[at]),
-          splat<A, L>(boxes.area[at])};
-}
-
 // Writes the places of the boxes in [begin, end) that can lose score to boxes.places; returns how many. Behind them it
 // repeats one, for a whole vector.
 template <typename A, Rules R, Method M>
@@ -103,8 +97,7 @@ int64_t find_places(const BoxArrays<A>& boxes, int64_t from, int64_t begin, int6
   const Vec<A, L> low = splat<A, L>(R == Rules::kMmcv ? std::nextafter(threshold, lowest) : threshold);
   int32_t* next = here.places;
   for (int64_t i = begin; i < end; i += L) {
-    const Box<A, L> box{load<A, L>(here.x1 + i), load<A, L>(here.y1 + i), load<A, L>(here.x2 + i),
-                        load<A, L>(here.y2 + i), load<A, L>(here.area + i)};
+    const Box<A, L> box = load_box<A, L>(here, i);
     const unsigned lanes = lane_bits(can_decay<A, L, R, M>(shared<A, L, R>(taken, box), low));
     for (int eight = 0; eight < L; eight += 8) {
       const unsigned byte = lanes >> eight & 0xff;
