@@ -65,16 +65,14 @@ void gather(const Tensor& boxes, const int64_t* members, int64_t n, const NmsBox
   }
 }
 
-// The chunk of each box, for which neighbours lie together.
+// The chunk of each box: neighbours share one.
 template <typename A>
-std::unique_ptr<int32_t[]> chunks_of(const NmsBoxes<A>& boxes, int64_t n, int64_t chunk) {
+std::vector<int32_t> chunks_of(const NmsBoxes<A>& boxes, int64_t n) {
   std::vector<int64_t> order = all_indices(n);
-  if (chunk < n) {
-    const Whereabouts<A> whereabouts(boxes, n);
-    sort_by_key(order, [&](int64_t rank) { return whereabouts.key(rank); });
-  }
-  auto chunks = std::make_unique_for_overwrite<int32_t[]>(n);
-  for (int64_t i = 0; i < n; ++i) chunks[order[i]] = static_cast<int32_t>(i / chunk);
+  const Whereabouts<A> whereabouts(boxes, n);
+  sort_by_key(order, [&](int64_t rank) { return whereabouts.key(rank); });
+  std::vector<int32_t> chunks(n);
+  for (int64_t i = 0; i < n; ++i) chunks[order[i]] = static_cast<int32_t>(i / NmsCategory<A>::kChunk);
   return chunks;
 }
 
@@ -84,20 +82,19 @@ template <typename T>
 int64_t ranks_of_category(const Tensor& boxes, const int64_t* members, int64_t n, Sum<T> threshold, int64_t* ranks) {
   using A = Sum<T>;
   using Boxes = NmsBoxes<A>;
-  constexpr int64_t kBlock = 512, kFew = 1024, kChunk = 64;
+  constexpr int64_t kBlock = 512;
   constexpr A kNaN = std::numeric_limits<A>::quiet_NaN(), kFar = std::numeric_limits<A>::infinity();
   const int64_t in_chunks = n <= kBlock ? 0 : n;  // after a single block nothing looks for kept boxes
-  const int64_t chunk = n <= kFew ? std::max<int64_t>(n, 1) : kChunk, chunks = ceil_div(in_chunks, chunk);
+  const int64_t chunks = ceil_div(in_chunks, NmsCategory<A>::kChunk), room = chunks + Boxes::kRoom;
   const auto memory = std::make_unique_for_overwrite<A[]>(Boxes::count(n) + Boxes::count(kBlock));
   const Boxes all(memory.get(), n), recent(memory.get() + Boxes::count(n), kBlock);
   gather<T>(boxes, members, n, all);
-  const auto chunk_of = chunks_of(all, in_chunks, chunk);
+  const std::vector<int32_t> chunk_of = chunks_of(all, in_chunks);
   std::vector<A> kept(Boxes::count(in_chunks), kNaN), bounds(Boxes::count(chunks), -kFar);
   const Boxes covered(bounds.data(), chunks);
-  const int64_t room = chunks + Boxes::kRoom;
   std::fill_n(covered.x1, room, kFar), std::fill_n(covered.y1, room, kFar);
   std::vector<int32_t> counts(room);
-  const NmsCategory<A> c{n,       chunk,         chunks,   all, chunk_of.get(), Boxes(kept.data(), in_chunks),
+  const NmsCategory<A> c{n,       chunks,        all,      chunk_of.data(), Boxes(kept.data(), in_chunks),
                          covered, counts.data(), threshold};
   const auto suppressed = std::make_unique_for_overwrite<bool[]>(n);
   const NmsKernels<A> kernels = FASTNETS_FOR_THIS_CPU(nms_kernels<A>)();

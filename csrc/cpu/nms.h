@@ -3,8 +3,6 @@
 
 #include <cstdint>
 
-#include "../tensor.h"
-
 namespace fastnets {
 
 // Boxes, an array for each property, with room for a vector behind the last.
@@ -25,7 +23,9 @@ struct NmsBoxes {
 // its chunk, whose bounds grow by it.
 template <typename A>
 struct NmsCategory {
-  int64_t n, chunk, chunks;  // boxes, how many make a chunk, and how many chunks there are
+  static constexpr int64_t kChunk = 64;
+
+  int64_t n, chunks;
   NmsBoxes<A> boxes;
   const int32_t* chunk_of;  // a box
   NmsBoxes<A> kept;         // NaN where none is yet

@@ -1,9 +1,9 @@
 // NMS of one category with the instructions of one processor. Included three times by isa.h.
 //
 // A box is compared with the bounds of L chunks of kept boxes at once, then with L at once of those in the chunks that
-// it meets, until one suppresses it: 16 bytes (of float) and some 12 instructions for a chunk, 20 and some 20 for a
-// box. All of it stays in the caches. IoU > t is decided by a division, but that is rare: if the rounded quotient a / b
-// is above t, the exact one is, so a > t * b, and rounding keeps a >= round(t * b).
+// it meets, until one suppresses it: 20 bytes (of float) for a chunk, and for a box; some 30 instructions for L chunks,
+// 20 for L boxes. All of it stays in the caches. IoU > t is decided by a division, but that is rare: if the rounded
+// quotient a / b is above t, the exact one is, so a > t * b, and rounding keeps a >= round(t * b).
 #include "box_overlap.h"
 #include "nms.h"
 
@@ -47,7 +47,7 @@ void test(const NmsCategory<A>& c, int64_t begin, int64_t end, bool* suppressed)
     for (int64_t chunk = 0; chunk < c.chunks && !is; chunk += L)
       for (unsigned met = c.threshold < 0 ? (1u << L) - 1 : near(c.bounds, chunk, box, c.threshold); met && !is;
            met &= met - 1) {
-        const int64_t at = chunk + __builtin_ctz(met), first = at * c.chunk;
+        const int64_t at = chunk + __builtin_ctz(met), first = at * c.kChunk;
         is = any_suppresses(c.kept, first, first + c.counts[at], box, c.threshold);
       }
     suppressed[rank] = is;
@@ -63,7 +63,7 @@ template <typename A>
 void put_into_chunk(const NmsCategory<A>& c, int64_t rank) {
   const NmsBoxes<A>&box = c.boxes, &bounds = c.bounds;
   const int64_t i = c.chunk_of[rank];
-  copy(box, rank, c.kept, i * c.chunk + c.counts[i]++);
+  copy(box, rank, c.kept, i * c.kChunk + c.counts[i]++);
   if (box.x1[rank] < bounds.x1[i]) bounds.x1[i] = box.x1[rank];
   if (box.y1[rank] < bounds.y1[i]) bounds.y1[i] = box.y1[rank];
   if (box.x2[rank] > bounds.x2[i]) bounds.x2[i] = box.x2[rank];

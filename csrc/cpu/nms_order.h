@@ -41,6 +41,7 @@ template <typename Key>
 void sort_by_key(std::vector<int64_t>& indices, const Key& key) {
   constexpr int kBits = 11, kDigits = (64 + kBits - 1) / kBits;
   const size_t n = indices.size();
+  if (n < 2) return;
   std::vector<std::pair<uint64_t, int64_t>> items(n), other(n);
   std::array<std::array<int64_t, 1 << kBits>, kDigits> counts{};
   const auto digit = [](uint64_t k, int d) { return (k >> (d * kBits)) & ((1 << kBits) - 1); };
@@ -50,7 +51,7 @@ void sort_by_key(std::vector<int64_t>& indices, const Key& key) {
   }
   for (int d = 0; d < kDigits; ++d) {
     auto& count = counts[d];
-    if (n == 0 || count[digit(items[0].first, d)] == static_cast<int64_t>(n)) continue;
+    if (count[digit(items[0].first, d)] == static_cast<int64_t>(n)) continue;
     std::exclusive_scan(count.begin(), count.end(), count.begin(), int64_t{0});
     for (const auto& item : items) other[count[digit(item.first, d)]++] = item;
     items.swap(other);

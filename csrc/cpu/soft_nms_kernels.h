@@ -1,10 +1,10 @@
 // Soft-NMS of one category, with the instructions of one processor. Included three times by isa.h.
 //
 // A vector holds L boxes, an array for each of their properties. Taking a box is three steps. The places of those boxes
-// that it can cost score are written down, without a branch: 20 bytes a box (of float) are read, some 25 instructions
-// for L. Their scores decay, gathered L at a time, with a division and, for gaussian, an exponential of 60
-// instructions. The best of all scores is found: 4 bytes and some 7 instructions. A score that is given up becomes NaN,
-// which no comparison finds; when half of them are, the rest move together. All of it is bound by instructions.
+// that it can cost score are written down, without a branch: 20 bytes a box (of float) are read, some 35 instructions
+// for L. Their scores decay, gathered L at a time, with a division and, for gaussian, an exponential of 75
+// instructions. The best of all scores is found: 4 bytes and some 11 instructions. A score that is given up becomes
+// NaN, which no comparison finds; when half of them are, the rest move together. All of it is bound by instructions.
 #include "box_overlap.h"
 #include "soft_nms.h"
 

@@ -22,7 +22,7 @@
 namespace fastnets::inverted {
 
 constexpr int kThreads = 256, kWarps = kThreads / 32;
-constexpr int kPanel = 32;
+constexpr int kPanel = packed::kPanel;
 constexpr int kRow = 40;   // numbers from one row of a panel to the next: 80 bytes, so that 8 rows share no bank
 constexpr int kRun = 7;    // neighbouring pixels of a thread; the maps of a 224 x 224 image are multiples of it
 constexpr int kPairs = 4;  // of 8 results each, at most, that a warp sums up

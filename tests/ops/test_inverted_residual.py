@@ -72,14 +72,19 @@ def test_cpu_edges(cpu_kernels, size, o, hidden):
     check(block(5, hidden, o), whole(1, 5, *size), whole(1, o, *size))
 
 
+GEOMETRIES = (
+    {"stride": 2},
+    {"kernel_size": 5, "padding": 2},
+    {"kernel_size": 5, "padding": 2, "stride": 2},
+    {"padding": 0},
+)
+
+
 @pytest.mark.parametrize("expand", (True, False))
 @pytest.mark.parametrize(
     "geometry",
     (
-        {"stride": 2},
-        {"kernel_size": 5, "padding": 2},
-        {"kernel_size": 5, "padding": 2, "stride": 2},
-        {"padding": 0},
+        *GEOMETRIES,
         {"kernel_size": (3, 1), "stride": (1, 3), "padding": (2, 0), "dilation": (2, 1)},
         {"kernel_size": 7, "padding": 3},
         {"padding": 4},
@@ -137,24 +142,39 @@ def test_threads_that_call_at_once(cpu_kernels):
     check_at_once([lambda: layer(x)])
 
 
-@pytest.mark.parametrize("wrong", ("layout", "type", "expand", "bias", "depthwise", "hidden", "project", "residual"))
-def test_cpu_wrong_arguments_raise(cpu_kernels, wrong):
-    layer = block(4, 32, 6)
-    x, residual = (whole(1, c, 5, 5).contiguous(memory_format=LAST) for c in (4, 6))
+def arguments(layer, x, residual=None):
     panels, bias, kernels, results = layer._panels()
-    pairs = [3, 3], [1, 1], [1, 1], [1, 1]
-    good = [x, panels, bias, None, kernels, 32, *pairs, None, results, None, 6, residual, None]
+    conv, project = layer.depthwise, layer.project
+    geometry = conv.kernel_size, conv.stride, conv.padding, conv.dilation
+    first = x, panels, bias, layer.expand.activation, kernels, results.shape[1], *geometry, conv.activation
+    return *first, results, project.bias, project.out_channels, residual, project.activation
+
+
+WRONG = "expand", "bias", "depthwise", "hidden", "project", "residual"
+
+
+def check_wrong(run, dtype, wrong, others):
+    """Refused: one argument that is too short or does not fit, or of others, which take the arguments that do."""
+    layer = block(4, 32, 6).to(dtype)
+    good = arguments(layer, *(whole(1, c, 5, 5).to(dtype).contiguous(memory_format=LAST) for c in (4, 6)))
     bad = {
-        "layout": (0, x.contiguous()),
-        "type": (0, x.double()),
-        "expand": (1, panels[:, :3].contiguous()),
-        "bias": (2, bias[:31]),
-        "depthwise": (4, kernels[:-1]),
+        "expand": (1, good[1][:, :3].contiguous()),
+        "bias": (2, good[2][:31]),
+        "depthwise": (4, good[4][:-1]),
         "hidden": (5, 24),
-        "project": (11, results[:, :16].contiguous()),
-        "residual": (14, residual[..., :4]),
+        "project": (11, good[11][:, :16].contiguous()),
+        "residual": (14, good[14][..., :4]),
+        **others(*good),
     }
-    check_refuses(torch.ops.fastnets_cpu.inverted_residual.default, good, *bad[wrong])
+    check_refuses(run, good, *bad[wrong])
+
+
+@pytest.mark.parametrize("wrong", ("layout", "type", *WRONG))
+def test_cpu_wrong_arguments_raise(cpu_kernels, wrong):
+    def others(x, *_):
+        return {"layout": (0, x.contiguous()), "type": (0, x.double())}
+
+    check_wrong(torch.ops.fastnets_cpu.inverted_residual.default, torch.float32, wrong, others)
 
 
 # ---- CUDA ------------------------------------------------------------------------------------
@@ -201,11 +221,8 @@ def test_edges(backend, dtype, size, o, hidden):
 @pytest.mark.parametrize(
     "geometry",
     (
+        *GEOMETRIES,
         {},
-        {"stride": 2},
-        {"kernel_size": 5, "padding": 2},
-        {"kernel_size": 5, "padding": 2, "stride": 2},
-        {"padding": 0},
         {"padding": (0, 2), "stride": 2},
         {"padding": 7},  # tiles that see nothing of x
         {"kernel_size": 5, "padding": 0},
@@ -279,14 +296,6 @@ def test_results_in_channels(backend, dtype, o, first):
     check_refuses(inverted_residual.run, (*given, into, first), 19, 40)
 
 
-def arguments(layer, x, residual=None):
-    panels, bias, kernels, results = layer._panels()
-    conv, project = layer.depthwise, layer.project
-    geometry = conv.kernel_size, conv.stride, conv.padding, conv.dilation
-    first = x, panels, bias, layer.expand.activation, kernels, results.shape[1], *geometry, conv.activation
-    return *first, results, project.bias, project.out_channels, residual, project.activation
-
-
 @on_cuda
 def test_no_images_give_none(backend):
     layer, x = block(8, 32, 16).bfloat16(), torch.zeros(0, 8, 9, 9).bfloat16().contiguous(memory_format=LAST)
@@ -325,21 +334,10 @@ def test_reasons_why_not(backend, of, dtype, reason):
 
 
 @on_cuda
-@pytest.mark.parametrize("wrong", ("weights", "expand", "bias", "depthwise", "hidden", "project", "residual", "start"))
+@pytest.mark.parametrize("wrong", ("weights", "start", *WRONG))
 def test_wrong_arguments_raise(backend, wrong):
-    layer = block(4, 32, 6).bfloat16()
-    x, residual = (whole(1, c, 5, 5).bfloat16().contiguous(memory_format=LAST) for c in (4, 6))
-    good = arguments(layer, x, residual)
-    panels, bias, kernels, results = good[1], good[2], good[4], good[11]
-    elsewhere = torch.zeros(len(kernels) + 1).bfloat16()[1:]
-    bad = {
-        "weights": (1, panels.half()),
-        "expand": (1, panels[:, :3].contiguous()),
-        "bias": (2, bias[:31]),
-        "depthwise": (4, kernels[:-1]),
-        "hidden": (5, 24),
-        "project": (11, results[:, :16].contiguous()),
-        "residual": (14, residual[..., :4]),
-        "start": (4, elsewhere),
-    }
-    check_refuses(inverted_residual.run, good, *bad[wrong])
+    def others(x, panels, bias, activation, kernels, *_):
+        elsewhere = torch.zeros(len(kernels) + 1, dtype=kernels.dtype)[1:]
+        return {"weights": (1, panels.half()), "start": (4, elsewhere)}
+
+    check_wrong(inverted_residual.run, torch.bfloat16, wrong, others)
