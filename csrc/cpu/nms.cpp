@@ -82,12 +82,13 @@ template <typename T>
 int64_t ranks_of_category(const Tensor& boxes, const int64_t* members, int64_t n, Sum<T> threshold, int64_t* ranks) {
   using A = Sum<T>;
   using Boxes = NmsBoxes<A>;
-  constexpr int64_t kBlock = 512;
+  constexpr int64_t kFew = 1024, kBlock = 512;
   constexpr A kNaN = std::numeric_limits<A>::quiet_NaN(), kFar = std::numeric_limits<A>::infinity();
-  const int64_t in_chunks = n <= kBlock ? 0 : n;  // after a single block nothing looks for kept boxes
+  const int64_t size = n <= kFew ? kFew : kBlock;
+  const int64_t in_chunks = n <= size ? 0 : n;  // after a single block nothing looks for kept boxes
   const int64_t chunks = ceil_div(in_chunks, NmsCategory<A>::kChunk), room = chunks + Boxes::kRoom;
-  const auto memory = std::make_unique_for_overwrite<A[]>(Boxes::count(n) + Boxes::count(kBlock));
-  const Boxes all(memory.get(), n), recent(memory.get() + Boxes::count(n), kBlock);
+  const auto memory = std::make_unique_for_overwrite<A[]>(Boxes::count(n) + Boxes::count(size));
+  const Boxes all(memory.get(), n), recent(memory.get() + Boxes::count(n), size);
   gather<T>(boxes, members, n, all);
   const std::vector<int32_t> chunk_of = chunks_of(all, in_chunks);
   std::vector<A> kept(Boxes::count(in_chunks), kNaN), bounds(Boxes::count(chunks), -kFar);
@@ -99,8 +100,8 @@ int64_t ranks_of_category(const Tensor& boxes, const int64_t* members, int64_t n
   const auto suppressed = std::make_unique_for_overwrite<bool[]>(n);
   const NmsKernels<A> kernels = FASTNETS_FOR_THIS_CPU(nms_kernels<A>)();
   int64_t count = 0;
-  for (int64_t block = 0; block < n; block += kBlock) {
-    const int64_t end = std::min(block + kBlock, n);
+  for (int64_t block = 0; block < n; block += size) {
+    const int64_t end = std::min(block + size, n);
     torch::stable::parallel_for(block, end, 1 + (1 << 16) / (count + 1),
                                 [&](int64_t first, int64_t last) { kernels.test(c, first, last, suppressed.get()); });
     count += kernels.keep(c, block, end, suppressed.get(), recent, ranks + count);
