@@ -8,12 +8,19 @@ namespace fastnets::inverted {
 
 using packed::MaybeTensor;
 
+// How many channels' weights of pointwise convolutions lie together for each result, and the type of what is added up:
+// biases and the weights of the depthwise convolution.
+struct Packing {
+  int64_t together;
+  ScalarType sums;
+};
+
 // The depthwise convolution of all hidden channels.
 inline Convolution check(const Tensor& x, const MaybeTensor& expand, const MaybeTensor& expand_bias,
                          const Tensor& depthwise, int64_t hidden, const std::vector<int64_t>& kernel,
                          const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
                          const std::vector<int64_t>& dilation, const Tensor& project, const MaybeTensor& project_bias,
-                         int64_t out, const MaybeTensor& residual) {
+                         int64_t out, const MaybeTensor& residual, const Packing& packing) {
   const ScalarType type = x.scalar_type();
   packed::check_images(x, type);
   for (const MaybeTensor& t :
@@ -25,15 +32,15 @@ inline Convolution check(const Tensor& x, const MaybeTensor& expand, const Maybe
   STD_TORCH_CHECK(kernel.size() == 2, "expected pairs");
   const Convolution g =
       geometry({s.n, hidden, s.h, s.w}, {hidden, 1, kernel[0], kernel[1]}, stride, padding, dilation, hidden);
-  STD_TORCH_CHECK(
-      depthwise.is_contiguous() && depthwise.scalar_type() == type && depthwise.numel() == (g.kh * g.kw + 1) * hidden,
-      "expected the weights and biases of ", hidden, " depthwise kernels, of the input's type");
+  STD_TORCH_CHECK(depthwise.is_contiguous() && depthwise.scalar_type() == packing.sums &&
+                      depthwise.numel() == (g.kh * g.kw + 1) * hidden,
+                  "expected the weights and biases of ", hidden, " depthwise kernels, of the type of sums");
   if (expand) {
-    packed::check_panels(*expand, s.c, hidden, type);
-    packed::check_bias(expand_bias, hidden, type);
+    packed::check_panels(*expand, ceil_div(s.c, packing.together) * packing.together, hidden, type);
+    packed::check_bias(expand_bias, hidden, packing.sums);
   }
   packed::check_panels(project, hidden, out, type);
-  packed::check_bias(project_bias, out, type);
+  packed::check_bias(project_bias, out, packing.sums);
   packed::check_residual(residual, {g.n, out, g.oh, g.ow}, type);
   return g;
 }

@@ -25,7 +25,7 @@ inline void check_panels(const Tensor& w, int64_t in, int64_t out, ScalarType ty
 
 inline void check_bias(const MaybeTensor& bias, int64_t out, ScalarType type) {
   STD_TORCH_CHECK(!bias || (bias->is_contiguous() && bias->numel() == out && bias->scalar_type() == type),
-                  "expected a bias of ", out, " numbers of the input's type");
+                  "expected a bias of ", out, " numbers, of the type of sums");
 }
 
 inline void check_residual(const MaybeTensor& residual, const Four& size, ScalarType type) {

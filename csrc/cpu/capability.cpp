@@ -49,6 +49,17 @@ Capability capability() {
   return chosen;
 }
 
+#if defined(__x86_64__)
+bool has_bfloat16() { return capability() == Capability::kAvx512 && __builtin_cpu_supports("avx512bf16"); }
+bool has_vnni() {
+  return capability() == Capability::kAvx512 && __builtin_cpu_supports("avx512vnni") &&
+         __builtin_cpu_supports("avx512vbmi");
+}
+#else
+bool has_bfloat16() { return false; }
+bool has_vnni() { return false; }
+#endif
+
 }  // namespace fastnets
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fastnets_cpu, m) {

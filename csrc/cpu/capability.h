@@ -9,4 +9,10 @@ enum class Capability { kDefault, kAvx2, kAvx512 };
 // Decided at the first call. Throws if the variable names an instruction set that is unknown or not there.
 Capability capability();
 
+// Whether that is AVX-512 and the processor also has sums of products of bfloat16.
+bool has_bfloat16();
+
+// Whether that is AVX-512 and the processor also has sums of products of bytes, and shuffles of them.
+bool has_vnni();
+
 }  // namespace fastnets

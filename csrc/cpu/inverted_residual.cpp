@@ -10,6 +10,8 @@
 
 #define FASTNETS_KERNELS "inverted_residual_kernels.h"
 #include "isa.h"
+#define FASTNETS_BF16
+#include "isa_avx512.h"
 
 namespace fastnets {
 namespace {
@@ -19,12 +21,13 @@ using inverted::Problem;
 
 // Into so many strips that the scratch of each fits the second-level cache; returns whether each is a task, which reads
 // all weights and expands some rows that another does too. Each result is one sum, whatever the cut.
-bool cut(Problem& p) {
+template <typename T>
+bool cut(Problem<T>& p) {
   constexpr int64_t kScratch = 640 << 10, kFew = 256 << 10, kMany = 1 << 20;  // weights
   const Convolution& g = p.g;
   const int64_t threads = torch::stable::get_num_threads();
-  const int64_t bytes = 4 * (g.h * g.w * (p.expand.in + kPanel) + g.oh * g.ow * g.c);
-  const int64_t weights = 4 * g.c * (p.expand.in + p.project.out);
+  const int64_t bytes = sizeof(T) * (g.h * g.w * (p.expand.in + kPanel) + g.oh * g.ow * g.c);
+  const int64_t weights = sizeof(T) * g.c * (p.expand.in + p.project.out);
   const int64_t strips = std::clamp<int64_t>(ceil_div(bytes, kScratch), 1, g.oh);
   const bool alone = weights <= kFew || (weights <= kMany && (g.n * strips >= 2 * threads || threads == 1));
   if (!alone)
@@ -34,22 +37,24 @@ bool cut(Problem& p) {
   return alone;
 }
 
-void run(Problem& p, const Tensor& x) {
+template <typename T>
+void run(Problem<T>& p, const Tensor& x) {
   const Convolution& g = p.g;
   const int64_t pixels = g.n * g.oh * g.ow;
   const int64_t first = g.n * g.h * g.w * (p.expand.w ? p.expand.in * g.c : 0) + pixels * g.kh * g.kw * g.c;
   if (cut(p))
-    return pointwise::run(
-        p.units(), first + pixels * g.c * p.project.out,
-        [&, kernel = FASTNETS_FOR_THIS_CPU(inverted::units)](int64_t begin, int64_t end) { kernel(p, begin, end); });
+    return pointwise::run(p.units(), first + pixels * g.c * p.project.out,
+                          [&, kernel = FASTNETS_FOR_THIS_CPU_AND(T, inverted::units)](int64_t begin, int64_t end) {
+                            kernel(p, begin, end);
+                          });
   const Tensor hidden = empty(x, pixels * p.hidden_pixel());
-  const pointwise::Pixels<float> to = p.hidden(mutable_data<float>(hidden), pixels);
+  const pointwise::Pixels<T> to = p.hidden(mutable_data<T>(hidden), pixels);
   p.project.x = {to.data, to.pixel, to.panel};
   pointwise::run(p.units() * p.hidden_panels(), first,
-                 [&, kernel = FASTNETS_FOR_THIS_CPU(inverted::hidden_panels)](int64_t begin, int64_t end) {
+                 [&, kernel = FASTNETS_FOR_THIS_CPU_AND(T, inverted::hidden_panels)](int64_t begin, int64_t end) {
                    kernel(p, to, begin, end);
                  });
-  pointwise::run(p.project, pixels, FASTNETS_FOR_THIS_CPU(pointwise::multiply_tasks));
+  pointwise::run(p.project, pixels, FASTNETS_FOR_THIS_CPU_AND(T, pointwise::multiply_tasks));
 }
 
 // Of x in channels_last: project(depthwise(expand(x))) + residual, each with bias and activation. Weights are in panels
@@ -64,24 +69,26 @@ Tensor inverted_residual(const Tensor& x, const std::optional<Tensor>& expand, c
                          const std::optional<std::string>& project_activation, const std::optional<Tensor>& into,
                          int64_t channel) {
   using namespace pointwise;
-  check_images(x);
-  Problem p;
-  p.g = inverted::check(x, expand, expand_bias, depthwise, hidden, kernel, stride, padding, dilation, project,
-                        project_bias, out, residual);
-  const Four size{p.g.n, out, p.g.oh, p.g.ow};
-  const Results y(x, size, into, channel);
-  p.expand.x = {data<float>(x), x.size(1)}, p.expand.in = x.size(1), p.expand.out = hidden;
-  if (expand) {
-    p.expand.w = data<float>(*expand), p.expand.bias = expand_bias ? data<float>(*expand_bias) : nullptr;
-    p.expand.activation = parse_activation(expand_activation);
-  }
-  p.depthwise = data<float>(depthwise), p.activation = parse_activation(activation);
-  p.project.w = data<float>(project), p.project.bias = project_bias ? data<float>(*project_bias) : nullptr;
-  p.project.in = hidden, p.project.out = out, p.project.activation = parse_activation(project_activation);
-  p.project.y = y.pixels, p.project.residual = check_residual(residual, size);
-  p.project.streams = streams(size);
-  if (size.n * size.c * size.h * size.w > 0) run(p, x);
-  return y.images;
+  return with_type(x, [&](auto type) {
+    using T = decltype(type);
+    Problem<T> p;
+    p.g = inverted::check(x, expand, expand_bias, depthwise, hidden, kernel, stride, padding, dilation, project,
+                          project_bias, out, residual, {kTogether<T>, ScalarType::Float});
+    const Four size{p.g.n, out, p.g.oh, p.g.ow};
+    const Results<T> y(x, size, into, channel);
+    p.expand.x = {data<T>(x), x.size(1)}, p.expand.in = x.size(1), p.expand.out = hidden;
+    if (expand) {
+      p.expand.w = data<T>(*expand), p.expand.bias = expand_bias ? data<float>(*expand_bias) : nullptr;
+      p.expand.activation = parse_activation(expand_activation);
+    }
+    p.depthwise = data<float>(depthwise), p.activation = parse_activation(activation);
+    p.project.w = data<T>(project), p.project.bias = project_bias ? data<float>(*project_bias) : nullptr;
+    p.project.in = hidden, p.project.out = out, p.project.activation = parse_activation(project_activation);
+    p.project.y = y.pixels, p.project.residual = check_residual<T>(residual, size);
+    p.project.streams = streams(size);
+    if (size.n * size.c * size.h * size.w > 0) run(p, x);
+    return y.images;
+  });
 }
 
 }  // namespace

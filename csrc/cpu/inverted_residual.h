@@ -8,13 +8,14 @@ namespace fastnets::inverted {
 
 using pointwise::kPanel;
 
+template <typename T>
 struct Problem {
   Convolution g;                     // of the depthwise convolution, of all hidden channels
-  pointwise::Problem expand;         // its w is null where the depthwise convolution reads x itself
+  pointwise::ProblemOf<T> expand;    // its w is null where the depthwise convolution reads x itself
   const float* depthwise = nullptr;  // [panel][tap or bias][channel of the panel]
   Activation activation = Activation::kNone;
-  pointwise::Problem project;  // its x: what the depthwise convolution gives
-  int64_t strips = 1;          // pieces that the rows of an image's result are cut into
+  pointwise::ProblemOf<T> project;  // its x: what the depthwise convolution gives
+  int64_t strips = 1;               // pieces that the rows of an image's result are cut into
 
   int64_t hidden_panels() const { return ceil_div(g.c, kPanel); }
   // The scratch that the depthwise convolution leaves to `project`. Few channels lie panel by panel; many pixel by
@@ -22,7 +23,7 @@ struct Problem {
   // cache.
   bool by_pixel() const { return g.c >= 256; }
   int64_t hidden_pixel() const { return (by_pixel() ? hidden_panels() | 1 : hidden_panels()) * kPanel; }  // its size
-  pointwise::Pixels<float> hidden(float* data, int64_t pixels) const {
+  pointwise::Pixels<T> hidden(T* data, int64_t pixels) const {
     if (by_pixel()) return {data, hidden_pixel()};
     return {data, kPanel, pixels * kPanel};
   }

@@ -1,11 +1,11 @@
 // Pointwise, depthwise, pointwise: the inverted residual of MobileNetV2. Included by isa.h: no guard.
 //
-// The hidden channels come in panels of 32. A panel of a strip of rows is expanded into scratch of 128 bytes a pixel,
-// which the depthwise convolution reads while it is in a cache; its results, of all panels, are scratch too, which the
-// second product reads. A task is a strip with all three steps, where its scratch fits the second-level cache and there
-// are strips enough; else a panel of a strip, and, when all of those are done, a panel of results: then no row is
-// expanded twice and threads share the weights between them. Memory sees x read once, twice where it is the residual,
-// and y written once; the weights come from the second or the third-level cache.
+// The hidden channels come in panels of 32. A panel of a strip of rows is expanded into scratch of 64 bytes a
+// pixel in bfloat16, 128 in float32, which the depthwise convolution reads while it is in a cache; its results, of all
+// panels, are scratch too, which the second product reads. A task is a strip with all three steps, where its scratch
+// fits the second-level cache and there are strips enough; else a panel of a strip, and, when all of those are done, a
+// panel of results: then no row is expanded twice and threads share the weights between them. Memory sees x read once,
+// twice where it is the residual, and y written once; the weights come from the second or the third-level cache.
 #include "pointwise_conv2d_tile.h"
 // Above: what the one below is written with.
 #include "depthwise_conv2d_channels_last.h"
@@ -17,30 +17,32 @@ using fastnets::pointwise::kPanel;
 using fastnets::pointwise::Pixels;
 
 // Lends scratch for one panel of the strips' source rows.
-inline std::unique_ptr<float[]> expanded(const Problem& p) {
+template <typename T>
+std::unique_ptr<T[]> expanded(const Problem<T>& p) {
   if (!p.expand.w) return nullptr;
   int64_t rows = 0;
   for (int64_t strip = 0; strip < p.strips; ++strip) {
     const Range source = p.source_rows(p.rows(strip));
     rows = std::max(rows, source.end - source.begin);
   }
-  return std::unique_ptr<float[]>(new float[rows * p.g.w * kPanel]);
+  return std::unique_ptr<T[]>(new T[rows * p.g.w * kPanel]);
 }
 
 // A panel of hidden channels of a unit, in `scratch` if they have to be expanded, convolved into y from its first
 // pixel.
-inline void hidden_panel(const Problem& p, int64_t unit, int64_t panel, float* scratch, Pixels<float> y) {
+template <typename T>
+void hidden_panel(const Problem<T>& p, int64_t unit, int64_t panel, T* scratch, Pixels<T> y) {
   const Convolution& g = p.g;
   const int64_t image = unit / p.strips, taps = g.kh * g.kw;
   const Range rows = p.rows(unit), source = p.source_rows(rows);
-  channels_last::Row<float> row;
+  channels_last::Row<T> row;
   row.source_pixel = p.expand.x.pixel, row.out_pixel = y.pixel, row.width = g.w;
   row.channels = std::min(kPanel, g.c - panel * kPanel);
   row.activate = Activate<float>(p.activation);
   const int64_t first = (image * g.h + source.begin) * g.w;
-  const float* from = p.expand.x.data + first * p.expand.x.pixel + panel * kPanel;
+  const T* from = p.expand.x.data + first * p.expand.x.pixel + panel * kPanel;
   if (p.expand.w) {
-    fastnets::pointwise::Problem expand = p.expand;
+    fastnets::pointwise::ProblemOf<T> expand = p.expand;
     expand.x.data += first * expand.x.pixel;
     expand.y = {scratch, kPanel, 0};
     pointwise::multiply(expand, {0, (source.end - source.begin) * g.w}, panel);
@@ -58,22 +60,23 @@ inline void hidden_panel(const Problem& p, int64_t unit, int64_t panel, float* s
       row.weight.push_back(weights + i * g.kw * row.channels);
     }
     row.out = y.data + panel * y.panel + (r - rows.begin) * g.ow * y.pixel;
-    channels_last::columns<float, pointwise::L>(row, set);
+    channels_last::columns<T, pointwise::L>(row, set);
   }
 }
 
 // Units with all their steps.
-inline void units(const Problem& p, int64_t begin, int64_t end) {
+template <typename T>
+void units(const Problem<T>& p, int64_t begin, int64_t end) {
   const auto scratch = expanded(p);
   const int64_t most = ceil_div(p.g.oh, p.strips) * p.g.ow;
-  const std::unique_ptr<float[]> hidden(new float[most * p.hidden_pixel()]);
+  const std::unique_ptr<T[]> hidden(new T[most * p.hidden_pixel()]);
   for (int64_t unit = begin; unit < end; ++unit) {
     const Range rows = p.rows(unit);
     const int64_t pixels = (rows.end - rows.begin) * p.g.ow;
     const int64_t first = (unit / p.strips * p.g.oh + rows.begin) * p.g.ow;
-    const Pixels<float> to = p.hidden(hidden.get(), pixels);
+    const Pixels<T> to = p.hidden(hidden.get(), pixels);
     for (int64_t panel = 0; panel < p.hidden_panels(); ++panel) hidden_panel(p, unit, panel, scratch.get(), to);
-    fastnets::pointwise::Problem project = p.project;
+    fastnets::pointwise::ProblemOf<T> project = p.project;
     project.x = {to.data, to.pixel, to.panel};
     project.y.data += first * project.y.pixel;
     if (project.residual.data) project.residual.data += first * project.residual.pixel;
@@ -83,7 +86,8 @@ inline void units(const Problem& p, int64_t begin, int64_t end) {
 }
 
 // Panels of hidden channels of units, unit by unit, into `hidden`, which project reads.
-inline void hidden_panels(const Problem& p, const Pixels<float>& hidden, int64_t begin, int64_t end) {
+template <typename T>
+void hidden_panels(const Problem<T>& p, const Pixels<T>& hidden, int64_t begin, int64_t end) {
   const auto scratch = expanded(p);
   for (int64_t task = begin; task < end; ++task) {
     const int64_t unit = task / p.hidden_panels();

@@ -6,6 +6,8 @@
 
 #define FASTNETS_KERNELS "pointwise_conv2d_tile.h"
 #include "isa.h"
+#define FASTNETS_BF16
+#include "isa_avx512.h"
 
 namespace fastnets {
 namespace {
@@ -16,17 +18,19 @@ Tensor pointwise_conv2d(const Tensor& x, const Tensor& panels, int64_t out, cons
                         const std::optional<Tensor>& residual, const std::optional<std::string>& activation,
                         const std::optional<Tensor>& into, int64_t channel) {
   using namespace pointwise;
-  Problem p;
-  p.x = check_slice(x);
-  const Four s = sizes_of(x), size{s.n, out, s.h, s.w};
-  const Results y(x, size, into, channel);
-  check_panels(panels, s.c, out);
-  p.y = y.pixels, p.residual = check_residual(residual, size);
-  p.w = data<float>(panels), p.bias = check_bias(bias, out);
-  p.in = s.c, p.out = out, p.activation = parse_activation(activation);
-  p.streams = streams(size);
-  if (x.numel() > 0) run(p, s.n * s.h * s.w, FASTNETS_FOR_THIS_CPU(pointwise::multiply_tasks));
-  return y.images;
+  return with_type(x, [&](auto type) {
+    using T = decltype(type);
+    ProblemOf<T> p;
+    p.x = check_slice<T>(x);
+    const Four s = sizes_of(x), size{s.n, out, s.h, s.w};
+    const Results<T> y(x, size, into, channel);
+    p.y = y.pixels, p.residual = check_residual<T>(residual, size);
+    p.w = check_panels<T>(panels, s.c, out), p.bias = check_bias(bias, out);
+    p.in = s.c, p.out = out, p.activation = parse_activation(activation);
+    p.streams = streams(size);
+    if (x.numel() > 0) run(p, s.n * s.h * s.w, FASTNETS_FOR_THIS_CPU_AND(T, pointwise::multiply_tasks));
+    return y.images;
+  });
 }
 
 }  // namespace

@@ -24,19 +24,26 @@ struct Pixels {
   int64_t pixel = 0, panel = kPanel, length = kPanel;
 };
 
-// Of each pixel of x, `in` channels give `out` of y.
-struct Problem {
-  Pixels<const float> x;
-  const float* w = nullptr;     // [panel][in][kPanel], zeros after the last of `out`
+// How many numbers of X are multiplied in a lane at a time: as many as have 4 bytes.
+template <typename X>
+inline constexpr int64_t kTogether = sizeof(float) / sizeof(X);
+
+// Of each pixel of x, `in` channels give `out` of y. What is multiplied is X, float32 or bfloat16; sums are float32.
+template <typename X, typename Y = X>
+struct ProblemOf {
+  Pixels<const X> x;
+  const X* w = nullptr;         // [panel][in / kTogether][kPanel][kTogether], zeros after the last of `in` and `out`
   const float* bias = nullptr;  // [out], or null
-  Pixels<const float> residual;
-  Pixels<float> y;
+  Pixels<const Y> residual;
+  Pixels<Y> y;
   int64_t in = 0, out = 0;
   Activation activation = Activation::kNone;
   bool streams = false;  // whether y is more than a third-level cache keeps for its reader
 
   int64_t panels() const { return ceil_div(out, kPanel); }
+  const X* weights(int64_t panel) const { return w + panel * kPanel * ceil_div(in, kTogether<X>) * kTogether<X>; }
 };
+using Problem = ProblemOf<float>;
 
 inline bool streams(const Four& y) { return y.n * y.c * y.h * y.w * sizeof(float) > 16 << 20; }
 
@@ -64,11 +71,14 @@ struct Tasks {
 
 // What is read again and again stays in a cache: the weights of one panel while the pixels, which are few, go by; or
 // else a block of pixels, and the rows of results which that writes, while the panels go by.
-inline Tasks tasks_of(const Problem& p, int64_t pixels, int64_t groups = 1) {
+template <typename X, typename Y>
+Tasks tasks_of(const ProblemOf<X, Y>& p, int64_t pixels, int64_t groups = 1) {
   constexpr int64_t kFirstLevel = 24 << 10, kSecondLevel = 512 << 10, kTile = 42;  // a multiple of 14 and of 6 pixels
-  if (4 * pixels * p.in <= kSecondLevel)
+  constexpr int64_t kSize = sizeof(X);
+  if (kSize * pixels * p.in <= kSecondLevel)
     return {pixels, groups * p.panels(), capability() == Capability::kAvx512 ? 14 : 12, false};
-  return {pixels, groups * p.panels(), std::max<int64_t>(1, kFirstLevel / (4 * (p.in + p.out)) / kTile) * kTile, true};
+  return {pixels, groups * p.panels(), std::max<int64_t>(1, kFirstLevel / (kSize * (p.in + p.out)) / kTile) * kTile,
+          true};
 }
 
 // Runs a kernel on tasks that take so many multiply-adds together.
@@ -79,14 +89,29 @@ void run(int64_t tasks, int64_t work, const F& kernel) {
 }
 
 // The product for all pixels, with multiply_tasks of pointwise_conv2d_tile.h.
-using Kernel = void (*)(const Problem&, const Tasks&, int64_t begin, int64_t end);
-inline void run(const Problem& p, int64_t pixels, Kernel kernel) {
+template <typename X>
+using Kernel = void (*)(const ProblemOf<X>&, const Tasks&, int64_t begin, int64_t end);
+template <typename X>
+void run(const ProblemOf<X>& p, int64_t pixels, Kernel<X> kernel) {
   const Tasks tasks = tasks_of(p, pixels);
   run(tasks.count(), pixels * p.in * p.out, [&](int64_t begin, int64_t end) { kernel(p, tasks, begin, end); });
 }
 
-inline void check_panels(const Tensor& w, int64_t in, int64_t out) {
-  packed::check_panels(w, in, out, ScalarType::Float);
+template <typename T>
+inline constexpr ScalarType kType = std::is_same_v<T, float> ? ScalarType::Float : ScalarType::BFloat16;
+
+// Calls f with a number of the type that images have: float32 or bfloat16.
+template <typename F>
+auto with_type(const Tensor& x, const F& f) {
+  if (x.scalar_type() == ScalarType::BFloat16) return f(BFloat16());
+  STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float, "expected float32 or bfloat16 images");
+  return f(float());
+}
+
+template <typename X = float>
+const X* check_panels(const Tensor& w, int64_t in, int64_t out) {
+  packed::check_panels(w, ceil_div(in, kTogether<X>) * kTogether<X>, out, kType<X>);
+  return data<X>(w);
 }
 
 // The bias' numbers, or null.
@@ -95,33 +120,39 @@ inline const float* check_bias(const std::optional<Tensor>& bias, int64_t out) {
   return bias ? data<float>(*bias) : nullptr;
 }
 
-inline void check_images(const Tensor& x) { packed::check_images(x, ScalarType::Float); }
+template <typename T = float>
+void check_images(const Tensor& x) {
+  packed::check_images(x, kType<T>);
+}
 
 // The pixels of images in channels_last, or of some of the channels of such.
-inline Pixels<const float> check_slice(const Tensor& x) {
-  STD_TORCH_CHECK(x.dim() == 4 && x.scalar_type() == ScalarType::Float, "expected float32 images");
+template <typename T = float>
+Pixels<const T> check_slice(const Tensor& x) {
+  STD_TORCH_CHECK(x.dim() == 4 && x.scalar_type() == kType<T>, "expected images of the type that the kernel takes");
   const Four n = sizes_of(x), s = strides_of(x);
   const int64_t pixel = n.w > 1 ? s.w : n.h > 1 ? s.h : n.n > 1 ? s.n : n.c;
   const bool fits = (n.c == 1 || s.c == 1) && pixel >= n.c && (n.h == 1 || s.h == n.w * pixel) &&
                     (n.n == 1 || s.n == n.h * n.w * pixel);
   STD_TORCH_CHECK(fits || x.numel() == 0, "expected channels of images in channels_last");
-  return {data<float>(x), pixel};
+  return {data<T>(x), pixel};
 }
 
 // The residual's pixels, or none.
-inline Pixels<const float> check_residual(const std::optional<Tensor>& residual, const Four& size) {
-  packed::check_residual(residual, size, ScalarType::Float);
+template <typename T = float>
+Pixels<const T> check_residual(const std::optional<Tensor>& residual, const Four& size) {
+  packed::check_residual(residual, size, kType<T>);
   if (!residual) return {};
-  return {data<float>(*residual), size.c};
+  return {data<T>(*residual), size.c};
 }
 
 // Where results of this size go: new images, or channels of larger ones, from `channel` on.
+template <typename T = float>
 struct Results {
   Results(const Tensor& like, const Four& size, const std::optional<Tensor>& into, int64_t channel)
       : images(packed::images_for(like, size, into, channel)),
-        pixels{mutable_data<float>(images) + channel, images.size(1)} {}
+        pixels{mutable_data<T>(images) + channel, images.size(1)} {}
   Tensor images;
-  Pixels<float> pixels;
+  Pixels<T> pixels;
 };
 
 }  // namespace fastnets::pointwise

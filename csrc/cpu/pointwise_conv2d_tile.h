@@ -3,16 +3,48 @@
 // Lanes are results. A tile is kRows pixels times one panel's results, in registers: for each input channel two loads
 // of weights and kRows broadcasts serve 2 * kRows multiply-adds, so that those alone bind (14 rows on AVX-512: 16
 // loads, 28 multiply-adds). Moves 4 bytes * (pixels * (in + out) + in * out), twice pixels * out where there is a
-// residual.
+// residual; half of it in bfloat16, of which a lane multiplies two at a time, with as many loads and instructions.
 #include "activate.h"
 
 namespace fastnets::FASTNETS_ISA::pointwise {
 
 using fastnets::pointwise::kPanel;
-using fastnets::pointwise::Problem;
+using fastnets::pointwise::kTogether;
+using fastnets::pointwise::ProblemOf;
 
 constexpr int L = kLanes<float>;
 constexpr int kRows = FASTNETS_VECTOR_BYTES == 64 ? 14 : 6;  // with two vectors each, as many as there are registers
+
+// What a lane multiplies at a time: a float32, or two bfloat16 as the bits of a number.
+template <typename X>
+using Factor = std::conditional_t<std::is_same_v<X, float>, float, int32_t>;
+
+template <typename X>
+FASTNETS_INLINE Vec<Factor<X>, L> factors(const X* p) {
+  Vec<Factor<X>, L> v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+// One of a pixel for all lanes; without kWhole there is one bfloat16 left.
+template <bool kWhole, typename X>
+FASTNETS_INLINE Vec<Factor<X>, L> factor(const X* p) {
+  Factor<X> value{};
+  std::memcpy(&value, p, kWhole ? sizeof value : sizeof(X));  // the low half: this is for little endian
+  return splat<Factor<X>, L>(value);
+}
+
+FASTNETS_INLINE void multiply_add(Vec<float, L>& sum, const Vec<float, L>& x, const Vec<float, L>& w) { sum += x * w; }
+
+FASTNETS_INLINE void multiply_add(Vec<float, L>& sum, const Vec<int32_t, L>& x, const Vec<int32_t, L>& w) {
+#if defined(FASTNETS_BF16)
+  sum = bits<Vec<float, L>>(_mm512_dpbf16_ps(bits<__m512>(sum), bits<__m512bh>(x), bits<__m512bh>(w)));
+#else
+  constexpr int32_t kHigh = ~0xffff;
+  sum += bits<Vec<float, L>>(x & kHigh) * bits<Vec<float, L>>(w & kHigh);
+  sum += bits<Vec<float, L>>(x << 16) * bits<Vec<float, L>>(w << 16);
+#endif
+}
 
 // What is done to the sums of R pixels, W vectors each, is spelt out row by row: the compiler would unroll loops only
 // after it has given z a place in memory, and then copy the registers there.
@@ -25,11 +57,11 @@ FASTNETS_INLINE void begin(const Vec<float, L> (&bias)[W], Vec<float, L> (&z)[R]
 // kPart: of the last vector only `left` lanes are results. kPast: stored past the caches.
 enum class Lanes { kPart, kWhole, kPast };
 
-template <int R, int W, bool kWhole, int r = 0>
-FASTNETS_INLINE void add(const float* residual, int64_t step, int64_t left, Vec<float, L> (&z)[R][W]) {
+template <int R, int W, bool kWhole, int r = 0, typename Y>
+FASTNETS_INLINE void add(const Y* residual, int64_t step, int64_t left, Vec<float, L> (&z)[R][W]) {
   constexpr int last = (W - 1) * L;
-  if constexpr (W > 1) z[r][0] += load<float, L>(residual);
-  z[r][W - 1] += kWhole ? load<float, L>(residual + last) : load_first<float, L>(residual + last, left);
+  if constexpr (W > 1) z[r][0] += load<Y, L>(residual);
+  z[r][W - 1] += kWhole ? load<Y, L>(residual + last) : load_first<Y, L>(residual + last, left);
   if constexpr (r + 1 < R) add<R, W, kWhole, r + 1>(residual + step, step, left, z);
 }
 
@@ -40,24 +72,24 @@ FASTNETS_INLINE void clamp_all(float low, float high, Vec<float, L> (&z)[R][W]) 
   if constexpr (r + 1 < R) clamp_all<R, W, r + 1>(low, high, z);
 }
 
-template <int R, int W, Lanes lanes, int r = 0>
-FASTNETS_INLINE void store_all(float* y, int64_t step, int64_t left, const Vec<float, L> (&z)[R][W]) {
+template <int R, int W, Lanes lanes, int r = 0, typename Y>
+FASTNETS_INLINE void store_all(Y* y, int64_t step, int64_t left, const Vec<float, L> (&z)[R][W]) {
   constexpr int last = (W - 1) * L;
   if constexpr (lanes == Lanes::kPast) {
-    if constexpr (W > 1) stream<float, L>(y, z[r][0]);
-    stream<float, L>(y + last, z[r][W - 1]);
+    if constexpr (W > 1) stream<Y, L>(y, z[r][0]);
+    stream<Y, L>(y + last, z[r][W - 1]);
   } else {
-    if constexpr (W > 1) store<float, L>(y, z[r][0]);
+    if constexpr (W > 1) store<Y, L>(y, z[r][0]);
     if constexpr (lanes == Lanes::kWhole)
-      store<float, L>(y + last, z[r][W - 1]);
+      store<Y, L>(y + last, z[r][W - 1]);
     else
-      store_first<float, L>(y + last, z[r][W - 1], left);
+      store_first<Y, L>(y + last, z[r][W - 1], left);
   }
   if constexpr (r + 1 < R) store_all<R, W, lanes, r + 1>(y + step, step, left, z);
 }
 
-template <int R, int W, Lanes lanes>
-FASTNETS_INLINE void finish(const float* residual, int64_t residual_step, const Activate<float>& activate, float* y,
+template <int R, int W, Lanes lanes, typename Y>
+FASTNETS_INLINE void finish(const Y* residual, int64_t residual_step, const Activate<float>& activate, Y* y,
                             int64_t y_step, int64_t left, Vec<float, L> (&z)[R][W]) {
   if (residual) add<R, W, lanes != Lanes::kPart>(residual, residual_step, left, z);
   if (activate.kind != Activation::kNone) clamp_all(activate.low, activate.high, z);
@@ -65,52 +97,58 @@ FASTNETS_INLINE void finish(const float* residual, int64_t residual_step, const 
 }
 
 // The same where an activation takes more than a clamp.
-template <int W>
-__attribute__((noinline)) void finish_any(const float* residual, int64_t residual_step, const Activate<float>& activate,
-                                          float* y, int64_t y_step, int64_t left, const float* sums, int rows) {
+template <int W, typename Y>
+__attribute__((noinline)) void finish_any(const Y* residual, int64_t residual_step, const Activate<float>& activate,
+                                          Y* y, int64_t y_step, int64_t left, const float* sums, int rows) {
   Vec<float, L> z[W];
   for (int r = 0; r < rows; ++r, sums += W * L) {
     for (int i = 0; i < W; ++i) z[i] = load<float, L>(sums + i * L);
     for (int i = 0; residual && i < W; ++i)
-      z[i] += load_first<float, L>(residual + r * residual_step + i * L, i + 1 < W ? L : left);
+      z[i] += load_first<Y, L>(residual + r * residual_step + i * L, i + 1 < W ? L : left);
     activate.template operator()<L, W>(z);
-    for (int i = 0; i < W; ++i) store_first<float, L>(y + r * y_step + i * L, z[i], i + 1 < W ? L : left);
+    for (int i = 0; i < W; ++i) store_first<Y, L>(y + r * y_step + i * L, z[i], i + 1 < W ? L : left);
   }
 }
 
+// A lane's factors of R pixels, each with W vectors of weights; base[i] is the pixel i * kStep.
+template <bool kWhole, int R, int W, int kStep, int kBases, typename X>
+FASTNETS_INLINE void multiply_step(const X* (&base)[kBases], int64_t step, const X*& w, Vec<float, L> (&z)[R][W]) {
+  Vec<Factor<X>, L> weight[W];
+  for (int i = 0; i < W; ++i) weight[i] = factors(w + i * L * kTogether<X>);
+  for (int r = 0; r < R; ++r) {
+    const auto value = factor<kWhole>(base[r / kStep] + r % kStep * step);
+    for (int i = 0; i < W; ++i) multiply_add(z[r][i], value, weight[i]);
+  }
+  for (int i = 0; i < kBases; ++i) base[i] += kTogether<X>;
+  w += kPanel * kTogether<X>;
+}
+
 // R pixels from `pixel` on, W vectors of results from o on, whose weights begin at w.
-template <int R, int W>
-void tile(const Problem& p, const Activate<float>& activate, int64_t pixel, int64_t o, const float* w) {
+template <int R, int W, typename X, typename Y>
+void tile(const ProblemOf<X, Y>& p, const Activate<float>& activate, int64_t pixel, int64_t o, const X* w) {
   constexpr int kStep = 3;  // rows to a pointer: more pointers than this would not fit the registers
   constexpr int kBases = (R + kStep - 1) / kStep;
   const int64_t step = p.x.pixel, in = p.in;
   const int64_t length = p.x.panel == p.x.length ? in : p.x.length;  // panels side by side are one long one
   const int64_t left = p.out - o - (W - 1) * L;                      // results in the last vector, or more
-  const float* x = p.x.data + pixel * step;
+  const X* x = p.x.data + pixel * step;
   Vec<float, L> bias[W] = {}, z[R][W];
   if (p.bias)
     for (int i = 0; i < W; ++i) bias[i] = load_first<float, L>(p.bias + o + i * L, i + 1 < W ? L : left);
   begin(bias, z);
   for (int64_t first = 0; first < in; first += length, x += p.x.panel) {
-    const float* base[kBases];
+    const X* base[kBases];
     for (int i = 0; i < kBases; ++i) base[i] = x + i * kStep * step;
-    const int64_t count = std::min(length, in - first);
-    for (int64_t k = 0; k < count; ++k, w += kPanel) {
-      Vec<float, L> weight[W];
-      for (int i = 0; i < W; ++i) weight[i] = load<float, L>(w + i * L);
-      for (int r = 0; r < R; ++r) {
-        const Vec<float, L> value = splat<float, L>(base[r / kStep][r % kStep * step]);
-        for (int i = 0; i < W; ++i) z[r][i] += value * weight[i];
-      }
-      for (int i = 0; i < kBases; ++i) ++base[i];
-    }
+    const int64_t count = std::min(length, in - first), steps = count / kTogether<X>;
+    for (int64_t k = 0; k < steps; ++k) multiply_step<true, R, W, kStep>(base, step, w, z);
+    if (count % kTogether<X>) multiply_step<false, R, W, kStep>(base, step, w, z);
   }
-  const float* const residual = p.residual.data ? p.residual.data + pixel * p.residual.pixel + o : nullptr;
-  float* const y = p.y.data + pixel * p.y.pixel + o / kPanel * p.y.panel + o % kPanel;
+  const Y* const residual = p.residual.data ? p.residual.data + pixel * p.residual.pixel + o : nullptr;
+  Y* const y = p.y.data + pixel * p.y.pixel + o / kPanel * p.y.panel + o % kPanel;
   if (activate.kind <= Activation::kRelu6) {
     const int64_t step = p.residual.pixel;
     if (left < L) return finish<R, W, Lanes::kPart>(residual, step, activate, y, p.y.pixel, left, z);
-    if (p.streams && can_stream<float, L, W>(y, p.y.pixel))
+    if (p.streams && can_stream<Y, L, W>(y, p.y.pixel))
       return finish<R, W, Lanes::kPast>(residual, step, activate, y, p.y.pixel, left, z);
     return finish<R, W, Lanes::kWhole>(residual, step, activate, y, p.y.pixel, left, z);
   }
@@ -120,27 +158,28 @@ void tile(const Problem& p, const Activate<float>& activate, int64_t pixel, int6
 }
 
 // The last `rows` pixels, fewer than kRows.
-template <int R, int W>
-void last_tile(const Problem& p, const Activate<float>& activate, int64_t rows, int64_t pixel, int64_t o,
-               const float* w) {
+template <int R, int W, typename X, typename Y>
+void last_tile(const ProblemOf<X, Y>& p, const Activate<float>& activate, int64_t rows, int64_t pixel, int64_t o,
+               const X* w) {
   if (rows == R) return tile<R, W>(p, activate, pixel, o, w);
   if constexpr (R > 1) last_tile<R - 1, W>(p, activate, rows, pixel, o, w);
 }
 
-template <int W>
-void tiles(const Problem& p, const Activate<float>& activate, Range pixels, int64_t o, const float* w) {
+template <int W, typename X, typename Y>
+void tiles(const ProblemOf<X, Y>& p, const Activate<float>& activate, Range pixels, int64_t o, const X* w) {
   int64_t pixel = pixels.begin;
   for (; pixel + kRows <= pixels.end; pixel += kRows) tile<kRows, W>(p, activate, pixel, o, w);
   if (pixel < pixels.end) last_tile<kRows - 1, W>(p, activate, pixels.end - pixel, pixel, o, w);
 }
 
 // A panel of results of some pixels.
-inline void multiply(const Problem& p, Range pixels, int64_t panel) {
+template <typename X, typename Y>
+void multiply(const ProblemOf<X, Y>& p, Range pixels, int64_t panel) {
   const Activate<float> activate(p.activation);
   const int64_t results = std::min(kPanel, p.out - panel * kPanel);
   for (int64_t i = 0; i < results; i += 2 * L) {
     const int64_t o = panel * kPanel + i;
-    const float* const w = p.w + panel * kPanel * p.in + i;
+    const X* const w = p.weights(panel) + i * kTogether<X>;
     if (results - i > L)
       tiles<2>(p, activate, pixels, o, w);
     else
@@ -150,7 +189,8 @@ inline void multiply(const Problem& p, Range pixels, int64_t panel) {
 }
 
 // Panels of results of blocks of pixels; blocks that follow one another are one.
-inline void multiply_tasks(const Problem& p, const fastnets::pointwise::Tasks& tasks, int64_t begin, int64_t end) {
+template <typename X>
+void multiply_tasks(const ProblemOf<X>& p, const fastnets::pointwise::Tasks& tasks, int64_t begin, int64_t end) {
   for (int64_t task = begin; task < end;) {
     const int64_t panel = tasks.panel(task);
     multiply(p, tasks.merged(task, end), panel);

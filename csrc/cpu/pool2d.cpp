@@ -31,7 +31,7 @@ Tensor pool(const Tensor& x, const Pair& kernel, const Pair& stride, const Pair&
             bool counts_padding, const Into& into, int64_t channel) {
   const auto from = pointwise::check_slice(x);
   const Convolution g = windows(sizes_of(x), kernel, stride, padding, ceil_mode);
-  const pointwise::Results y(x, {g.n, g.c, g.oh, g.ow}, into, channel);
+  const pointwise::Results<> y(x, {g.n, g.c, g.oh, g.ow}, into, channel);
   const pool::Problem p{g, from, y.pixels, mean, counts_padding};
   const int64_t rows = g.n * g.oh, row = g.ow * g.c * g.kh * g.kw;
   if (rows * row > 0)

@@ -5,6 +5,8 @@
 
 #define FASTNETS_KERNELS "pooled_linear_kernels.h"
 #include "isa.h"
+#define FASTNETS_BF16
+#include "isa_avx512.h"
 
 namespace fastnets {
 namespace {
@@ -12,21 +14,23 @@ namespace {
 // Of x (n, c, h, w) in channels_last and weights in panels, of which there are `out` results: (n, out).
 Tensor pooled_linear(const Tensor& x, const Tensor& panels, int64_t out, const std::optional<Tensor>& bias) {
   using namespace pointwise;
-  check_images(x);
-  const Four s = sizes_of(x);
-  STD_TORCH_CHECK(s.h * s.w > 0, "expected images of at least one pixel");
-  check_panels(panels, s.c, out);
-  const Tensor means = empty(x, s.n * s.c), y = empty_strided(x, {s.n, out}, {out, 1}, dtype_of(x));
-  Problem p;
-  p.x = {data<float>(means), s.c}, p.y = {mutable_data<float>(y), out};
-  p.w = data<float>(panels), p.bias = check_bias(bias, out), p.in = s.c, p.out = out;
-  if (y.numel() == 0) return y;
-  run(FASTNETS_FOR_THIS_CPU(pooled::tasks)(s.n, s.c), x.numel(),
-      [&, kernel = FASTNETS_FOR_THIS_CPU(pooled::means)](int64_t begin, int64_t end) {
-        kernel(data<float>(x), s.h * s.w, s.c, mutable_data<float>(means), begin, end);
-      });
-  run(p, s.n, FASTNETS_FOR_THIS_CPU(pointwise::multiply_tasks));
-  return y;
+  return with_type(x, [&](auto type) {
+    using T = decltype(type);
+    check_images<T>(x);
+    const Four s = sizes_of(x);
+    STD_TORCH_CHECK(s.h * s.w > 0, "expected images of at least one pixel");
+    const Tensor means = empty(x, s.n * s.c), y = empty_strided(x, {s.n, out}, {out, 1}, dtype_of(x));
+    ProblemOf<T> p;
+    p.x = {data<T>(means), s.c}, p.y = {mutable_data<T>(y), out};
+    p.w = check_panels<T>(panels, s.c, out), p.bias = check_bias(bias, out), p.in = s.c, p.out = out;
+    if (y.numel() == 0) return y;
+    run(FASTNETS_FOR_THIS_CPU(pooled::tasks)(s.n, s.c), x.numel(),
+        [&, kernel = FASTNETS_FOR_THIS_CPU_AND(T, pooled::means)](int64_t begin, int64_t end) {
+          kernel(data<T>(x), s.h * s.w, s.c, mutable_data<T>(means), begin, end);
+        });
+    run(p, s.n, FASTNETS_FOR_THIS_CPU_AND(T, pointwise::multiply_tasks));
+    return y;
+  });
 }
 
 }  // namespace

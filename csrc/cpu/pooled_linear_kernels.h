@@ -1,7 +1,7 @@
 // The mean of each channel over its pixels, for the product that follows. Included by isa.h: no guard.
 //
 // Lanes are channels. A task is two vectors of channels of an image, whose pixels are added one after the other. Moves
-// 4 bytes * n * c * h * w.
+// the bytes of x.
 #include "pointwise_conv2d_tile.h"
 
 namespace fastnets::FASTNETS_ISA::pooled {
@@ -9,18 +9,20 @@ namespace fastnets::FASTNETS_ISA::pooled {
 using pointwise::L;
 
 // Of [pixel][channels], the means of `count` channels, at most two vectors of them.
-inline void mean(const float* x, int64_t pixels, int64_t channels, int64_t count, float* y) {
+template <typename T>
+void mean(const T* x, int64_t pixels, int64_t channels, int64_t count, T* y) {
   Vec<float, L> low{}, high{};
   for (int64_t i = 0; i < pixels; ++i, x += channels) {
-    low += load_first<float, L>(x, count);
-    if (count > L) high += load_first<float, L>(x + L, count - L);
+    low += load_first<T, L>(x, count);
+    if (count > L) high += load_first<T, L>(x + L, count - L);
   }
-  store_first<float, L>(y, low / static_cast<float>(pixels), count);
-  if (count > L) store_first<float, L>(y + L, high / static_cast<float>(pixels), count - L);
+  store_first<T, L>(y, low / static_cast<float>(pixels), count);
+  if (count > L) store_first<T, L>(y + L, high / static_cast<float>(pixels), count - L);
 }
 
 // Tasks: images times pairs of vectors.
-inline void means(const float* x, int64_t pixels, int64_t channels, float* y, int64_t begin, int64_t end) {
+template <typename T>
+void means(const T* x, int64_t pixels, int64_t channels, T* y, int64_t begin, int64_t end) {
   const int64_t pairs = ceil_div(channels, 2 * L);
   for (int64_t task = begin; task < end; ++task) {
     const int64_t image = task / pairs, c = task % pairs * 2 * L;

@@ -40,7 +40,7 @@ Tensor preact_conv2d(const Tensor& norm, const std::vector<Tensor>& xs, int64_t 
       "expected float32 scales and shifts of ", s.c, " channels");
   pointwise::check_panels(panels, s.c, out);
   const Four size{s.n, out, s.h / pool, s.w / pool};
-  const pointwise::Results y(norm, size, into, channel);
+  const pointwise::Results<> y(norm, size, into, channel);
   p.pool = pool, p.norm = data<float>(norm);
   p.product.w = data<float>(panels), p.product.bias = pointwise::check_bias(bias, out);
   p.product.y = y.pixels, p.product.in = s.c, p.product.out = out;

@@ -11,33 +11,8 @@
 
 #define FASTNETS_KERNELS "precision_gate_conv2d_kernels.h"
 #include "isa.h"
-
-#if defined(__x86_64__)
-#if defined(__clang__)
-#pragma clang attribute push(                                                                          \
-    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx2,fma,f16c"))), \
-    apply_to = function)
-#else
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12's own AVX-512 header
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx2,fma,f16c")
-#endif
-#define FASTNETS_ISA avx512vnni
-#define FASTNETS_VECTOR_BYTES 64
 #define FASTNETS_VNNI
-#include "vector.h"
-#include FASTNETS_KERNELS
-#undef FASTNETS_VNNI
-#undef FASTNETS_ISA
-#undef FASTNETS_VECTOR_BYTES
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#pragma GCC diagnostic pop
-#endif
-#endif
+#include "isa_avx512.h"
 
 namespace fastnets {
 namespace {
@@ -48,9 +23,7 @@ using gate::Problem;
 
 Kernels kernels(ScalarType type) {
 #if defined(__x86_64__)
-  if (capability() == Capability::kAvx512 && __builtin_cpu_supports("avx512vnni") &&
-      __builtin_cpu_supports("avx512vbmi"))
-    return avx512vnni::precision_gate_kernels(type);
+  if (has_vnni()) return avx512vnni::precision_gate_kernels(type);
 #endif
   return FASTNETS_FOR_THIS_CPU(precision_gate_kernels)(type);
 }

@@ -8,45 +8,51 @@
 
 namespace fastnets::stem {
 
+template <typename T>
 struct Problem {
   Convolution g;
-  const float* x = nullptr;    // in channels_last
-  pointwise::Problem product;  // its x is made row by row
+  const T* x = nullptr;                    // in channels_last
+  pointwise::ProblemOf<float, T> product;  // its x is made row by row
 };
 
 }  // namespace fastnets::stem
 
 #define FASTNETS_KERNELS "stem_conv2d_kernels.h"
 #include "isa.h"
+#define FASTNETS_BF16
+#include "isa_avx512.h"
 
 namespace fastnets {
 namespace {
 
-// Of x in channels_last and weights in panels, of the numbers below a kernel in the order of its rows and columns, as
-// channels of `into` from `channel` on where that is given.
+// Of x in channels_last and float32 weights in panels, of the numbers below a kernel in the order of its rows and
+// columns, as channels of `into` from `channel` on where that is given.
 Tensor stem_conv2d(const Tensor& x, const Tensor& panels, int64_t out, const std::vector<int64_t>& kernel,
                    const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
                    const std::optional<Tensor>& bias, const std::optional<std::string>& activation,
                    const std::optional<Tensor>& into, int64_t channel) {
-  pointwise::check_images(x);
-  stem::Problem p;
   STD_TORCH_CHECK(kernel.size() == 2, "expected pairs");
-  p.g = geometry(sizes_of(x), {out, x.size(1), kernel[0], kernel[1]}, stride, padding, {1, 1}, 1);
-  const Convolution& g = p.g;
-  pointwise::check_panels(panels, g.kh * g.kw * g.c, out);
-  const Four size{g.n, out, g.oh, g.ow};
-  const pointwise::Results y(x, size, into, channel);
-  p.x = data<float>(x);
-  p.product.w = data<float>(panels), p.product.bias = pointwise::check_bias(bias, out);
-  p.product.y = y.pixels;
-  p.product.in = g.kh * g.kw * g.c, p.product.out = out, p.product.activation = parse_activation(activation);
-  p.product.streams = pointwise::streams(size);
-  const int64_t pixels = g.n * g.oh * g.ow;
-  if (pixels * out == 0) return y.images;
-  pointwise::run(
-      g.n * g.oh, pixels * out * p.product.in,
-      [&, kernel = FASTNETS_FOR_THIS_CPU(stem::forward)](int64_t begin, int64_t end) { kernel(p, begin, end); });
-  return y.images;
+  return pointwise::with_type(x, [&](auto type) {
+    using T = decltype(type);
+    pointwise::check_images<T>(x);
+    stem::Problem<T> p;
+    p.g = geometry(sizes_of(x), {out, x.size(1), kernel[0], kernel[1]}, stride, padding, {1, 1}, 1);
+    const Convolution& g = p.g;
+    const Four size{g.n, out, g.oh, g.ow};
+    const pointwise::Results<T> y(x, size, into, channel);
+    p.x = data<T>(x);
+    p.product.w = pointwise::check_panels(panels, g.kh * g.kw * g.c, out);
+    p.product.bias = pointwise::check_bias(bias, out), p.product.y = y.pixels;
+    p.product.in = g.kh * g.kw * g.c, p.product.out = out, p.product.activation = parse_activation(activation);
+    p.product.streams = pointwise::streams(size);
+    const int64_t pixels = g.n * g.oh * g.ow;
+    if (pixels * out == 0) return y.images;
+    pointwise::run(g.n * g.oh, pixels * out * p.product.in,
+                   [&, kernel = FASTNETS_FOR_THIS_CPU_AND(T, stem::forward)](int64_t begin, int64_t end) {
+                     kernel(p, begin, end);
+                   });
+    return y.images;
+  });
 }
 
 }  // namespace

@@ -3,16 +3,18 @@
 // In channels_last the kw * c numbers under one kernel row lie side by side, and those of the next output pixel
 // stride * c further on: the convolution is the product of pointwise_conv2d_tile.h over pixels that overlap, its panels
 // the kernel's rows. So that there is no border, rows are copied between zeros first, as each row of the result needs
-// them; the copies stay in the first-level cache. A task is a row of the result. Moves 4 bytes * (kh / stride * x + y).
+// them; the copies, which are float32, stay in the first-level cache. A task is a row of the result. Moves the bytes of
+// (kh / stride * x + y).
 #include "pointwise_conv2d_tile.h"
 
 namespace fastnets::FASTNETS_ISA::stem {
 
-inline void forward(const fastnets::stem::Problem& p, int64_t begin, int64_t end) {
+template <typename T>
+void forward(const fastnets::stem::Problem<T>& p, int64_t begin, int64_t end) {
   const Convolution& g = p.g;
   const int64_t width = (g.w + 2 * g.pw) * g.c, row = g.w * g.c;
   const std::unique_ptr<float[]> padded(new float[g.kh * width]());
-  fastnets::pointwise::Problem product = p.product;
+  fastnets::pointwise::ProblemOf<float, T> product = p.product;
   for (int64_t task = begin; task < end; ++task) {
     const int64_t image = task / g.oh, first = task % g.oh * g.sh - g.ph;
     for (int64_t i = 0; i < g.kh; ++i) {

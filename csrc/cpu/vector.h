@@ -64,6 +64,11 @@ template <typename T, int L>
 FASTNETS_INLINE void store(T* p, Vec<Sum<T>, L> v) {
   if constexpr (std::is_same_v<T, Sum<T>>) {
     std::memcpy(p, &v, sizeof v);
+#if defined(FASTNETS_BF16)
+  } else if constexpr (std::is_same_v<T, BFloat16> && L == 16) {
+    const __m256bh narrow = _mm512_cvtneps_pbh(bits<__m512>(v));  // the same, but for numbers below 2^-126: zeros
+    std::memcpy(p, &narrow, sizeof narrow);
+#endif
   } else if constexpr (std::is_same_v<T, BFloat16> && L > 1) {
     // Round to nearest even: add half a unit in the last place, less one bit if the kept part is even. NaN stays NaN.
     const auto u = bits<Vec<uint32_t, L>>(v);
@@ -92,6 +97,10 @@ FASTNETS_INLINE Vec<Sum<T>, L> load_first(const T* p, int64_t count) {
 #if FASTNETS_VECTOR_BYTES == 64
   if constexpr (std::is_same_v<T, float>)
     return bits<Vec<float, L>>(_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), p));
+  if constexpr (std::is_same_v<T, BFloat16> && L == 16) {
+    const __m256i v = _mm256_maskz_loadu_epi16(static_cast<__mmask16>((1u << count) - 1), p);
+    return load<T, L>(reinterpret_cast<const T*>(&v));
+  }
 #endif
   Vec<Sum<T>, L> v{};
   for (int64_t i = 0; i < count; ++i) v[i] = static_cast<Sum<T>>(p[i]);
@@ -104,6 +113,11 @@ FASTNETS_INLINE void store_first(T* p, Vec<Sum<T>, L> v, int64_t count) {
 #if FASTNETS_VECTOR_BYTES == 64
   if constexpr (std::is_same_v<T, float>)
     return _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << count) - 1), bits<__m512>(v));
+  if constexpr (std::is_same_v<T, BFloat16> && L == 16) {
+    __m256i narrow;
+    store<T, L>(reinterpret_cast<T*>(&narrow), v);
+    return _mm256_mask_storeu_epi16(p, static_cast<__mmask16>((1u << count) - 1), narrow);
+  }
 #endif
   for (int64_t i = 0; i < count; ++i) p[i] = static_cast<T>(v[i]);
 }

@@ -48,7 +48,7 @@ Tensor winograd_conv2d(const Tensor& x, const Tensor& panels, int64_t out, const
   p.side = panels.size(1) == 16 ? 2 : 4;
   pointwise::check_panels(panels, p.points() * g.c, out);
   const Four size{g.n, out, g.oh, g.ow};
-  const pointwise::Results y(x, size, into, channel);
+  const pointwise::Results<> y(x, size, into, channel);
   p.product.w = data<float>(panels), p.product.bias = pointwise::check_bias(bias, out);
   p.product.residual = pointwise::check_residual(residual, size), p.product.y = y.pixels;
   p.product.in = g.c, p.product.out = out, p.product.activation = parse_activation(activation);

@@ -114,7 +114,7 @@ Tensor inverted_residual(const Tensor& x, const MaybeTensor& expand, const Maybe
                          const std::optional<std::string>& project_activation, const MaybeTensor& into,
                          int64_t channel) {
   const Convolution g = inverted::check(x, expand, expand_bias, depthwise, hidden, kernel, stride, padding, dilation,
-                                        project, project_bias, out, residual);
+                                        project, project_bias, out, residual, {1, x.scalar_type()});
   STD_TORCH_CHECK((g.kh == 3 || g.kh == 5) && g.kw == g.kh && (g.sh == 1 || g.sh == 2) && g.sw == g.sh && g.dh == 1 &&
                       g.dw == 1 && (!expand || x.size(1) <= kChannels),
                   "expected a 3x3 or 5x5 kernel of stride 1 or 2 without dilation, and at most ", kChannels,

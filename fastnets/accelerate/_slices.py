@@ -13,6 +13,7 @@ from torch import Tensor, fx
 
 aten = torch.ops.aten
 LAST = torch.channels_last
+TYPES = torch.float32, torch.bfloat16
 
 # Kernels of ours that write results into channels of larger images, and those that read such too.
 _READ = {"pointwise_conv2d", "winograd_conv2d", "max_pool2d", "avg_pool2d"}
@@ -32,7 +33,7 @@ def concatenate_in_place(graph: fx.Graph) -> None:
 
 def _is_images(node: fx.Node) -> bool:
     value = node.meta["val"]
-    return value.dim() == 4 and value.dtype == torch.float32
+    return value.dim() == 4 and value.dtype in TYPES
 
 
 def _concatenate(graph: fx.Graph, cat: fx.Node, parts: list[fx.Node], written: set[fx.Node]) -> None:
@@ -75,7 +76,7 @@ def _places(value: fx.Node, user: fx.Node) -> list[int]:
 
 def _is_slice(x: Tensor) -> bool:
     """Whether these are channels of images in channels_last."""
-    if x.dim() != 4 or x.dtype != torch.float32 or x.numel() == 0:
+    if x.dim() != 4 or x.dtype not in TYPES or x.numel() == 0:
         return False
     (n, c, h, w), (sn, sc, sh, sw) = x.shape, x.stride()
     return sc == 1 and sw >= c and sh == w * sw and sn == h * sh and min(n, h, w) > 0

@@ -13,6 +13,7 @@ from fastnets.ops._activation import ACTIVATIONS
 from fastnets.ops._convolution import output_size
 from fastnets.ops._packed import (
     Packs,
+    as_sums,
     compiled_kernels,
     pack_panels,
     pack_winograd,
@@ -88,14 +89,14 @@ class PackedConv2d(Packs, GroupedConv2d):
         return fits and _is_channels_last(residual) and self.activation in (None, "relu")
 
     def _in_one_pass(self, input: Tensor, residual: Tensor | None) -> Tensor:
-        if compiled_kernels(input, self.weight):
+        if compiled_kernels(input, self.weight, torch.bfloat16):
             if self.is_pointwise() and self._gains(input, residual):
-                panels = self._pack("panels", lambda: pack_panels(self.weight), self.weight)
-                return pointwise_conv2d.run(input, panels, self.out_channels, self.bias, residual, self.activation)
+                panels, bias = self._pack("panels", lambda: self._panels(self.weight), self.weight, self.bias)
+                return pointwise_conv2d.run(input, panels, self.out_channels, bias, residual, self.activation)
             if self.is_stem() and residual is None:
                 return self._stem(input)
-            if side := self._winograd_side(input):
-                return self._winograd(input, residual, side)
+        if compiled_kernels(input, self.weight) and (side := self._winograd_side(input)):
+            return self._winograd(input, residual, side)
         geometry = self._rows_and_columns(), self.stride, self.dilation, self.groups
         name, scalars, algorithm = _POST_OPS[self.activation]
         weight = self._onednn_weight(geometry, input.shape)
@@ -113,7 +114,7 @@ class PackedConv2d(Packs, GroupedConv2d):
 
         Orders are few, and each is kept once.
         """
-        by_size, by_order = self._pack("onednn", lambda: ({}, {}), self.weight)
+        by_size, by_order = self._pack("onednn", lambda: ({}, {}), self.weight, self.bias)
         key = size, torch.get_num_threads()
         if (weight := by_size.get(key)) is None:
             if len(by_size) >= _SIZES:
@@ -140,14 +141,20 @@ class PackedConv2d(Packs, GroupedConv2d):
             return False
         return self.in_channels >= 16 and self.in_channels % 1024 != 0
 
+    def _panels(self, weight: Tensor) -> tuple[Tensor, Tensor | None]:
+        return pack_panels(weight), as_sums(self.bias, weight)
+
     def is_stem(self) -> bool:
         """Whether it is a network's first convolution, of few channels, for which there is a kernel of its own."""
         return self.in_channels <= _STEM and self.groups == 1 and self.dilation == (1, 1)
 
     def _stem(self, input: Tensor) -> Tensor:
-        panels = self._pack("rows", lambda: pack_panels(self.weight.permute(0, 2, 3, 1).flatten(1)), self.weight)
+        def rows() -> tuple[Tensor, Tensor | None]:
+            return self._panels(self.weight.permute(0, 2, 3, 1).flatten(1).float())
+
+        panels, bias = self._pack("rows", rows, self.weight, self.bias)
         geometry = self.kernel_size, self.stride, self._rows_and_columns()
-        return stem_conv2d.run(input, panels, self.out_channels, *geometry, self.bias, self.activation)
+        return stem_conv2d.run(input, panels, self.out_channels, *geometry, bias, self.activation)
 
     def is_winograd(self) -> bool:
         """Whether Winograd's algorithm applies; in few channels, its lanes and panels would stand empty."""
@@ -164,7 +171,7 @@ class PackedConv2d(Packs, GroupedConv2d):
         return sizes[0] if sizes and self.is_winograd() else 0
 
     def _winograd(self, input: Tensor, residual: Tensor | None, side: int) -> Tensor:
-        panels = self._pack(f"winograd {side}", lambda: pack_winograd(self.weight, side), self.weight)
+        panels = self._pack(f"winograd {side}", lambda: pack_winograd(self.weight, side), self.weight, self.bias)
         padding = self._rows_and_columns()
         return winograd_conv2d.run(input, panels, self.out_channels, padding, self.bias, residual, self.activation)
 

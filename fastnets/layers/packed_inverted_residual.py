@@ -15,6 +15,7 @@ from fastnets.ops._convolution import output_size
 from fastnets.ops._packed import (
     LANES,
     Packs,
+    as_sums,
     compiled_kernels,
     cuda_kernels,
     inverted_residual,
@@ -28,7 +29,7 @@ class PackedInvertedResidual(Packs, nn.Module):
     """Applies a pointwise, a depthwise and a pointwise convolution, and adds a residual, in one pass.
 
     Each has its bias and its activation; the first may be missing. Where the compiled kernels do not take the input
-    (another layout than channels_last, another type than float32 on a CPU, float16 and bfloat16 on a GPU, gradients,
+    (another layout than channels_last, another type than float32 and bfloat16 on a CPU, float16 and bfloat16 on a GPU, gradients,
     tracing), the three layers run in turn.
 
     Args:
@@ -70,19 +71,19 @@ class PackedInvertedResidual(Packs, nn.Module):
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         # Each look-up of a parameter or a layer costs a module 0.3 µs: they are looked up once.
         expand, conv, project = self.expand, self.depthwise, self.project
-        weights = conv.weight, conv.bias, project.weight, *(() if expand is None else (expand.weight, expand.bias))
-        bias = project.bias
-        plain = not torch.compiler.is_compiling() and is_plain(input, residual, bias, *weights)
+        first = () if expand is None else (expand.weight, expand.bias)
+        weights = conv.weight, conv.bias, project.weight, project.bias, *first
+        plain = not torch.compiler.is_compiling() and is_plain(input, residual, *weights)
         if not plain or not _has_kernel(expand, conv, input) or not _takes(expand, conv, project, input, residual):
             return project(conv(input if expand is None else expand(input)), residual)
-        panels, hidden_bias, kernels, results = self._pack("panels", self._panels, *weights)
+        panels, hidden_bias, kernels, results, bias = self._pack("panels", self._panels, *weights)
         return inverted_residual.run(
             input,
             panels,
             hidden_bias,
             expand and expand.activation,
             kernels,
-            results.shape[1],
+            conv.in_channels + -conv.in_channels % LANES,
             conv.kernel_size,
             conv.stride,
             conv.padding,
@@ -95,25 +96,25 @@ class PackedInvertedResidual(Packs, nn.Module):
             project.activation,
         )
 
-    def _panels(self) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor]:
-        """Weights and bias of the first convolution, of the second, weights of the third; hidden channels padded."""
+    def _panels(self) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor, Tensor | None]:
+        """Weights and bias of the first convolution, of the second, of the third; hidden channels padded."""
         expand, conv, project = self.expand, self.depthwise, self.project
         more = -conv.in_channels % LANES
 
         def pad(t: Tensor) -> Tensor:
             return F.pad(t.detach(), (0, 0) * (t.dim() - 1) + (0, more))
 
-        kernels = pack_depthwise(pad(conv.weight), None if conv.bias is None else pad(conv.bias))
-        results = pack_panels(F.pad(project.weight.detach(), (0, 0, 0, 0, 0, more)))
+        taps = pack_depthwise(pad(conv.weight), None if conv.bias is None else pad(conv.bias))
+        last = pack_panels(F.pad(project.weight.detach(), (0, 0, 0, 0, 0, more))), as_sums(project.bias, project.weight)
         if expand is None:
-            return None, None, kernels, results
-        bias = None if expand.bias is None else pad(expand.bias)
-        return pack_panels(pad(expand.weight)), bias, kernels, results
+            return None, None, as_sums(taps, taps), *last
+        bias = None if expand.bias is None else as_sums(pad(expand.bias), expand.weight)
+        return pack_panels(pad(expand.weight)), bias, as_sums(taps, taps), *last
 
 
 def _has_kernel(expand: Any, conv: Any, input: Tensor) -> bool:
     """Whether there is a kernel for an input of this device, type and layout."""
-    if compiled_kernels(input, conv.weight):
+    if compiled_kernels(input, conv.weight, torch.bfloat16):
         return True
     on_cuda = cuda_kernels(input) and input.dtype == conv.weight.dtype and input.numel() > 0
     return on_cuda and not not_on_cuda(input, expand is not None, conv.kernel_size, conv.stride, conv.dilation)

@@ -7,14 +7,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastnets._op import is_plain
-from fastnets.ops._packed import Packs, compiled_kernels, pack_panels, pooled_linear
+from fastnets.ops._packed import Packs, as_sums, compiled_kernels, pack_panels, pooled_linear
 
 
 class PooledLinear(Packs, nn.Linear):
     """Applies a linear layer to the mean over all pixels, on weights in the order that the kernel reads.
 
-    Where the compiled kernels do not take the input (another layout than channels_last, another type than float32,
-    gradients, tracing), it is two steps.
+    Where the compiled kernels do not take the input (another layout than channels_last, another type than float32
+    and bfloat16, gradients, tracing), it is two steps.
 
     Args:
         in_features, out_features, bias, device, dtype: as in ``torch.nn.Linear``.
@@ -34,11 +34,14 @@ class PooledLinear(Packs, nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         if self._has_kernel(input):
-            panels = self._pack("panels", lambda: pack_panels(self.weight), self.weight)
-            return pooled_linear.run(input, panels, self.out_features, self.bias)
+            panels, bias = self._pack("panels", self._panels, self.weight, self.bias)
+            return pooled_linear.run(input, panels, self.out_features, bias)
         return F.linear(input.mean((2, 3)), self.weight, self.bias)
+
+    def _panels(self) -> tuple[Tensor, Tensor | None]:
+        return pack_panels(self.weight), as_sums(self.bias, self.weight)
 
     def _has_kernel(self, input: Tensor) -> bool:
         if torch.compiler.is_compiling() or not is_plain(input, self.weight, self.bias):
             return False
-        return compiled_kernels(input, self.weight) and input.shape[1] == self.in_features
+        return compiled_kernels(input, self.weight, torch.bfloat16) and input.shape[1] == self.in_features

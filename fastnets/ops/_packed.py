@@ -1,7 +1,8 @@
 """What layers for inference run on: weights packed once, in the order in which kernels read them, and ops on those.
 
-They take float32 in channels_last, on CUDA float16 and bfloat16, which their callers see to, and have no gradient. A
-panel is 32 results or hidden channels whose weights lie together; the last one ends in zeros.
+They take float32 in channels_last, some of them bfloat16 too, on CUDA float16 and bfloat16, which their callers see to,
+and have no gradient. A panel is 32 results or hidden channels whose weights lie together; the last one ends in zeros.
+What is added up is float32 on a CPU: biases, and the weights of depthwise convolutions.
 """
 
 from __future__ import annotations
@@ -43,9 +44,10 @@ class Packs:
         return {**self.__dict__, "_packed": None}
 
 
-def compiled_kernels(x: Tensor, weight: Tensor) -> bool:
-    """Whether these ops run on the compiled kernels for an input and weights."""
-    fits = x.is_cpu and x.dim() == 4 and x.numel() > 0 and x.dtype == weight.dtype == torch.float32
+def compiled_kernels(x: Tensor, weight: Tensor, *others: torch.dtype) -> bool:
+    """Whether these ops run on the compiled kernels for an input and weights, of float32 or of one of the other types."""
+    fits = x.is_cpu and x.dim() == 4 and x.numel() > 0 and x.dtype == weight.dtype
+    fits = fits and (x.dtype == torch.float32 or x.dtype in others)
     fits = fits and x.is_contiguous(memory_format=torch.channels_last)
     return fits and requested.get() in (None, "cpu") and BACKENDS["cpu"].missing() is None
 
@@ -61,15 +63,22 @@ def cuda_kernels(x: Tensor) -> bool:
 
 
 def pack_panels(weight: Tensor) -> Tensor:
-    """Weights (o, c, 1, 1) or (o, c) as (⌈o / 32⌉, c, 32)."""
+    """Weights (o, c, 1, 1) or (o, c) as (⌈o / 32⌉, c, 32); bfloat16 for a CPU as (⌈o / 32⌉, ⌈c / 2⌉, 32, 2)."""
     o, c = weight.shape[:2]
-    rows = F.pad(weight.detach().reshape(o, c), (0, 0, 0, -o % PANEL))
-    return rows.view(-1, PANEL, c).transpose(1, 2).contiguous()
+    pairs = weight.is_cpu and weight.dtype == torch.bfloat16
+    rows = F.pad(weight.detach().reshape(o, c), (0, c % 2 if pairs else 0, 0, -o % PANEL))
+    panels = rows.view(-1, PANEL, rows.shape[1])
+    return (panels.unflatten(2, (-1, 2)) if pairs else panels).transpose(1, 2).contiguous()
 
 
-def unpack_panels(panels: Tensor, out: int) -> Tensor:
-    """Panels (p, c, 32) as (o, c, 1, 1)."""
-    return panels.transpose(1, 2).flatten(0, 1)[:out, :, None, None]
+def unpack_panels(panels: Tensor, out: int, c: int) -> Tensor:
+    """The same as (o, c, 1, 1)."""
+    return panels.transpose(1, 2).flatten(2).flatten(0, 1)[:out, :c, None, None]
+
+
+def as_sums(bias: Tensor | None, weight: Tensor) -> Tensor | None:
+    """A bias, or weights, in the type in which kernels add up what belongs to such weights."""
+    return None if bias is None else bias.detach().float() if weight.is_cpu else bias.detach()
 
 
 def scale_and_shift(norm: BatchNorm2d) -> tuple[Tensor, Tensor]:
@@ -117,7 +126,7 @@ def pack_winograd(weight: Tensor, side: int) -> Tensor:
 def unpack_winograd(panels: Tensor, out: int) -> Tensor:
     """The same as (o, c, 3, 3)."""
     g = torch.linalg.pinv(_winograd(math.isqrt(panels.shape[1]) - 2))
-    points = torch.stack([unpack_panels(point, out).flatten(1) for point in panels.unbind(1)]).unflatten(
+    points = torch.stack([unpack_panels(p, out, p.shape[1]).flatten(1) for p in panels.unbind(1)]).unflatten(
         0, (g.shape[1], -1)
     )
     return torch.einsum("ia,aboc,jb->ocij", g, points.double(), g).float().contiguous()
@@ -194,6 +203,10 @@ avg_pool2d = _op(
 )
 
 
+def _like(sums: Tensor | None, x: Tensor) -> Tensor | None:
+    return None if sums is None else sums.to(x.dtype)
+
+
 def _placed(y: Tensor, into: Tensor | None, channel: int) -> Tensor:
     if into is None:
         return y
@@ -212,7 +225,7 @@ def _pointwise_conv2d(
     into: Tensor | None = None,
     channel: int = 0,
 ) -> Tensor:
-    y = F.conv2d(x, unpack_panels(panels, out), bias)
+    y = F.conv2d(x, unpack_panels(panels, out, x.shape[1]), _like(bias, x))
     return _placed(ACTIVATIONS[activation](y if residual is None else y + residual), into, channel)
 
 
@@ -248,7 +261,7 @@ def _inverted_residual(
     channel: int = 0,
 ) -> Tensor:
     y = x if expand is None else _pointwise_conv2d(x, expand, hidden, expand_bias, None, expand_activation)
-    taps = unpack_depthwise(depthwise, hidden)
+    taps = unpack_depthwise(depthwise, hidden).to(y.dtype)
     weight = taps[:, :-1].view(hidden, 1, *kernel)
     y = ACTIVATIONS[activation](F.conv2d(y, weight, taps[:, -1], stride, padding, dilation, hidden))
     return _pointwise_conv2d(y, project, out, project_bias, residual, project_activation, into, channel)
@@ -267,8 +280,8 @@ def _stem_conv2d(
     into: Tensor | None = None,
     channel: int = 0,
 ) -> Tensor:
-    weight = unpack_panels(panels, out).view(out, *kernel, x.shape[1]).permute(0, 3, 1, 2)
-    return _placed(ACTIVATIONS[activation](F.conv2d(x, weight, bias, stride, padding)), into, channel)
+    weight = unpack_panels(panels, out, panels.shape[1]).view(out, *kernel, x.shape[1]).permute(0, 3, 1, 2).to(x.dtype)
+    return _placed(ACTIVATIONS[activation](F.conv2d(x, weight, _like(bias, x), stride, padding)), into, channel)
 
 
 @winograd_conv2d.backend("reference")
@@ -289,7 +302,7 @@ def _winograd_conv2d(
 
 @pooled_linear.backend("reference")
 def _pooled_linear(x: Tensor, panels: Tensor, out: int, bias: Tensor | None) -> Tensor:
-    return F.linear(x.mean((2, 3)), unpack_panels(panels, out).flatten(1), bias)
+    return F.linear(x.mean((2, 3)), unpack_panels(panels, out, x.shape[1]).flatten(1), _like(bias, x))
 
 
 @max_pool2d.backend("reference")

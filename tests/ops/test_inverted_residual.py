@@ -143,11 +143,12 @@ def test_threads_that_call_at_once(cpu_kernels):
 
 
 def arguments(layer, x, residual=None):
-    panels, bias, kernels, results = layer._panels()
+    panels, bias, kernels, results, last_bias = layer._panels()
     conv, project = layer.depthwise, layer.project
     geometry = conv.kernel_size, conv.stride, conv.padding, conv.dilation
-    first = x, panels, bias, layer.expand.activation, kernels, results.shape[1], *geometry, conv.activation
-    return *first, results, project.bias, project.out_channels, residual, project.activation
+    hidden = -(-conv.in_channels // 16) * 16
+    first = x, panels, bias, layer.expand.activation, kernels, hidden, *geometry, conv.activation
+    return *first, results, last_bias, project.out_channels, residual, project.activation
 
 
 WRONG = "expand", "bias", "depthwise", "hidden", "project", "residual"

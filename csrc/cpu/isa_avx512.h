@@ -1,0 +1,55 @@
+// Compiles FASTNETS_KERNELS once more, after isa.h, for AVX-512 with what newer processors have beside it. It is
+// FASTNETS_VNNI: sums of products of bytes, and shuffles of them; in the namespace avx512vnni. Or FASTNETS_BF16: sums
+// of products of bfloat16; in avx512bf16, and FASTNETS_FOR_THIS_CPU_AND(T, f) is f<T> as this processor runs it best.
+#if defined(__x86_64__)
+
+#if !defined(__clang__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"  // GCC 12's own AVX-512 header
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC push_options
+#endif
+#if defined(FASTNETS_VNNI)
+#define FASTNETS_ISA avx512vnni
+#if defined(__clang__)
+#pragma clang attribute push(                                                                          \
+    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx2,fma,f16c"))), \
+    apply_to = function)
+#else
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx2,fma,f16c")
+#endif
+#else
+#define FASTNETS_ISA avx512bf16
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c"))), \
+                             apply_to = function)
+#else
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")
+#endif
+#endif
+#define FASTNETS_VECTOR_BYTES 64
+#include "vector.h"
+#include FASTNETS_KERNELS
+#undef FASTNETS_ISA
+#undef FASTNETS_VECTOR_BYTES
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#pragma GCC diagnostic pop
+#endif
+
+#if defined(FASTNETS_BF16)
+#define FASTNETS_FOR_THIS_CPU_AND(T, f)                         \
+  [] {                                                          \
+    if constexpr (std::is_same_v<T, ::fastnets::BFloat16>)      \
+      if (::fastnets::has_bfloat16()) return &avx512bf16::f<T>; \
+    return FASTNETS_FOR_THIS_CPU(f<T>);                         \
+  }()
+#endif
+#elif defined(FASTNETS_BF16)
+#define FASTNETS_FOR_THIS_CPU_AND(T, f) FASTNETS_FOR_THIS_CPU(f<T>)
+#endif
+
+#undef FASTNETS_VNNI
+#undef FASTNETS_BF16
