@@ -23,13 +23,14 @@ using inverted::Problem;
 // all weights and expands some rows that another does too. Each result is one sum, whatever the cut.
 template <typename T>
 bool cut(Problem<T>& p) {
-  constexpr int64_t kScratch = 640 << 10, kFew = 256 << 10, kMany = 1 << 20;  // weights
+  constexpr int64_t kScratch = 640 << 10, kFew = 768 << 10, kMany = 1 << 20;  // the last two: of weights
   const Convolution& g = p.g;
   const int64_t threads = torch::stable::get_num_threads();
   const int64_t bytes = sizeof(T) * (g.h * g.w * (p.expand.in + kPanel) + g.oh * g.ow * g.c);
   const int64_t weights = sizeof(T) * g.c * (p.expand.in + p.project.out);
   const int64_t strips = std::clamp<int64_t>(ceil_div(bytes, kScratch), 1, g.oh);
-  const bool alone = weights <= kFew || (weights <= kMany && (g.n * strips >= 2 * threads || threads == 1));
+  const bool once = !p.expand.w || g.n * strips >= 2 * threads || threads == 1;  // little is expanded twice
+  const bool alone = weights <= kFew || (weights <= kMany && once);
   if (!alone)
     p.strips = std::clamp<int64_t>(2 * threads / (g.n * p.hidden_panels()), 1, g.oh);
   else

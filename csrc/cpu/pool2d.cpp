@@ -5,6 +5,8 @@
 
 #define FASTNETS_KERNELS "pool2d_kernels.h"
 #include "isa.h"
+#define FASTNETS_BF16
+#include "isa_avx512.h"
 
 namespace fastnets {
 namespace {
@@ -29,16 +31,20 @@ using Into = std::optional<Tensor>;  // images whose channels from a given one o
 
 Tensor pool(const Tensor& x, const Pair& kernel, const Pair& stride, const Pair& padding, bool ceil_mode, bool mean,
             bool counts_padding, const Into& into, int64_t channel) {
-  const auto from = pointwise::check_slice(x);
-  const Convolution g = windows(sizes_of(x), kernel, stride, padding, ceil_mode);
-  const pointwise::Results<> y(x, {g.n, g.c, g.oh, g.ow}, into, channel);
-  const pool::Problem p{g, from, y.pixels, mean, counts_padding};
-  const int64_t rows = g.n * g.oh, row = g.ow * g.c * g.kh * g.kw;
-  if (rows * row > 0)
-    pointwise::run(rows, rows * row, [&, kernel = FASTNETS_FOR_THIS_CPU(pool::rows)](int64_t begin, int64_t end) {
-      kernel(p, begin, end);
-    });
-  return y.images;
+  return pointwise::with_type(x, [&](auto type) {
+    using T = decltype(type);
+    const auto from = pointwise::check_slice<T>(x);
+    const Convolution g = windows(sizes_of(x), kernel, stride, padding, ceil_mode);
+    const pointwise::Results<T> y(x, {g.n, g.c, g.oh, g.ow}, into, channel);
+    const pool::Problem<T> p{g, from, y.pixels, mean, counts_padding};
+    const int64_t rows = g.n * g.oh, row = g.ow * g.c * g.kh * g.kw;
+    if (rows * row > 0)
+      pointwise::run(rows, rows * row,
+                     [&, kernel = FASTNETS_FOR_THIS_CPU_AND(T, pool::rows)](int64_t begin, int64_t end) {
+                       kernel(p, begin, end);
+                     });
+    return y.images;
+  });
 }
 
 // Of x in channels_last.

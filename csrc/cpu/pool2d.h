@@ -5,10 +5,11 @@
 
 namespace fastnets::pool {
 
+template <typename T>
 struct Problem {
   Convolution g;  // of windows for kernels
-  pointwise::Pixels<const float> x;
-  pointwise::Pixels<float> y;
+  pointwise::Pixels<const T> x;
+  pointwise::Pixels<T> y;
   bool mean = false;            // else the maximum
   bool counts_padding = false;  // whether the padding's zeros are part of the mean
 };

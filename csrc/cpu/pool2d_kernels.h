@@ -2,7 +2,7 @@
 //
 // Lanes are channels. A task is a row of the result; of each window, four vectors of channels are kept in registers
 // while its pixels go by, row by row: PyTorch's order, and its bits. Rows that windows share come from the second-level
-// cache. Moves 4 bytes * (x + y).
+// cache. Moves the bytes of x and y.
 #include <algorithm>
 
 namespace fastnets::FASTNETS_ISA::pool {
@@ -22,41 +22,41 @@ inline Part part(int64_t i, int64_t stride, int64_t padding, int64_t kernel, int
 
 // `count` channels of U vectors, of a window whose first pixel x is; rows are `row` apart, pixels `pixel`. Where these
 // are all, the compiler is told, or each load would ask how many are left.
-template <bool Mean, int U, bool All>
-FASTNETS_INLINE void window(const float* x, int64_t rows, int64_t columns, int64_t row, int64_t pixel, float divisor,
-                            float* y, int64_t count) {
+template <bool Mean, int U, bool All, typename T>
+FASTNETS_INLINE void window(const T* x, int64_t rows, int64_t columns, int64_t row, int64_t pixel, float divisor, T* y,
+                            int64_t count) {
   if (All) count = U * L;
   Vec<float, L> sums[U];  // or maxima
   Vec<int32_t, L> nan[U] = {};
   for (int u = 0; u < U; ++u) sums[u] = splat<float, L>(Mean ? 0.0f : -std::numeric_limits<float>::infinity());
   for (int64_t i = 0; i < rows; ++i) {
-    const float* from = x + i * row;
+    const T* from = x + i * row;
     for (int64_t j = 0; j < columns; ++j, from += pixel)
       for (int u = 0; u < U; ++u) {
-        const Vec<float, L> v = load_first<float, L>(from + u * L, count - u * L);
+        const Vec<float, L> v = load_first<T, L>(from + u * L, count - u * L);
         sums[u] = Mean ? sums[u] + v : v > sums[u] ? v : sums[u];
         if (!Mean) nan[u] |= v != v;  // all bits set are a NaN
       }
   }
   for (int u = 0; u < U; ++u) {
     const auto y_u = Mean ? sums[u] / divisor : bits<Vec<float, L>>(nan[u] | bits<Vec<int32_t, L>>(sums[u]));
-    store_first<float, L>(y + u * L, y_u, count - u * L);
+    store_first<T, L>(y + u * L, y_u, count - u * L);
   }
 }
 
-template <bool Mean>
-FASTNETS_INLINE void result_row(const Problem& p, int64_t task) {
+template <bool Mean, typename T>
+FASTNETS_INLINE void result_row(const Problem<T>& p, int64_t task) {
   const Convolution& g = p.g;
   const Part h = part(task % g.oh, g.sh, g.ph, g.kh, g.h);
   const int64_t pixel = p.x.pixel, row = g.w * pixel;
-  const float* const x = p.x.data + (task / g.oh * g.h + h.begin) * row;
-  float* y = p.y.data + task * g.ow * p.y.pixel;
+  const T* const x = p.x.data + (task / g.oh * g.h + h.begin) * row;
+  T* y = p.y.data + task * g.ow * p.y.pixel;
   for (int64_t i = 0; i < g.ow; ++i, y += p.y.pixel) {
     const Part w = part(i, g.sw, g.pw, g.kw, g.w);
     const int64_t rows = h.end - h.begin, columns = w.end - w.begin;
     const float divisor = p.counts_padding ? h.padded * w.padded : rows * columns;
     for (int64_t c = 0; c < g.c; c += 4 * L) {
-      const float* const from = x + w.begin * pixel + c;
+      const T* const from = x + w.begin * pixel + c;
       const int64_t count = std::min<int64_t>(4 * L, g.c - c);
       const auto take = [&](auto vectors) {
         constexpr int U = decltype(vectors)::value;
@@ -80,7 +80,8 @@ FASTNETS_INLINE void result_row(const Problem& p, int64_t task) {
   }
 }
 
-inline void rows(const Problem& p, int64_t begin, int64_t end) {
+template <typename T>
+void rows(const Problem<T>& p, int64_t begin, int64_t end) {
   for (int64_t task = begin; task < end; ++task) p.mean ? result_row<true>(p, task) : result_row<false>(p, task);
 }
 

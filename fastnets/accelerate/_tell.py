@@ -31,6 +31,9 @@ _RUNS = {
 }
 
 
+_TYPES = torch.float32, torch.bfloat16  # of most kernels on packed weights
+
+
 def tell(network: fx.GraphModule, name: str, table: Table, dtype: torch.dtype | None) -> None:
     """Adds what runs each layer of the network of that name, which is cast to that type, if any."""
     for node in network.graph.nodes:
@@ -65,7 +68,7 @@ def _rows(module: Any, with_residual: bool, dtype: torch.dtype | None) -> list[t
         return rows if module.transition is None else [*rows, _preact(module.transition, dtype)]
     if isinstance(module, PackedPreactConv2d):
         return [_preact(module, dtype)]
-    together = "fastnets inverted_residual" if _is_float(module.project, dtype) else ""
+    together = "fastnets inverted_residual" if _is_in(_TYPES, module.project, dtype) else ""
     convs = [conv for conv in (module.expand, module.depthwise, module.project) if conv is not None]
     rows = [_convolution(conv, with_residual and conv is module.project, dtype) for conv in convs]
     return [(together or runs, note) for runs, note in rows]
@@ -73,24 +76,24 @@ def _rows(module: Any, with_residual: bool, dtype: torch.dtype | None) -> list[t
 
 def _preact(module: PackedPreactConv2d, dtype: torch.dtype | None) -> tuple[str, str]:
     conv = module.conv
-    runs = "fastnets preact_conv2d" if _is_float(conv, dtype) else _convolution(conv, False, dtype)[0]
+    runs = "fastnets preact_conv2d" if _is_in((torch.float32,), conv, dtype) else _convolution(conv, False, dtype)[0]
     return runs, _with("norm", "relu", conv.activation, "pooling" if module.pool > 1 else None)
 
 
 def _convolution(conv: Any, with_residual: bool, dtype: torch.dtype | None) -> tuple[str, str]:
     runs = _RUNS[type(conv)]
-    if type(conv) is PackedConv2d and _is_float(conv, dtype):
+    if type(conv) is PackedConv2d and _is_in(_TYPES, conv, dtype):
         if conv.is_stem():
             runs = "fastnets stem_conv2d"
         elif conv.is_pointwise():
             runs = "fastnets pointwise_conv2d, or oneDNN where it is large"
-        elif conv.is_winograd():
+        elif conv.is_winograd() and _is_in((torch.float32,), conv, dtype):
             runs = "fastnets winograd_conv2d, or oneDNN where the image is small"
     return runs, _with("residual" if with_residual else None, conv.activation)
 
 
-def _is_float(conv: Any, dtype: torch.dtype | None) -> bool:
-    return (dtype or conv.weight.dtype) == torch.float32
+def _is_in(types: tuple[torch.dtype, ...], conv: Any, dtype: torch.dtype | None) -> bool:
+    return (dtype or conv.weight.dtype) in types
 
 
 def _with(*fused: str | None) -> str:

@@ -15,12 +15,12 @@ from fastnets.ops._convolution import output_size
 from fastnets.ops._packed import (
     LANES,
     Packs,
-    as_sums,
     compiled_kernels,
     cuda_kernels,
     inverted_residual,
     not_on_cuda,
     pack_depthwise,
+    pack_for_cpu,
     pack_panels,
 )
 
@@ -74,9 +74,11 @@ class PackedInvertedResidual(Packs, nn.Module):
         first = () if expand is None else (expand.weight, expand.bias)
         weights = conv.weight, conv.bias, project.weight, project.bias, *first
         plain = not torch.compiler.is_compiling() and is_plain(input, residual, *weights)
-        if not plain or not _has_kernel(expand, conv, input) or not _takes(expand, conv, project, input, residual):
+        kernel = _kernel(expand, conv, input) if plain else None
+        if kernel is None or not _takes(expand, conv, project, input, residual):
             return project(conv(input if expand is None else expand(input)), residual)
-        panels, hidden_bias, kernels, results, bias = self._pack("panels", self._panels, *weights)
+        packed = self._pack(kernel, lambda: self._panels(kernel == "cpu"), *weights)
+        panels, hidden_bias, kernels, results, bias = packed
         return inverted_residual.run(
             input,
             panels,
@@ -96,28 +98,28 @@ class PackedInvertedResidual(Packs, nn.Module):
             project.activation,
         )
 
-    def _panels(self) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor, Tensor | None]:
+    def _panels(self, cpu: bool) -> tuple[Tensor | None, ...]:
         """Weights and bias of the first convolution, of the second, of the third; hidden channels padded."""
         expand, conv, project = self.expand, self.depthwise, self.project
-        more = -conv.in_channels % LANES
-
-        def pad(t: Tensor) -> Tensor:
-            return F.pad(t.detach(), (0, 0) * (t.dim() - 1) + (0, more))
-
-        taps = pack_depthwise(pad(conv.weight), None if conv.bias is None else pad(conv.bias))
-        last = pack_panels(F.pad(project.weight.detach(), (0, 0, 0, 0, 0, more))), as_sums(project.bias, project.weight)
-        if expand is None:
-            return None, None, as_sums(taps, taps), *last
-        bias = None if expand.bias is None else as_sums(pad(expand.bias), expand.weight)
-        return pack_panels(pad(expand.weight)), bias, as_sums(taps, taps), *last
+        pack = pack_for_cpu if cpu else lambda weight, bias: (pack_panels(weight), bias)
+        first = (None, None) if expand is None else pack(_pad(expand.weight), _pad(expand.bias))
+        taps = pack_depthwise(_pad(conv.weight), _pad(conv.bias))
+        return *first, taps.float() if cpu else taps, *pack(_pad(project.weight, 1), project.bias)
 
 
-def _has_kernel(expand: Any, conv: Any, input: Tensor) -> bool:
-    """Whether there is a kernel for an input of this device, type and layout."""
+def _pad(t: Any, dim: int = 0) -> Any:
+    """With so many more hidden channels as the kernels want, of zeros."""
+    return None if t is None else F.pad(t.detach(), (0, 0) * (t.dim() - 1 - dim) + (0, -t.shape[dim] % LANES))
+
+
+def _kernel(expand: Any, conv: Any, input: Tensor) -> str | None:
+    """The backend that has a kernel for an input of this device, type and layout."""
     if compiled_kernels(input, conv.weight, torch.bfloat16):
-        return True
+        return "cpu"
     on_cuda = cuda_kernels(input) and input.dtype == conv.weight.dtype and input.numel() > 0
-    return on_cuda and not not_on_cuda(input, expand is not None, conv.kernel_size, conv.stride, conv.dilation)
+    if on_cuda and not not_on_cuda(input, expand is not None, conv.kernel_size, conv.stride, conv.dilation):
+        return "cuda"
+    return None
 
 
 def _takes(expand: Any, conv: Any, project: Any, input: Tensor, residual: Tensor | None) -> bool:

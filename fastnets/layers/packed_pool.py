@@ -13,7 +13,7 @@ from fastnets.ops._packed import avg_pool2d, compiled_kernels, max_pool2d
 
 
 class PackedMaxPool2d(nn.MaxPool2d):
-    """Takes the maximum of each window, by a kernel of our own for float32 in channels_last.
+    """Takes the maximum of each window, by a kernel of our own for float32 and bfloat16 in channels_last.
 
     Where that does not take the input (another layout or type, gradients, tracing), and with dilation or indices, it is
     ``torch.nn.MaxPool2d``.
@@ -45,7 +45,7 @@ class PackedMaxPool2d(nn.MaxPool2d):
 
 
 class PackedAvgPool2d(nn.AvgPool2d):
-    """Takes the mean of each window, by a kernel of our own for float32 in channels_last.
+    """Takes the mean of each window, by a kernel of our own for float32 and bfloat16 in channels_last.
 
     Where that does not take the input (another layout or type, gradients, tracing), and with a divisor, it is
     ``torch.nn.AvgPool2d``.
@@ -77,7 +77,7 @@ class PackedAvgPool2d(nn.AvgPool2d):
 
 
 def _takes(input: Tensor) -> bool:
-    return not torch.compiler.is_compiling() and is_plain(input) and compiled_kernels(input, input)
+    return not torch.compiler.is_compiling() and is_plain(input) and compiled_kernels(input, input, torch.bfloat16)
 
 
 def _geometry(pool: PackedMaxPool2d | PackedAvgPool2d) -> tuple[Ints, Ints, Ints]:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastnets._op import is_plain
-from fastnets.ops._packed import Packs, as_sums, compiled_kernels, pack_panels, pooled_linear
+from fastnets.ops._packed import Packs, compiled_kernels, pack_for_cpu, pooled_linear
 
 
 class PooledLinear(Packs, nn.Linear):
@@ -34,12 +34,9 @@ class PooledLinear(Packs, nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         if self._has_kernel(input):
-            panels, bias = self._pack("panels", self._panels, self.weight, self.bias)
+            panels, bias = self._pack("panels", lambda: pack_for_cpu(self.weight, self.bias), self.weight, self.bias)
             return pooled_linear.run(input, panels, self.out_features, bias)
         return F.linear(input.mean((2, 3)), self.weight, self.bias)
-
-    def _panels(self) -> tuple[Tensor, Tensor | None]:
-        return pack_panels(self.weight), as_sums(self.bias, self.weight)
 
     def _has_kernel(self, input: Tensor) -> bool:
         if torch.compiler.is_compiling() or not is_plain(input, self.weight, self.bias):

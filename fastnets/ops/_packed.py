@@ -62,23 +62,22 @@ def cuda_kernels(x: Tensor) -> bool:
 # ---- packing ---------------------------------------------------------------------------------
 
 
-def pack_panels(weight: Tensor) -> Tensor:
-    """Weights (o, c, 1, 1) or (o, c) as (⌈o / 32⌉, c, 32); bfloat16 for a CPU as (⌈o / 32⌉, ⌈c / 2⌉, 32, 2)."""
+def pack_panels(weight: Tensor, pairs: bool = False) -> Tensor:
+    """Weights (o, c, 1, 1) or (o, c) as (⌈o / 32⌉, c, 32), or with channels in pairs as (⌈o / 32⌉, ⌈c / 2⌉, 32, 2)."""
     o, c = weight.shape[:2]
-    pairs = weight.is_cpu and weight.dtype == torch.bfloat16
     rows = F.pad(weight.detach().reshape(o, c), (0, c % 2 if pairs else 0, 0, -o % PANEL))
     panels = rows.view(-1, PANEL, rows.shape[1])
     return (panels.unflatten(2, (-1, 2)) if pairs else panels).transpose(1, 2).contiguous()
 
 
+def pack_for_cpu(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Panels, in bfloat16 of pairs, and a bias, as the CPU's kernels read and add them."""
+    return pack_panels(weight, weight.dtype == torch.bfloat16), None if bias is None else bias.detach().float()
+
+
 def unpack_panels(panels: Tensor, out: int, c: int) -> Tensor:
     """The same as (o, c, 1, 1)."""
     return panels.transpose(1, 2).flatten(2).flatten(0, 1)[:out, :c, None, None]
-
-
-def as_sums(bias: Tensor | None, weight: Tensor) -> Tensor | None:
-    """A bias, or weights, in the type in which kernels add up what belongs to such weights."""
-    return None if bias is None else bias.detach().float() if weight.is_cpu else bias.detach()
 
 
 def scale_and_shift(norm: BatchNorm2d) -> tuple[Tensor, Tensor]:

@@ -91,10 +91,15 @@ def test_kernel_and_reference_agree_and_are_counted(name):
 
 @pytest.mark.parametrize("channels", (1, 16, 32, 33, 80))
 def test_unpacking_undoes_packing(channels):
+    for c in (4, 5):
+        weight = torch.randn(channels, c, 1, 1)
+        pairs = _packed.pack_panels(weight, True)
+        assert pairs.shape == (-(-channels // 32), -(-c // 2), 32, 2) and pairs[0, 1, 0, 0] == weight[0, 2]
+        assert torch.equal(_packed.unpack_panels(pairs, channels, c), weight)
     weight, kernels, bias = torch.randn(channels, 5, 1, 1), torch.randn(channels, 1, 3, 5), torch.randn(channels)
     panels = _packed.pack_panels(weight)
     assert panels.shape == (-(-channels // 32), 5, 32)
-    assert torch.equal(_packed.unpack_panels(panels, channels), weight)
+    assert torch.equal(_packed.unpack_panels(panels, channels, 5), weight)
     weight = torch.randn(channels, 5, 3, 3)
     for side in (2, 4):
         points = _packed.pack_winograd(weight, side)

@@ -33,11 +33,12 @@ def layer(c, o, bias=True):
 @pytest.mark.parametrize("n", (1, 3, 15))
 @pytest.mark.parametrize("c", (1, 15, 17, 33, 100))
 @pytest.mark.parametrize("o", (1, 16, 40))
-def test_cpu_edges(cpu_kernels, o, c, n):
-    linear, x = layer(c, o, bias=n != 3), image(n, c, 4, 2)
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
+def test_cpu_edges(cpu_kernels, dtype, o, c, n):
+    linear, x = layer(c, o, bias=n != 3).to(dtype), image(n, c, 4, 2).to(dtype)
     assert linear._has_kernel(x)
     exact = F.linear(x.double().mean((2, 3)), linear.weight.double(), linear.bias.double() if n != 3 else None)
-    assert torch.equal(linear(x).double(), exact)
+    assert torch.equal(linear(x), exact.to(dtype))
 
 
 def test_cpu_any_number_of_pixels(cpu_kernels):
@@ -71,7 +72,7 @@ def test_cpu_wrong_arguments_raise(cpu_kernels, wrong):
 def test_what_has_no_kernel_takes_two_steps():
     linear, x = layer(8, 5), image(2, 8, 4, 4)
     exact = linear(x)
-    for other in (x.contiguous(), x.double(), x.bfloat16()):
+    for other in (x.contiguous(), x.double(), x.half()):
         same_type = copy.deepcopy(linear).to(other.dtype)
         assert not same_type._has_kernel(other)
         torch.testing.assert_close(same_type(other), exact.to(other.dtype))

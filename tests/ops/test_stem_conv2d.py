@@ -8,10 +8,14 @@ import torch.nn.functional as F
 from convolutions import whole
 from edges import check_refuses, check_thread_counts
 
+import fastnets
 from fastnets.layers import PackedConv2d
 from fastnets.ops._activation import ACTIVATIONS
 
 LAST = torch.channels_last
+
+
+types = pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
 
 
 def check(x, o, activation=None, bias=True, **geometry):
@@ -19,19 +23,22 @@ def check(x, o, activation=None, bias=True, **geometry):
     conv = PackedConv2d(x.shape[1], o, bias=bias, activation=activation, **geometry).eval().requires_grad_(False)
     for p in conv.parameters():
         p.copy_(whole(*p.shape))
-    x = x.contiguous(memory_format=LAST)
-    assert conv._has_kernel(x, None) and conv.is_stem()
+    conv, x = conv.to(x.dtype), x.contiguous(memory_format=LAST)
+    assert conv.is_stem()
     exact = F.conv2d(x.double(), conv.weight.double(), conv.bias.double() if bias else None, conv.stride, conv.padding)
-    got = conv(x)
-    assert got.is_contiguous(memory_format=LAST) and torch.equal(got.double(), ACTIVATIONS[activation](exact))
+    fastnets.backend_report(reset=True)
+    got = conv._stem(x)
+    assert fastnets.backend_report(reset=True)["stem_conv2d"]["calls"] == {"cpu": 1}
+    assert got.is_contiguous(memory_format=LAST) and torch.equal(got, ACTIVATIONS[activation](exact).to(x.dtype))
 
 
 # Columns of results around the rows of a tile, results around the lanes and panels.
 @pytest.mark.parametrize("o", (1, 15, 24, 32, 33))
 @pytest.mark.parametrize("width", (1, 5, 14, 30))
 @pytest.mark.parametrize("c", (1, 3, 4))
-def test_cpu_edges(cpu_kernels, c, width, o):
-    check(whole(2, c, 7, 2 * width - 1), o, "relu6", kernel_size=3, stride=2, padding=1)
+@types
+def test_cpu_edges(cpu_kernels, dtype, c, width, o):
+    check(whole(2, c, 7, 2 * width - 1).to(dtype), o, "relu6", kernel_size=3, stride=2, padding=1)
 
 
 @pytest.mark.parametrize("bias", (True, False))
@@ -47,8 +54,9 @@ def test_cpu_edges(cpu_kernels, c, width, o):
     ),
     ids=str,
 )
-def test_cpu_geometries(cpu_kernels, geometry, bias):
-    check(whole(2, 3, 20, 23), 20, "relu", bias, **geometry)
+@types
+def test_cpu_geometries(cpu_kernels, dtype, geometry, bias):
+    check(whole(2, 3, 20, 23).to(dtype), 20, "relu", bias, **geometry)
 
 
 def test_cpu_results_past_the_caches(cpu_kernels):
@@ -61,13 +69,14 @@ def test_threads_do_not_change_a_bit(cpu_kernels):
     check_thread_counts(lambda: [conv(x)])
 
 
-@pytest.mark.parametrize("wrong", ("layout", "type", "panels", "bias", "kernel", "stride"))
+@pytest.mark.parametrize("wrong", ("layout", "type", "weights", "panels", "bias", "kernel", "stride"))
 def test_cpu_wrong_arguments_raise(cpu_kernels, wrong):
     x, panels = whole(1, 3, 9, 9).contiguous(memory_format=LAST), whole(1, 27, 32)
     good = [x, panels, 32, [3, 3], [1, 1], [1, 1], whole(32), None]
     bad = {
         "layout": (0, x.contiguous()),
         "type": (0, x.double()),
+        "weights": (1, panels.bfloat16()),
         "panels": (1, panels[:, :26].contiguous()),
         "bias": (6, whole(31)),
         "kernel": (3, [12, 12]),
