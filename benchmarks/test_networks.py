@@ -21,18 +21,19 @@ NETWORKS = (
     "mobilenetv1_100", "mobilenet_v2", "efficientnet_lite0", "shufflenet_v2_x1_0", "squeezenet1_1", "resnext50_32x4d",
     "resnet50", "densenet121", "res2net50_26w_4s",
 )  # fmt: skip
+IN_BFLOAT16 = NETWORKS[:5]
 BATCHES = (1, 16)
 MORE = ("googlenet", "inception_v3", "nasnetalarge", "inception_v4")  # against eager PyTorch
 LAST = torch.channels_last
 
 
-def cost(model, x):
+def cost(model, x, size=4):
     """The photos and the weights are read, once: what lies between two layers could stay in the caches.
 
     Operations are those of the sums; 3x3 convolutions can do with fewer, so a network may come below this floor.
     """
     parameters, macs = count(model, x.shape[2])
-    return {"nbytes": 4 * (x.numel() + parameters), "flops": 2 * len(x) * macs}
+    return {"nbytes": size * (x.numel() + parameters), "flops": 2 * len(x) * macs}
 
 
 def network(name):
@@ -74,6 +75,27 @@ def test_networks(race, name, n):
     compiled = copy.deepcopy(model).to(memory_format=LAST)
     candidates["compile"] = _peers.compiled(compiled, x.contiguous(memory_format=LAST))
     race(name, f"batch {n}", candidates, (exact,), **cost(model, x))
+
+
+@pytest.mark.parametrize("name", IN_BFLOAT16)
+@pytest.mark.parametrize("n", BATCHES)
+def test_bfloat16(race, name, n):
+    """All in bfloat16. OpenVINO and ours are given float32 photos, which they convert."""
+    (model, missing), x = network(name), photos(name, n)
+    fast, half = fastnets.accelerate(model, dtype=torch.bfloat16), copy.deepcopy(model).bfloat16()
+    last, xh = copy.deepcopy(half).to(memory_format=LAST), x.bfloat16()
+    xl = xh.contiguous(memory_format=LAST)
+    runtime = "openvino bfloat16"
+    candidates = {
+        "contiguous": lambda: (half(xh),),
+        "channels_last": lambda: (last(xl),),
+        "fastnets": lambda: (fast(x),),
+        "compile": _peers.compiled(copy.deepcopy(last), xl),
+        runtime: _peers.runtimes(lambda: _onnx.exported(model, x), {"x": x})[runtime],
+    }
+    exact = copy.deepcopy(model).double()(x.double()).detach()
+    costs = cost(model, x, size=2)
+    race(name, f"batch {n}", candidates | missing, (exact,), **costs, dtype="bfloat16", op="networks in bfloat16")
 
 
 @pytest.mark.parametrize("name", MORE)

@@ -69,16 +69,19 @@ class PackedConv2d(Packs, GroupedConv2d):
     """
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        if self._has_kernel(input, residual):
-            return self._in_one_pass(input, residual)
+        if self._fits(input, residual):
+            if (y := self._by_ours(input, residual)) is not None:
+                return y
+            if _onednn_has(input.dtype):
+                return self._by_onednn(input, residual)
         y = Conv2d._conv_forward(self, input, self.weight, self.bias)
         return ACTIVATIONS[self.activation](y if residual is None else y + residual)
 
-    def _has_kernel(self, input: Tensor, residual: Tensor | None) -> bool:
+    def _fits(self, input: Tensor, residual: Tensor | None) -> bool:
         if torch.compiler.is_compiling() or not is_plain(input, self.weight, self.bias, residual):
             return False
         fits = input.is_cpu and input.dim() == 4 and input.shape[1] == self.in_channels and input.numel() > 0
-        fits = fits and input.dtype == self.weight.dtype and _onednn_has(input.dtype) and _is_channels_last(input)
+        fits = fits and input.dtype == self.weight.dtype and _is_channels_last(input)
         left, right, top, bottom = self._reversed_padding_repeated_twice
         fits = fits and self.padding_mode == "zeros" and left == right and top == bottom
         if not fits or residual is None:
@@ -87,7 +90,7 @@ class PackedConv2d(Packs, GroupedConv2d):
         fits = residual.shape == (input.shape[0], self.out_channels, *sizes) and residual.dtype == input.dtype
         return fits and _is_channels_last(residual) and self.activation in (None, "relu")
 
-    def _in_one_pass(self, input: Tensor, residual: Tensor | None) -> Tensor:
+    def _by_ours(self, input: Tensor, residual: Tensor | None) -> Tensor | None:
         if compiled_kernels(input, self.weight, torch.bfloat16):
             if self.is_pointwise() and self._gains(input, residual):
                 panels, bias = self._pack(
@@ -98,6 +101,9 @@ class PackedConv2d(Packs, GroupedConv2d):
                 return self._stem(input)
         if compiled_kernels(input, self.weight) and (side := self._winograd_side(input)):
             return self._winograd(input, residual, side)
+        return None
+
+    def _by_onednn(self, input: Tensor, residual: Tensor | None) -> Tensor:
         geometry = self._rows_and_columns(), self.stride, self.dilation, self.groups
         name, scalars, algorithm = _POST_OPS[self.activation]
         weight = self._onednn_weight(geometry, input.shape)

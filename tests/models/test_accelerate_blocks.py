@@ -402,7 +402,7 @@ def test_slices_are_laid_out_for_convolutions():
     got = []
     for module in fast.modules():
         if isinstance(module, PackedConv2d):
-            module.register_forward_pre_hook(lambda module, args: got.append(module._has_kernel(args[0], None)))
+            module.register_forward_pre_hook(lambda module, args: got.append(module._fits(args[0], None)))
     with torch.inference_mode():
         fast(torch.randn(1, 8, 9, 9))
     assert got == [True, True]
