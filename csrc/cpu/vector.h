@@ -36,6 +36,34 @@ FASTNETS_INLINE To bits(const From& from) {
   return to;
 }
 
+// Integers of 16 bits as such of 32, and back, without the shuffles that GCC writes for a conversion of vectors.
+template <int L>
+FASTNETS_INLINE Vec<uint32_t, L> widen(const void* p) {
+#if FASTNETS_VECTOR_BYTES == 64
+  if constexpr (L == 16)
+    return bits<Vec<uint32_t, L>>(
+        _mm512_maskz_cvtepu16_epi32(0xffff, _mm256_loadu_si256(static_cast<const __m256i*>(p))));
+#elif FASTNETS_VECTOR_BYTES == 32
+  if constexpr (L == 8)
+    return bits<Vec<uint32_t, L>>(_mm256_cvtepu16_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p))));
+#endif
+  Vec<uint16_t, L> v;
+  std::memcpy(&v, p, sizeof v);
+  return __builtin_convertvector(v, Vec<uint32_t, L>);
+}
+
+template <int L>
+FASTNETS_INLINE Vec<uint16_t, L> narrow(Vec<uint32_t, L> v) {
+#if FASTNETS_VECTOR_BYTES == 64
+  if constexpr (L == 16) return bits<Vec<uint16_t, L>>(_mm512_maskz_cvtepi32_epi16(0xffff, bits<__m512i>(v)));
+#elif FASTNETS_VECTOR_BYTES == 32
+  if constexpr (L == 8)
+    return bits<Vec<uint16_t, L>>(
+        _mm_packus_epi32(_mm256_castsi256_si128(bits<__m256i>(v)), _mm256_extracti128_si256(bits<__m256i>(v), 1)));
+#endif
+  return __builtin_convertvector(v, Vec<uint16_t, L>);
+}
+
 template <typename T, int L>
 FASTNETS_INLINE Vec<Sum<T>, L> load(const T* p) {
   if constexpr (std::is_same_v<T, Sum<T>>) {
@@ -43,9 +71,7 @@ FASTNETS_INLINE Vec<Sum<T>, L> load(const T* p) {
     std::memcpy(&v, p, sizeof v);
     return v;
   } else if constexpr (std::is_same_v<T, BFloat16> && L > 1) {
-    Vec<uint16_t, L> v;
-    std::memcpy(&v, p, sizeof v);
-    return bits<Vec<float, L>>(__builtin_convertvector(v, Vec<uint32_t, L>) << 16);
+    return bits<Vec<float, L>>(widen<L>(p) << 16);
 #if FASTNETS_VECTOR_BYTES == 64
   } else if constexpr (L == 16) {
     return bits<Vec<float, L>>(_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
@@ -66,8 +92,8 @@ FASTNETS_INLINE void store(T* p, Vec<Sum<T>, L> v) {
     std::memcpy(p, &v, sizeof v);
 #if defined(FASTNETS_BF16)
   } else if constexpr (std::is_same_v<T, BFloat16> && L == 16) {
-    const __m256bh narrow = _mm512_cvtneps_pbh(bits<__m512>(v));  // the same, but for numbers below 2^-126: zeros
-    std::memcpy(p, &narrow, sizeof narrow);
+    const __m256bh rounded = _mm512_cvtneps_pbh(bits<__m512>(v));  // the same, but for numbers below 2^-126: zeros
+    std::memcpy(p, &rounded, sizeof rounded);
 #endif
   } else if constexpr (std::is_same_v<T, BFloat16> && L > 1) {
     // Round to nearest even: add half a unit in the last place, less one bit if the kept part is even. NaN stays NaN.
@@ -75,8 +101,8 @@ FASTNETS_INLINE void store(T* p, Vec<Sum<T>, L> v) {
     const auto rounded = (u + 0x7FFFu + ((u >> 16) & 1u)) >> 16;
     const auto nan = (v != v);
     const auto r = (bits<Vec<uint32_t, L>>(nan) & 0x7FC0u) | (~bits<Vec<uint32_t, L>>(nan) & rounded);
-    const auto narrow = __builtin_convertvector(r, Vec<uint16_t, L>);
-    std::memcpy(p, &narrow, sizeof narrow);
+    const auto halves = narrow<L>(r);
+    std::memcpy(p, &halves, sizeof halves);
 #if FASTNETS_VECTOR_BYTES == 64
   } else if constexpr (L == 16) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
@@ -114,9 +140,9 @@ FASTNETS_INLINE void store_first(T* p, Vec<Sum<T>, L> v, int64_t count) {
   if constexpr (std::is_same_v<T, float>)
     return _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << count) - 1), bits<__m512>(v));
   if constexpr (std::is_same_v<T, BFloat16> && L == 16) {
-    __m256i narrow;
-    store<T, L>(reinterpret_cast<T*>(&narrow), v);
-    return _mm256_mask_storeu_epi16(p, static_cast<__mmask16>((1u << count) - 1), narrow);
+    __m256i halves;
+    store<T, L>(reinterpret_cast<T*>(&halves), v);
+    return _mm256_mask_storeu_epi16(p, static_cast<__mmask16>((1u << count) - 1), halves);
   }
 #endif
   for (int64_t i = 0; i < count; ++i) p[i] = static_cast<T>(v[i]);
