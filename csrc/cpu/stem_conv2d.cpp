@@ -11,7 +11,8 @@ namespace fastnets::stem {
 template <typename T>
 struct Problem {
   Convolution g;
-  const T* x = nullptr;                    // in channels_last
+  const T* x = nullptr;                    // without gaps
+  bool in_planes = false;                  // else in channels_last
   pointwise::ProblemOf<float, T> product;  // its x is made row by row
 };
 
@@ -25,7 +26,7 @@ struct Problem {
 namespace fastnets {
 namespace {
 
-// Of x in channels_last and float32 weights in panels, of the numbers below a kernel in the order of its rows and
+// Of x in either layout and float32 weights in panels, of the numbers below a kernel in the order of its rows and
 // columns, as channels of `into` from `channel` on where that is given.
 Tensor stem_conv2d(const Tensor& x, const Tensor& panels, int64_t out, const std::vector<int64_t>& kernel,
                    const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
@@ -34,13 +35,13 @@ Tensor stem_conv2d(const Tensor& x, const Tensor& panels, int64_t out, const std
   STD_TORCH_CHECK(kernel.size() == 2, "expected pairs");
   return pointwise::with_type(x, [&](auto type) {
     using T = decltype(type);
-    pointwise::check_images<T>(x);
+    STD_TORCH_CHECK(x.dim() == 4 && (is_dense(x, true) || is_dense(x, false)), "expected images without gaps");
     stem::Problem<T> p;
     p.g = geometry(sizes_of(x), {out, x.size(1), kernel[0], kernel[1]}, stride, padding, {1, 1}, 1);
     const Convolution& g = p.g;
     const Four size{g.n, out, g.oh, g.ow};
     const pointwise::Results<T> y(x, size, into, channel);
-    p.x = data<T>(x);
+    p.x = data<T>(x), p.in_planes = !is_dense(x, true);
     p.product.w = pointwise::check_panels(panels, g.kh * g.kw * g.c, out);
     p.product.bias = pointwise::check_bias(bias, out), p.product.y = y.pixels;
     p.product.in = g.kh * g.kw * g.c, p.product.out = out, p.product.activation = parse_activation(activation);

@@ -1,4 +1,4 @@
-"""Channels of images that are written and read where they lie: concatenations and splits without copies.
+"""Images that are written and read where they lie: concatenations, splits and first layers without copies.
 
 These passes work on the graph of a plan, whose nodes are operators and have the tensors of the recorded call in
 ``meta["val"]``, as sketches without numbers: sizes and layouts are known.
@@ -17,6 +17,7 @@ TYPES = torch.float32, torch.bfloat16
 
 # Kernels of ours that write results into channels of larger images, and those that read such too.
 _READ = {"pointwise_conv2d", "winograd_conv2d", "max_pool2d", "avg_pool2d"}
+_READ_PLANES = {"stem_conv2d"}
 _WRITE = {*_READ, "stem_conv2d", "inverted_residual", "preact_conv2d"}
 
 
@@ -61,11 +62,13 @@ def _call(graph: fx.Graph, value: Tensor, target: Any, *args: Any, **kwargs: Any
 
 
 def read_slices(graph: fx.Graph) -> None:
-    """Lets kernels read channels where they lie in place of copies that have no gaps."""
+    """Lets kernels read channels where they lie in place of copies that have no gaps, and planes of copies without them."""
     for copy in [node for node in graph.nodes if node.target in (aten.clone.default, aten.contiguous.default)]:
         source = copy.args[0]
-        is_read = all(_is_ours(user, _READ) and _places(copy, user) == [0] for user in copy.users)
-        if is_read and _is_slice(source.meta["val"]) and not _is_written(graph, source.meta["val"], copy):
+        value = source.meta["val"]
+        readers = _READ if _is_slice(value) else _READ_PLANES if _is_in_planes(value) else set()
+        is_read = all(_is_ours(user, readers) and _places(copy, user) == [0] for user in copy.users)
+        if is_read and not _is_written(graph, value, copy):
             copy.replace_all_uses_with(source)
             graph.erase_node(copy)
 
@@ -80,6 +83,10 @@ def _is_slice(x: Tensor) -> bool:
         return False
     (n, c, h, w), (sn, sc, sh, sw) = x.shape, x.stride()
     return sc == 1 and sw >= c and sh == w * sw and sn == h * sh and min(n, h, w) > 0
+
+
+def _is_in_planes(x: Tensor) -> bool:
+    return x.dim() == 4 and x.dtype in TYPES and x.is_contiguous()
 
 
 def _is_written(graph: fx.Graph, x: Tensor, since: fx.Node) -> bool:

@@ -280,6 +280,7 @@ def _stem_conv2d(
     channel: int = 0,
 ) -> Tensor:
     weight = unpack_panels(panels, out, panels.shape[1]).view(out, *kernel, x.shape[1]).permute(0, 3, 1, 2).to(x.dtype)
+    x = x.contiguous(memory_format=torch.channels_last)
     return _placed(ACTIVATIONS[activation](F.conv2d(x, weight, _like(bias, x), stride, padding)), into, channel)
 
 

@@ -129,6 +129,38 @@ def test_slices_are_written_and_read_where_they_lie(n, size, inference):
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("written", [False, True])
+def test_photos_in_planes_are_read_where_they_lie(dtype, written):
+    class First(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = x.add(1) if not written else x.clone()
+            z = y.contiguous(memory_format=torch.channels_last)
+            if written:
+                y.add_(1)
+            return self.conv(z)
+
+    fast = accelerate(settle(First()).eval(), dtype=dtype)
+    x = image(2, 9).to(dtype)
+    planned(fast, x)
+    (plan,) = fast._plans.plans.values()
+    assert torch.equal(plan(fast._plans.arena, x), nn.Module.__call__(fast, x))
+
+
+@torch.inference_mode()
+def test_a_network_copies_no_photos():
+    fast = accelerate(settle(nn.Sequential(nn.Conv2d(3, 8, 3))).eval())
+    planned(fast, x := image(2, 9))
+    (plan,) = fast._plans.plans.values()
+    assert counts(lambda: nn.Module.__call__(fast, x)) == {"contiguous": 1, "stem_conv2d": 1}
+    assert counts(lambda: plan(fast._plans.arena, x)) == {"stem_conv2d": 1}
+
+
+@torch.inference_mode()
 def test_concatenations_of_other_kinds_stay():
     class Others(nn.Module):
         def __init__(self) -> None:
