@@ -40,10 +40,10 @@ _STEM = 4  # input channels at most of a network's first convolution
 class PackedConv2d(Packs, GroupedConv2d):
     """Convolves, adds a residual and applies an activation in one pass, on weights in the order that kernels read.
 
-    The kernels are oneDNN's and, in float32, our own: for pointwise convolutions that are not large, for a network's
-    first convolution, of at most four channels, and for 3x3 convolutions of stride 1 by Winograd's algorithm (A. Lavin,
-    S. Gray 2016), whose rounding errors are some 1e-6 of the largest result and which spreads what is not finite over a
-    tile of 4x4 results. The packed weights are made by the first call and again after the weights have changed; they are
+    The kernels are oneDNN's and our own: in float32 and bfloat16 for pointwise convolutions that are not large and for a
+    network's first convolution, of at most four channels, and in float32 for 3x3 convolutions of stride 1 by Winograd's
+    algorithm (A. Lavin, S. Gray 2016), whose rounding errors are some 1e-6 of the largest result and which spreads what
+    is not finite over a tile of 4x4 results. The packed weights are made by the first call and again after the weights have changed; they are
     not part of the state_dict, nor of copies. Where there is no such kernel (other layouts than channels_last, other
     types and devices, gradients, tracing), the same is computed in three steps.
 
@@ -140,13 +140,10 @@ class PackedConv2d(Packs, GroupedConv2d):
 
         With few channels large results bind, whose stores it does better; pixels 4 KB apart share a set of the cache.
         Results of 32 MB are ours again: where it does not write over a residual, it takes new memory for them at each
-        call, which the system has to clear. In bfloat16 products take half the time, so those that are large are twice
-        as large.
+        call, which the system has to clear.
         """
         results = input.numel() // self.in_channels * self.out_channels
-        large = results * self.in_channels > (1 << 28) // input.itemsize or (
-            self.in_channels < 32 and results > 1 << 20
-        )
+        large = results * self.in_channels > 1 << 27 or (self.in_channels < 32 and results > 1 << 20)
         if large and (residual is not None or results < 1 << 23):
             return False
         return self.in_channels >= 16 and self.in_channels % 1024 != 0
