@@ -36,10 +36,10 @@ inline Convolution check(const Tensor& x, const MaybeTensor& expand, const Maybe
                       depthwise.numel() == (g.kh * g.kw + 1) * hidden,
                   "expected the weights and biases of ", hidden, " depthwise kernels, of the type of sums");
   if (expand) {
-    packed::check_panels(*expand, ceil_div(s.c, packing.together) * packing.together, hidden, type);
+    packed::check_panels(*expand, s.c, hidden, type, packing.together);
     packed::check_bias(expand_bias, hidden, packing.sums);
   }
-  packed::check_panels(project, hidden, out, type);
+  packed::check_panels(project, hidden, out, type, packing.together);
   packed::check_bias(project_bias, out, packing.sums);
   packed::check_residual(residual, {g.n, out, g.oh, g.ow}, type);
   return g;

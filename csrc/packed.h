@@ -16,11 +16,14 @@ inline void check_images(const Tensor& x, ScalarType type) {
                   "expected images in channels_last, of the type that the kernel takes");
 }
 
-// Weights of `in` channels for `out` results.
-inline void check_panels(const Tensor& w, int64_t in, int64_t out, ScalarType type) {
-  const int64_t panels = ceil_div(out, kPanel);
-  STD_TORCH_CHECK(w.is_contiguous() && w.numel() == panels * in * kPanel && w.scalar_type() == type && in > 0,
-                  "expected ", panels, " panels of weights of ", in, " channels, of the input's type");
+// Weights of `in` channels for `out` results, those of `together` channels side by side.
+inline void check_panels(const Tensor& w, int64_t in, int64_t out, ScalarType type, int64_t together = 1) {
+  const int64_t panels = ceil_div(out, kPanel), padded = ceil_div(in, together) * together;
+  const bool lies = together == 1 || (w.dim() > 0 && w.size(w.dim() - 1) == together);
+  STD_TORCH_CHECK(
+      lies && w.is_contiguous() && w.numel() == panels * padded * kPanel && w.scalar_type() == type && in > 0,
+      "expected ", panels, " panels of weights of ", in, " channels, ", together,
+      " side by side, of the type that the kernel multiplies");
 }
 
 inline void check_bias(const MaybeTensor& bias, int64_t out, ScalarType type) {

@@ -110,7 +110,7 @@ auto with_type(const Tensor& x, const F& f) {
 
 template <typename X = float>
 const X* check_panels(const Tensor& w, int64_t in, int64_t out) {
-  packed::check_panels(w, ceil_div(in, kTogether<X>) * kTogether<X>, out, kType<X>);
+  packed::check_panels(w, in, out, kType<X>, kTogether<X>);
   return data<X>(w);
 }
 

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fastnets.ops._packed import TYPES
+
 aten = torch.ops.aten
 LAST = torch.channels_last
-TYPES = torch.float32, torch.bfloat16
 
 # Kernels of ours that write results into channels of larger images, and those that read such too.
 _READ = {"pointwise_conv2d", "winograd_conv2d", "max_pool2d", "avg_pool2d"}

@@ -20,6 +20,7 @@ from fastnets.layers import (
     PackedPreactConv2d,
     PooledLinear,
 )
+from fastnets.ops._packed import TYPES
 
 _RUNS = {
     DepthwiseConv2d: "fastnets depthwise_conv2d",
@@ -29,9 +30,6 @@ _RUNS = {
     PackedMaxPool2d: "fastnets max_pool2d",
     PackedAvgPool2d: "fastnets avg_pool2d",
 }
-
-
-_TYPES = torch.float32, torch.bfloat16  # of most kernels on packed weights
 
 
 def tell(network: fx.GraphModule, name: str, table: Table, dtype: torch.dtype | None) -> None:
@@ -68,7 +66,7 @@ def _rows(module: Any, with_residual: bool, dtype: torch.dtype | None) -> list[t
         return rows if module.transition is None else [*rows, _preact(module.transition, dtype)]
     if isinstance(module, PackedPreactConv2d):
         return [_preact(module, dtype)]
-    together = "fastnets inverted_residual" if _is_in(_TYPES, module.project, dtype) else ""
+    together = "fastnets inverted_residual" if _is_in(TYPES, module.project, dtype) else ""
     convs = [conv for conv in (module.expand, module.depthwise, module.project) if conv is not None]
     rows = [_convolution(conv, with_residual and conv is module.project, dtype) for conv in convs]
     return [(together or runs, note) for runs, note in rows]
@@ -82,7 +80,7 @@ def _preact(module: PackedPreactConv2d, dtype: torch.dtype | None) -> tuple[str,
 
 def _convolution(conv: Any, with_residual: bool, dtype: torch.dtype | None) -> tuple[str, str]:
     runs = _RUNS[type(conv)]
-    if type(conv) is PackedConv2d and _is_in(_TYPES, conv, dtype):
+    if type(conv) is PackedConv2d and _is_in(TYPES, conv, dtype):
         if conv.is_stem():
             runs = "fastnets stem_conv2d"
         elif conv.is_pointwise():

@@ -43,9 +43,9 @@ class PackedConv2d(Packs, GroupedConv2d):
     The kernels are oneDNN's and our own: in float32 and bfloat16 for pointwise convolutions that are not large and for a
     network's first convolution, of at most four channels, and in float32 for 3x3 convolutions of stride 1 by Winograd's
     algorithm (A. Lavin, S. Gray 2016), whose rounding errors are some 1e-6 of the largest result and which spreads what
-    is not finite over a tile of 4x4 results. The packed weights are made by the first call and again after the weights have changed; they are
-    not part of the state_dict, nor of copies. Where there is no such kernel (other layouts than channels_last, other
-    types and devices, gradients, tracing), the same is computed in three steps.
+    is not finite over a tile of 4x4 results. The packed weights are made by the first call and again after the weights
+    have changed; they are not part of the state_dict, nor of copies. Where there is no such kernel (other layouts than
+    channels_last, other types and devices, gradients, tracing), the same is computed in three steps.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode,
@@ -91,7 +91,7 @@ class PackedConv2d(Packs, GroupedConv2d):
         return fits and _is_channels_last(residual) and self.activation in (None, "relu")
 
     def _by_ours(self, input: Tensor, residual: Tensor | None) -> Tensor | None:
-        if compiled_kernels(input, self.weight, torch.bfloat16):
+        if compiled_kernels(input, self.weight):
             if self.is_pointwise() and self._gains(input, residual):
                 panels, bias = self._pack(
                     "panels", lambda: pack_for_cpu(self.weight, self.bias), self.weight, self.bias
@@ -99,7 +99,7 @@ class PackedConv2d(Packs, GroupedConv2d):
                 return pointwise_conv2d.run(input, panels, self.out_channels, bias, residual, self.activation)
             if self.is_stem() and residual is None:
                 return self._stem(input)
-        if compiled_kernels(input, self.weight) and (side := self._winograd_side(input)):
+        if compiled_kernels(input, self.weight, [torch.float32]) and (side := self._winograd_side(input)):
             return self._winograd(input, residual, side)
         return None
 

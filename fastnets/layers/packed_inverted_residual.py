@@ -29,8 +29,8 @@ class PackedInvertedResidual(Packs, nn.Module):
     """Applies a pointwise, a depthwise and a pointwise convolution, and adds a residual, in one pass.
 
     Each has its bias and its activation; the first may be missing. Where the compiled kernels do not take the input
-    (another layout than channels_last, another type than float32 and bfloat16 on a CPU, float16 and bfloat16 on a GPU, gradients,
-    tracing), the three layers run in turn.
+    (another layout than channels_last, another type than float32 and bfloat16 on a CPU, float16 and bfloat16 on a GPU,
+    gradients, tracing), the three layers run in turn.
 
     Args:
         expand: the first pointwise convolution, or None.
@@ -114,7 +114,7 @@ def _pad(t: Any, dim: int = 0) -> Any:
 
 def _kernel(expand: Any, conv: Any, input: Tensor) -> str | None:
     """The backend that has a kernel for an input of this device, type and layout."""
-    if compiled_kernels(input, conv.weight, torch.bfloat16):
+    if compiled_kernels(input, conv.weight):
         return "cpu"
     on_cuda = cuda_kernels(input) and input.dtype == conv.weight.dtype and input.numel() > 0
     if on_cuda and not not_on_cuda(input, expand is not None, conv.kernel_size, conv.stride, conv.dilation):

@@ -77,7 +77,7 @@ class PackedAvgPool2d(nn.AvgPool2d):
 
 
 def _takes(input: Tensor) -> bool:
-    return not torch.compiler.is_compiling() and is_plain(input) and compiled_kernels(input, input, torch.bfloat16)
+    return not torch.compiler.is_compiling() and is_plain(input) and compiled_kernels(input, input)
 
 
 def _geometry(pool: PackedMaxPool2d | PackedAvgPool2d) -> tuple[Ints, Ints, Ints]:

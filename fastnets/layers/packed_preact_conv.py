@@ -64,7 +64,7 @@ class PackedPreactConv2d(Packs, nn.Module):
         """Whether the compiled kernel may run on this input, alone or with others of its size."""
         if torch.compiler.is_compiling() or self.norm.training or not is_plain(input, *self._tensors(), self.conv.bias):
             return False
-        return compiled_kernels(input, self.conv.weight) and min(input.shape[2:]) >= self.pool
+        return compiled_kernels(input, self.conv.weight, [torch.float32]) and min(input.shape[2:]) >= self.pool
 
     def in_one_pass(self, inputs: Sequence[Tensor]) -> Tensor:
         """What a call gives for inputs that the kernel takes."""

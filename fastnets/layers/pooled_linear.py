@@ -41,4 +41,4 @@ class PooledLinear(Packs, nn.Linear):
     def _has_kernel(self, input: Tensor) -> bool:
         if torch.compiler.is_compiling() or not is_plain(input, self.weight, self.bias):
             return False
-        return compiled_kernels(input, self.weight, torch.bfloat16) and input.shape[1] == self.in_features
+        return compiled_kernels(input, self.weight) and input.shape[1] == self.in_features

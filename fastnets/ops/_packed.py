@@ -1,6 +1,6 @@
 """What layers for inference run on: weights packed once, in the order in which kernels read them, and ops on those.
 
-They take float32 in channels_last, some of them bfloat16 too, on CUDA float16 and bfloat16, which their callers see to,
+They take float32 in channels_last, most of them bfloat16 too, on CUDA float16 and bfloat16, which their callers see to,
 and have no gradient. A panel is 32 results or hidden channels whose weights lie together; the last one ends in zeros.
 What is added up is float32 on a CPU: biases, and the weights of depthwise convolutions.
 """
@@ -22,6 +22,7 @@ from fastnets.ops._activation import ACTIVATIONS
 
 PANEL = 32  # kPanel in csrc/packed.h
 MOST_EXPANDED = 384  # kChannels in csrc/cuda/inverted_residual.cu
+TYPES = torch.float32, torch.bfloat16  # that most of these ops take on a CPU
 LANES = 16  # that the number of hidden channels is brought to a multiple of; kLanes in csrc/cpu/preact_conv2d.h
 
 
@@ -44,10 +45,9 @@ class Packs:
         return {**self.__dict__, "_packed": None}
 
 
-def compiled_kernels(x: Tensor, weight: Tensor, *others: torch.dtype) -> bool:
-    """Whether these ops run on the compiled kernels for an input and weights, of float32 or of one of the other types."""
-    fits = x.is_cpu and x.dim() == 4 and x.numel() > 0 and x.dtype == weight.dtype
-    fits = fits and (x.dtype == torch.float32 or x.dtype in others)
+def compiled_kernels(x: Tensor, weight: Tensor, types: Sequence[torch.dtype] = TYPES) -> bool:
+    """Whether these ops run on the compiled kernels for an input and weights of one of these types."""
+    fits = x.is_cpu and x.dim() == 4 and x.numel() > 0 and x.dtype == weight.dtype and x.dtype in types
     fits = fits and x.is_contiguous(memory_format=torch.channels_last)
     return fits and requested.get() in (None, "cpu") and BACKENDS["cpu"].missing() is None
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from peers import build_peer, difference
@@ -53,6 +55,15 @@ def test_accelerated_logits_and_top_five_are_the_same(model, photos):
         logits = fast(batch)
         assert difference(logits, expected) < 1e-4
         assert torch.equal(logits.topk(5).indices, expected.topk(5).indices)
+
+
+@torch.inference_mode()
+def test_in_bfloat16_the_first_is_that_of_the_model_in_bfloat16_and_logits_are_as_close(model, photos):
+    fast, eager = accelerate(model, dtype=torch.bfloat16), copy.deepcopy(model).bfloat16()
+    for batch in (photos, *photos.split(1)):
+        exact, expected, logits = model(batch), eager(batch.bfloat16()).float(), fast(batch).float()
+        assert torch.equal(logits.argmax(1), expected.argmax(1))
+        assert difference(logits, exact) < 1.5 * difference(expected, exact)
 
 
 @torch.inference_mode()
