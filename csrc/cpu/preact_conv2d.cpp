@@ -9,19 +9,21 @@
 
 #define FASTNETS_KERNELS "preact_conv2d_kernels.h"
 #include "isa.h"
+#define FASTNETS_BF16
+#include "isa_avx512.h"
 
 namespace fastnets {
 namespace {
 
 // Sets the parts of x and its size, all their channels together.
-void take(const std::vector<Tensor>& xs, preact::Problem& p) {
-  STD_TORCH_CHECK(!xs.empty(), "expected images");
+template <typename T>
+void take(const std::vector<Tensor>& xs, preact::Problem<T>& p) {
   for (const Tensor& x : xs) {
-    pointwise::check_images(x);
+    pointwise::check_images<T>(x);
     const Four s = sizes_of(x);
     if (p.parts.empty()) p.size = {s.n, 0, s.h, s.w};
     STD_TORCH_CHECK(s.n == p.size.n && s.h == p.size.h && s.w == p.size.w, "expected images of one size");
-    p.parts.push_back({data<float>(x), s.c});
+    p.parts.push_back({data<T>(x), s.c});
     p.size.c += s.c;
   }
 }
@@ -31,27 +33,31 @@ void take(const std::vector<Tensor>& xs, preact::Problem& p) {
 Tensor preact_conv2d(const Tensor& norm, const std::vector<Tensor>& xs, int64_t pool, const Tensor& panels, int64_t out,
                      const std::optional<Tensor>& bias, const std::optional<std::string>& activation,
                      const std::optional<Tensor>& into, int64_t channel) {
-  preact::Problem p;
-  take(xs, p);
-  const Four& s = p.size;
-  STD_TORCH_CHECK(0 < pool && pool <= s.h && pool <= s.w, "expected images no smaller than what is pooled");
-  STD_TORCH_CHECK(
-      norm.is_contiguous() && norm.scalar_type() == ScalarType::Float && norm.numel() == 2 * (s.c + preact::kLanes),
-      "expected float32 scales and shifts of ", s.c, " channels");
-  pointwise::check_panels(panels, s.c, out);
-  const Four size{s.n, out, s.h / pool, s.w / pool};
-  const pointwise::Results<> y(norm, size, into, channel);
-  p.pool = pool, p.norm = data<float>(norm);
-  p.product.w = data<float>(panels), p.product.bias = pointwise::check_bias(bias, out);
-  p.product.y = y.pixels, p.product.in = s.c, p.product.out = out;
-  p.product.activation = parse_activation(activation), p.product.streams = pointwise::streams(size);
-  const int64_t results = size.n * size.c * size.h * size.w;
-  if (results == 0) return y.images;
-  p.cut();
-  pointwise::run(
-      p.tasks.count(), results * s.c,
-      [&, kernel = FASTNETS_FOR_THIS_CPU(preact::forward)](int64_t begin, int64_t end) { kernel(p, begin, end); });
-  return y.images;
+  STD_TORCH_CHECK(!xs.empty(), "expected images");
+  return pointwise::with_type(xs[0], [&](auto type) {
+    using T = decltype(type);
+    preact::Problem<T> p;
+    take(xs, p);
+    const Four& s = p.size;
+    STD_TORCH_CHECK(0 < pool && pool <= s.h && pool <= s.w, "expected images no smaller than what is pooled");
+    STD_TORCH_CHECK(
+        norm.is_contiguous() && norm.scalar_type() == ScalarType::Float && norm.numel() == 2 * (s.c + preact::kLanes),
+        "expected float32 scales and shifts of ", s.c, " channels");
+    const Four size{s.n, out, s.h / pool, s.w / pool};
+    const pointwise::Results<T> y(xs[0], size, into, channel);
+    p.pool = pool, p.norm = data<float>(norm);
+    p.product.w = pointwise::check_panels<T>(panels, s.c, out), p.product.bias = pointwise::check_bias(bias, out);
+    p.product.y = y.pixels, p.product.in = s.c, p.product.out = out;
+    p.product.activation = parse_activation(activation), p.product.streams = pointwise::streams(size);
+    const int64_t results = size.n * size.c * size.h * size.w;
+    if (results == 0) return y.images;
+    p.cut();
+    pointwise::run(p.tasks.count(), results * s.c,
+                   [&, kernel = FASTNETS_FOR_THIS_CPU_AND(T, preact::forward)](int64_t begin, int64_t end) {
+                     kernel(p, begin, end);
+                   });
+    return y.images;
+  });
 }
 
 }  // namespace

@@ -8,17 +8,19 @@ namespace fastnets::preact {
 constexpr int64_t kLanes = 16;
 
 // Some of the channels, an image in channels_last.
+template <typename T>
 struct Part {
-  const float* data;
+  const T* data;
   int64_t channels;
 };
 
+template <typename T>
 struct Problem {
-  std::vector<Part> parts;       // one after the other, they are the channels of x
-  Four size{};                   // of x
-  int64_t pool = 1;              // pool * pool pixels of x are added up
-  const float* norm = nullptr;   // scale and shift of each channel, [2][in + kLanes]
-  pointwise::Problem product{};  // its x is made block by block
+  std::vector<Part<T>> parts;         // one after the other, they are the channels of x
+  Four size{};                        // of x
+  int64_t pool = 1;                   // pool * pool pixels of x are added up
+  const float* norm = nullptr;        // scale and shift of each channel, [2][in + kLanes]
+  pointwise::ProblemOf<T> product{};  // its x is made block by block
   pointwise::Tasks tasks{};
 
   // Of pixels in scratch: pixels a multiple of 2 KB apart would share sets of the first-level cache.

@@ -4,7 +4,7 @@
 // reads from the first-level cache while the panels of weights go by. Its channels come from several images, whose
 // concatenation nobody needs; these are too many streams for the processor to foresee, so what the next block reads is
 // fetched with this one. Pooling comes before the product, with which it commutes: there are as few products as
-// results. A task is a panel of results of a block. Moves 4 bytes * (x + y); the weights come from the second-level
+// results. A task is a panel of results of a block. Moves the bytes of x and y; the weights come from the second-level
 // cache.
 #include "pointwise_conv2d_tile.h"
 
@@ -17,7 +17,8 @@ using pointwise::L;
 // A block of pixels: which of x's each is, or the first of those that are added up.
 using Sources = std::vector<int64_t>;
 
-inline void find(const Problem& p, Range pixels, Sources& sources) {
+template <typename T>
+void find(const Problem<T>& p, Range pixels, Sources& sources) {
   const int64_t oh = p.size.h / p.pool, ow = p.size.w / p.pool;
   sources.clear();
   for (int64_t i = pixels.begin; i < pixels.end; ++i) {
@@ -26,35 +27,37 @@ inline void find(const Problem& p, Range pixels, Sources& sources) {
   }
 }
 
-FASTNETS_INLINE Vec<float, L> rectified(const float* x, int64_t left, const Vec<float, L>& scale,
+template <typename T>
+FASTNETS_INLINE Vec<float, L> rectified(const T* x, int64_t left, const Vec<float, L>& scale,
                                         const Vec<float, L>& shift, int64_t ahead) {
   __builtin_prefetch(x + ahead, 0, 2);
-  const Vec<float, L> zero{}, z = load_first<float, L>(x, left) * scale + shift;
+  const Vec<float, L> zero{}, z = load_first<T, L>(x, left) * scale + shift;
   return zero > z ? zero : z;  // NaN passes
 }
 
 // A part of each pixel of a block, whose scales and shifts begin at `scale` and `shift`, into y.
-template <bool kPools>
-void normalise(const Problem& p, const Part& part, const Sources& sources, const float* scale, const float* shift,
-               float* y) {
+template <bool kPools, typename T>
+void normalise(const Problem<T>& p, const Part<T>& part, const Sources& sources, const float* scale, const float* shift,
+               T* y) {
   const int64_t c = part.channels, pool = p.pool, width = p.size.w, step = p.step(), ahead = p.tasks.block * pool * c;
   const int64_t pixels = sources.size();
   const int64_t* const source = sources.data();
   for (int64_t k = 0; k < c; k += L) {
     const Vec<float, L> by = load<float, L>(scale + k), more = load<float, L>(shift + k);
     for (int64_t pixel = 0; pixel < pixels; ++pixel) {
-      const float* const x = part.data + source[pixel] * c + k;
+      const T* const x = part.data + source[pixel] * c + k;
       Vec<float, L> z = rectified(x, c - k, by, more, ahead);
       for (int64_t i = 1; kPools && i < pool * pool; ++i)
         z += rectified(x + (i / pool * width + i % pool) * c, c - k, by, more, ahead);
-      store<float, L>(y + pixel * step + k, z);  // past c too, where the next part comes, or nothing
+      store<T, L>(y + pixel * step + k, z);  // past c too, where the next part comes, or nothing
     }
   }
 }
 
-inline void make_block(const Problem& p, const Sources& sources, float* y) {
+template <typename T>
+void make_block(const Problem<T>& p, const Sources& sources, T* y) {
   const float *scale = p.norm, *shift = p.norm + p.product.in + fastnets::preact::kLanes;
-  for (const Part& part : p.parts) {
+  for (const Part<T>& part : p.parts) {
     if (p.pool > 1)
       normalise<true>(p, part, sources, scale, shift, y);
     else
@@ -63,10 +66,11 @@ inline void make_block(const Problem& p, const Sources& sources, float* y) {
   }
 }
 
-inline void forward(const Problem& p, int64_t begin, int64_t end) {
-  const std::unique_ptr<float[]> scratch(new float[p.tasks.block * p.step()]);
+template <typename T>
+void forward(const Problem<T>& p, int64_t begin, int64_t end) {
+  const std::unique_ptr<T[]> scratch(new T[p.tasks.block * p.step()]);
   Sources sources;
-  fastnets::pointwise::Problem product = p.product;
+  fastnets::pointwise::ProblemOf<T> product = p.product;
   product.x = {scratch.get(), p.step(), 0, product.in};
   for (int64_t task = begin; task < end; ++task) {
     const Range pixels = p.tasks.range(task);

@@ -74,7 +74,7 @@ def _rows(module: Any, with_residual: bool, dtype: torch.dtype | None) -> list[t
 
 def _preact(module: PackedPreactConv2d, dtype: torch.dtype | None) -> tuple[str, str]:
     conv = module.conv
-    runs = "fastnets preact_conv2d" if _is_in((torch.float32,), conv, dtype) else _convolution(conv, False, dtype)[0]
+    runs = "fastnets preact_conv2d" if _is_in(TYPES, conv, dtype) else _convolution(conv, False, dtype)[0]
     return runs, _with("norm", "relu", conv.activation, "pooling" if module.pool > 1 else None)
 
 

@@ -15,8 +15,8 @@ from fastnets.layers.packed_preact_conv import PackedPreactConv2d
 class PackedDenseBlock(nn.Module):
     """Applies layers each of which reads the input and what all layers before it made; returns or reads all of these.
 
-    Where the compiled kernels do not take a tensor (another layout than channels_last, another type than float32,
-    gradients, tracing, training), those before it are concatenated from there on.
+    Where the compiled kernels do not take a tensor (another layout than channels_last, another type than float32
+    and bfloat16, gradients, tracing, training), those before it are concatenated from there on.
 
     Args:
         layers: of each, BatchNorm, ReLU and pointwise convolution, and a convolution of its results that keeps their

@@ -11,15 +11,15 @@ from torch import Tensor, nn
 
 from fastnets._op import is_plain
 from fastnets.layers.packed_conv import PackedConv2d
-from fastnets.ops._packed import Packs, compiled_kernels, pack_norm, pack_panels, preact_conv2d
+from fastnets.ops._packed import Packs, compiled_kernels, pack_for_cpu, pack_norm, preact_conv2d
 
 
 class PackedPreactConv2d(Packs, nn.Module):
     """Applies BatchNorm, ReLU, a pointwise convolution and average pooling in one pass.
 
     The pixels are averaged before the convolution, which then has fewer of them: the order changes nothing but roundings.
-    Where the compiled kernels do not take the input (another layout than channels_last, another type than float32,
-    gradients, tracing, training), the layers run in turn.
+    Where the compiled kernels do not take the input (another layout than channels_last, another type than float32
+    and bfloat16, gradients, tracing, training), the layers run in turn.
 
     Args:
         norm: with running statistics.
@@ -62,15 +62,15 @@ class PackedPreactConv2d(Packs, nn.Module):
 
     def takes(self, input: Tensor) -> bool:
         """Whether the compiled kernel may run on this input, alone or with others of its size."""
-        if torch.compiler.is_compiling() or self.norm.training or not is_plain(input, *self._tensors(), self.conv.bias):
+        if torch.compiler.is_compiling() or self.norm.training or not is_plain(input, *self._tensors()):
             return False
-        return compiled_kernels(input, self.conv.weight, [torch.float32]) and min(input.shape[2:]) >= self.pool
+        return compiled_kernels(input, self.conv.weight) and min(input.shape[2:]) >= self.pool
 
     def in_one_pass(self, inputs: Sequence[Tensor]) -> Tensor:
         """What a call gives for inputs that the kernel takes."""
         conv = self.conv
-        norm, panels = self._pack("preact", self._packs, *self._tensors())
-        return preact_conv2d.run(norm, inputs, self.pool, panels, conv.out_channels, conv.bias, conv.activation)
+        norm, panels, bias = self._pack("preact", self._packs, *self._tensors())
+        return preact_conv2d.run(norm, inputs, self.pool, panels, conv.out_channels, bias, conv.activation)
 
     def in_turn(self, inputs: Sequence[Tensor]) -> Tensor:
         """What a call gives for any inputs, by one layer after the other."""
@@ -80,10 +80,10 @@ class PackedPreactConv2d(Packs, nn.Module):
     def _tensors(self) -> tuple[Tensor | None, ...]:
         """What is packed."""
         norm = self.norm
-        return norm.running_mean, norm.running_var, norm.weight, norm.bias, self.conv.weight
+        return norm.running_mean, norm.running_var, norm.weight, norm.bias, self.conv.weight, self.conv.bias
 
-    def _packs(self) -> tuple[Tensor, Tensor]:
-        return pack_norm(self.norm, self.pool), pack_panels(self.conv.weight)
+    def _packs(self) -> tuple[Tensor | None, ...]:
+        return pack_norm(self.norm, self.pool), *pack_for_cpu(self.conv.weight, self.conv.bias)
 
 
 def is_preact(norm: Any, conv: Any) -> bool:

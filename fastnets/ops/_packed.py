@@ -234,7 +234,7 @@ def _preact_conv2d(
     activation: str | None, into: Tensor | None = None, channel: int = 0,
 ) -> Tensor:  # fmt: skip
     scale, shift = norm[:, :-LANES, None, None]
-    y = F.avg_pool2d(F.relu(torch.cat(tuple(xs), 1) * scale + shift), pool, divisor_override=1)
+    y = F.avg_pool2d(F.relu(torch.cat(tuple(xs), 1) * scale + shift), pool, divisor_override=1).to(xs[0].dtype)
     return _pointwise_conv2d(y, panels, out, bias, None, activation, into, channel)
 
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from edges import check_refuses, check_thread_counts
 
 from fastnets.ops._activation import ACTIVATIONS
-from fastnets.ops._packed import LANES, pack_panels
+from fastnets.ops._packed import LANES, pack_for_cpu, pack_panels
 
 LAST = torch.channels_last
 
@@ -18,23 +18,25 @@ def whole(*sizes, seed=0):
 
 
 def arguments(n, parts, o, h, w):
-    """Whole numbers, whose sums are exact in float32."""
+    """Whole numbers, which normalised and pooled are exact in bfloat16, and whose sums are in float32."""
     xs = [whole(n, c, h, w, seed=c).contiguous(memory_format=LAST) for c in parts]
     return F.pad(whole(2, sum(parts), seed=1), (0, LANES), value=float("nan")), xs, whole(o, sum(parts), seed=2)
 
 
 def kernel(norm, xs, weight, bias=None, pool=1, activation=None):
     op = torch.ops.fastnets_cpu.preact_conv2d.default
-    return op(norm, xs, pool, pack_panels(weight), len(weight), bias, activation)
+    return op(norm, xs, pool, pack_for_cpu(weight.to(xs[0].dtype), None)[0], len(weight), bias, activation)
 
 
 def check(norm, xs, weight, bias=None, pool=1, activation=None):
     scale, shift = norm[:, :-LANES, None, None]
     made = F.avg_pool2d(F.relu(torch.cat(xs, 1) * scale + shift), pool, divisor_override=1)
     exact = ACTIVATIONS[activation](F.conv2d(made.double(), weight[:, :, None, None].double(), bias).float())
-    got = kernel(norm, xs, weight, None if bias is None else bias.float(), pool, activation)
-    assert got.is_contiguous(memory_format=LAST)
-    assert torch.equal(got, exact)
+    for dtype in (torch.float32, torch.bfloat16):
+        images = [x.to(dtype) for x in xs]
+        got = kernel(norm, images, weight, None if bias is None else bias.float(), pool, activation)
+        assert got.is_contiguous(memory_format=LAST)
+        assert torch.equal(got, exact.to(dtype))
 
 
 # Pixels around the 14 or 12 of a block, results around the 32 of a panel and the lanes of two vectors.
@@ -83,8 +85,10 @@ def test_cpu_inputs_are_left_alone(cpu_kernels):
     assert all(torch.equal(t, copy) for t, copy in zip(xs, copies, strict=True))
 
 
-def test_cpu_nan_and_infinity_stay_in_their_pixel(cpu_kernels):
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
+def test_cpu_nan_and_infinity_stay_in_their_pixel(cpu_kernels, dtype):
     norm, xs, weight = arguments(1, [20, 3], 40, 1, 30)
+    xs = [x.to(dtype) for x in xs]
     norm[0, 3], norm[0, 21], weight[:, 21] = 1, 1, 1
     xs[0][0, 3, 0, 7], xs[1][0, 1, 0, 20] = float("nan"), float("inf")
     y = kernel(norm, xs, weight, activation="relu")[0, :, 0]
@@ -107,7 +111,16 @@ def test_cpu_wrong_arguments_raise(cpu_kernels):
     norm, xs, weight = arguments(1, [4, 3], 6, 3, 5)
     x, op = xs[0], torch.ops.fastnets_cpu.preact_conv2d.default
     good = norm, xs, 2, pack_panels(weight), 6, whole(6), "relu"
-    for images in ([], [x], [x, x], [x, xs[1].contiguous()], [x, xs[1].double()], [x, xs[1][:, :, :2]], [x, xs[1][0]]):
+    for images in (
+        [],
+        [x],
+        [x, x],
+        [x, xs[1].contiguous()],
+        [x, xs[1].double()],
+        [x, xs[1].bfloat16()],
+        [x, xs[1][:, :, :2]],
+        [x, xs[1][0]],
+    ):
         check_refuses(op, good, 1, images)
     for place, value in (
         (0, norm.double()),
