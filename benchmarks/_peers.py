@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -20,17 +20,20 @@ QUICK = Missing("not in --quick")
 quick = False  # set by --quick
 
 
-def runtimes(model: Callable[[], bytes], inputs: Mapping[str, Tensor]) -> dict[str, Candidate | Missing]:
+def runtimes(
+    model: Callable[[], bytes], inputs: Mapping[str, Tensor], names: Iterable[str] = RUNTIMES
+) -> dict[str, Candidate | Missing]:
     """ONNX Runtime and OpenVINO, the latter in float32 and in bfloat16.
 
     Args:
         model: makes the ONNX model; called only where it is needed.
         inputs: by name.
+        names: of those that take part.
     """
     if torch.get_default_device().type != "cpu":
-        return dict.fromkeys(RUNTIMES, Missing("runs on the CPU"))
+        return dict.fromkeys(names, Missing("runs on the CPU"))
     made = functools.cache(model)  # exporting a network takes seconds
-    return {name: _runtime(name, made, inputs) for name in RUNTIMES}
+    return {name: _runtime(name, made, inputs) for name in names}
 
 
 def _runtime(name: str, model: Callable[[], bytes], inputs: Mapping[str, Tensor]) -> Candidate | Missing:

@@ -1,5 +1,6 @@
-// Compiles FASTNETS_KERNELS, a header, three times: for any x86-64 or other processor, for AVX2 and for AVX-512, each
-// in a namespace of that name. FASTNETS_FOR_THIS_CPU(f) is f of the namespace that this processor runs.
+// Compiles FASTNETS_KERNELS, a header, three times: for any x86-64 or other processor, for AVX2 and, by isa_avx512.h,
+// for AVX-512, each in a namespace of that name. FASTNETS_FOR_THIS_CPU(f) is f of the namespace that this processor
+// runs.
 //
 // The header is written with vectors of FASTNETS_VECTOR_BYTES: vector.h comes before it. It must not define lambdas:
 // GCC and Clang compile those for the command line's target, not for the pragma's.
@@ -38,25 +39,11 @@
 #undef FASTNETS_VECTOR_BYTES
 #if defined(__clang__)
 #pragma clang attribute pop
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))), \
-                             apply_to = function)
-#else
-#pragma GCC pop_options
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
-#endif
-#define FASTNETS_ISA avx512
-#define FASTNETS_VECTOR_BYTES 64
-#include "vector.h"
-#include FASTNETS_KERNELS
-#undef FASTNETS_ISA
-#undef FASTNETS_VECTOR_BYTES
-#if defined(__clang__)
-#pragma clang attribute pop
 #else
 #pragma GCC pop_options
 #pragma GCC diagnostic pop
 #endif
+#include "isa_avx512.h"
 
 #define FASTNETS_FOR_THIS_CPU(f)                                            \
   (::fastnets::capability() == ::fastnets::Capability::kAvx512 ? &avx512::f \

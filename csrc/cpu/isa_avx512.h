@@ -1,6 +1,7 @@
-// Compiles FASTNETS_KERNELS once more, after isa.h, for AVX-512 with what newer processors have beside it. It is
-// FASTNETS_VNNI: sums of products of bytes, and shuffles of them; in the namespace avx512vnni. Or FASTNETS_BF16: sums
-// of products of bfloat16; in avx512bf16, and FASTNETS_FOR_THIS_CPU_AND(T, f) is f<T> as this processor runs it best.
+// Compiles FASTNETS_KERNELS for AVX-512: by isa.h as it is, in the namespace avx512; after isa.h with what newer
+// processors have beside it, which is FASTNETS_VNNI, sums of products of bytes and shuffles of them, in avx512vnni, or
+// FASTNETS_BF16, sums of products of bfloat16, in avx512bf16. With the latter FASTNETS_FOR_THIS_CPU_AND(T, f) is f<T>
+// as this processor runs it best.
 #if defined(__x86_64__)
 
 #if !defined(__clang__)
@@ -18,13 +19,21 @@
 #else
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx2,fma,f16c")
 #endif
-#else
+#elif defined(FASTNETS_BF16)
 #define FASTNETS_ISA avx512bf16
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c"))), \
                              apply_to = function)
 #else
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")
+#endif
+#else
+#define FASTNETS_ISA avx512
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))), \
+                             apply_to = function)
+#else
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 #endif
 #endif
 #define FASTNETS_VECTOR_BYTES 64

@@ -30,11 +30,20 @@ void copy_row(const fastnets::stem::Problem<T>& p, int64_t image, int64_t row, f
   const Convolution& g = p.g;
   const int64_t plane = g.h * g.w, count = g.w * g.c;
   const T* const x = p.x + image * plane * g.c + row * (p.in_planes ? g.w : count);
-  if (p.in_planes && g.c == 2) return interleave_row<2>(x, plane, g.w, to);
-  if (p.in_planes && g.c == 3) return interleave_row<3>(x, plane, g.w, to);
-  if (p.in_planes && g.c == 4) return interleave_row<4>(x, plane, g.w, to);
-  if (!p.in_planes) return std::copy_n(x, count, to), void();
-  for (int64_t i = 0; i < count; ++i) to[i] = static_cast<float>(x[i % g.c * plane + i / g.c]);
+  if (!p.in_planes) {
+    std::copy_n(x, count, to);
+    return;
+  }
+  switch (g.c) {
+    case 2:
+      return interleave_row<2>(x, plane, g.w, to);
+    case 3:
+      return interleave_row<3>(x, plane, g.w, to);
+    case 4:
+      return interleave_row<4>(x, plane, g.w, to);
+    default:
+      for (int64_t i = 0; i < count; ++i) to[i] = static_cast<float>(x[i % g.c * plane + i / g.c]);
+  }
 }
 
 template <typename T>

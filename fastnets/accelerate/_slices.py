@@ -63,7 +63,7 @@ def _call(graph: fx.Graph, value: Tensor, target: Any, *args: Any, **kwargs: Any
 
 
 def read_slices(graph: fx.Graph) -> None:
-    """Lets kernels read channels where they lie in place of copies that have no gaps, and planes of copies without them."""
+    """Lets kernels read channels and planes where they lie, in place of copies of them."""
     for copy in [node for node in graph.nodes if node.target in (aten.clone.default, aten.contiguous.default)]:
         source = copy.args[0]
         value = source.meta["val"]

@@ -63,7 +63,7 @@ def cuda_kernels(x: Tensor) -> bool:
 
 
 def pack_panels(weight: Tensor, pairs: bool = False) -> Tensor:
-    """Weights (o, c, 1, 1) or (o, c) as (⌈o / 32⌉, c, 32), or with channels in pairs as (⌈o / 32⌉, ⌈c / 2⌉, 32, 2)."""
+    """Weights (o, c, 1, 1) or (o, c) as (⌈o / 32⌉, c, 32), with channels in pairs (⌈o / 32⌉, ⌈c / 2⌉, 32, 2)."""
     o, c = weight.shape[:2]
     rows = F.pad(weight.detach().reshape(o, c), (0, c % 2 if pairs else 0, 0, -o % PANEL))
     panels = rows.view(-1, PANEL, rows.shape[1])
