@@ -45,14 +45,14 @@ void run(Problem<T>& p, const Tensor& x) {
   const int64_t first = g.n * g.h * g.w * (p.expand.w ? p.expand.in * g.c : 0) + pixels * g.kh * g.kw * g.c;
   if (cut(p))
     return pointwise::run(p.units(), first + pixels * g.c * p.project.out,
-                          [&, kernel = FASTNETS_FOR_THIS_CPU_AND(T, inverted::units)](int64_t begin, int64_t end) {
+                          [p, kernel = FASTNETS_FOR_THIS_CPU_AND(T, inverted::units)](int64_t begin, int64_t end) {
                             kernel(p, begin, end);
                           });
-  const Tensor hidden = empty(x, pixels * p.hidden_pixel());
-  const pointwise::Pixels<T> to = p.hidden(mutable_data<T>(hidden), pixels);
+  const StepScratch hidden(x, pixels * p.hidden_pixel());
+  const pointwise::Pixels<T> to = p.hidden(hidden.data<T>(), pixels);
   p.project.x = {to.data, to.pixel, to.panel};
   pointwise::run(p.units() * p.hidden_panels(), first,
-                 [&, kernel = FASTNETS_FOR_THIS_CPU_AND(T, inverted::hidden_panels)](int64_t begin, int64_t end) {
+                 [p, to, kernel = FASTNETS_FOR_THIS_CPU_AND(T, inverted::hidden_panels)](int64_t begin, int64_t end) {
                    kernel(p, to, begin, end);
                  });
   pointwise::run(p.project, pixels, FASTNETS_FOR_THIS_CPU_AND(T, pointwise::multiply_tasks));

@@ -1,15 +1,13 @@
 // A pointwise convolution as its kernels are given it, for all instruction sets.
 #pragma once
 
-#include <torch/csrc/stable/ops.h>
-
 #include <algorithm>
 #include <optional>
 
 #include "../convolution.h"
 #include "../packed.h"
 #include "capability.h"
-#include "work.h"
+#include "steps.h"
 
 namespace fastnets::pointwise {
 
@@ -85,7 +83,7 @@ Tasks tasks_of(const ProblemOf<X, Y>& p, int64_t pixels, int64_t groups = 1) {
 template <typename F>
 void run(int64_t tasks, int64_t work, const F& kernel) {
   constexpr int64_t kTask = 1 << 16;  // multiply-adds that are worth a thread
-  torch::stable::parallel_for(0, tasks, std::max<int64_t>(1, kTask * tasks / std::max<int64_t>(1, work)), kernel);
+  run_step(tasks, std::max<int64_t>(1, kTask * tasks / std::max<int64_t>(1, work)), kernel);
 }
 
 // The product for all pixels, with multiply_tasks of pointwise_conv2d_tile.h.
@@ -94,7 +92,7 @@ using Kernel = void (*)(const ProblemOf<X>&, const Tasks&, int64_t begin, int64_
 template <typename X>
 void run(const ProblemOf<X>& p, int64_t pixels, Kernel<X> kernel) {
   const Tasks tasks = tasks_of(p, pixels);
-  run(tasks.count(), pixels * p.in * p.out, [&](int64_t begin, int64_t end) { kernel(p, tasks, begin, end); });
+  run(tasks.count(), pixels * p.in * p.out, [=](int64_t begin, int64_t end) { kernel(p, tasks, begin, end); });
 }
 
 template <typename T>

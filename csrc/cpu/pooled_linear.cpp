@@ -19,15 +19,15 @@ Tensor pooled_linear(const Tensor& x, const Tensor& panels, int64_t out, const s
     check_images<T>(x);
     const Four s = sizes_of(x);
     STD_TORCH_CHECK(s.h * s.w > 0, "expected images of at least one pixel");
-    const Tensor means = empty(x, s.n * s.c), y = empty_strided(x, {s.n, out}, {out, 1}, dtype_of(x));
+    const StepScratch means(x, s.n * s.c);
+    const Tensor y = empty_strided(x, {s.n, out}, {out, 1}, dtype_of(x));
     ProblemOf<T> p;
-    p.x = {data<T>(means), s.c}, p.y = {mutable_data<T>(y), out};
+    p.x = {means.data<T>(), s.c}, p.y = {mutable_data<T>(y), out};
     p.w = check_panels<T>(panels, s.c, out), p.bias = check_bias(bias, out), p.in = s.c, p.out = out;
     if (y.numel() == 0) return y;
     run(FASTNETS_FOR_THIS_CPU(pooled::tasks)(s.n, s.c), x.numel(),
-        [&, kernel = FASTNETS_FOR_THIS_CPU_AND(T, pooled::means)](int64_t begin, int64_t end) {
-          kernel(data<T>(x), s.h * s.w, s.c, mutable_data<T>(means), begin, end);
-        });
+        [s, from = data<T>(x), to = means.data<T>(), kernel = FASTNETS_FOR_THIS_CPU_AND(T, pooled::means)](
+            int64_t begin, int64_t end) { kernel(from, s.h * s.w, s.c, to, begin, end); });
     run(p, s.n, FASTNETS_FOR_THIS_CPU_AND(T, pointwise::multiply_tasks));
     return y;
   });

@@ -53,7 +53,7 @@ Tensor preact_conv2d(const Tensor& norm, const std::vector<Tensor>& xs, int64_t 
     if (results == 0) return y.images;
     p.cut();
     pointwise::run(p.tasks.count(), results * s.c,
-                   [&, kernel = FASTNETS_FOR_THIS_CPU_AND(T, preact::forward)](int64_t begin, int64_t end) {
+                   [p, kernel = FASTNETS_FOR_THIS_CPU_AND(T, preact::forward)](int64_t begin, int64_t end) {
                      kernel(p, begin, end);
                    });
     return y.images;

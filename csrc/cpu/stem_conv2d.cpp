@@ -49,7 +49,7 @@ Tensor stem_conv2d(const Tensor& x, const Tensor& panels, int64_t out, const std
     const int64_t pixels = g.n * g.oh * g.ow;
     if (pixels * out == 0) return y.images;
     pointwise::run(g.n * g.oh, pixels * out * p.product.in,
-                   [&, kernel = FASTNETS_FOR_THIS_CPU_AND(T, stem::forward)](int64_t begin, int64_t end) {
+                   [p, kernel = FASTNETS_FOR_THIS_CPU_AND(T, stem::forward)](int64_t begin, int64_t end) {
                      kernel(p, begin, end);
                    });
     return y.images;

@@ -2,6 +2,7 @@
 #include "winograd_conv2d.h"
 
 #include <algorithm>
+#include <memory>
 #include <optional>
 #include <string>
 
@@ -22,15 +23,17 @@ void run(Problem& p, const Tensor& x) {
   if (pieces >= threads)
     return pointwise::run(
         p.chunks(), products,
-        [&, kernel = FASTNETS_FOR_THIS_CPU(winograd::chunks)](int64_t begin, int64_t end) { kernel(p, begin, end); });
-  const Tensor points = empty(x, p.chunks() * p.x_chunk());
-  float* const v = mutable_data<float>(points);
-  pointwise::run(
-      p.tiles(), transforms,
-      [&, kernel = FASTNETS_FOR_THIS_CPU(winograd::tiles)](int64_t begin, int64_t end) { kernel(p, v, begin, end); });
-  pointwise::run(
-      p.chunks() * p.product.panels(), products,
-      [&, kernel = FASTNETS_FOR_THIS_CPU(winograd::panels)](int64_t begin, int64_t end) { kernel(p, v, begin, end); });
+        [p, kernel = FASTNETS_FOR_THIS_CPU(winograd::chunks)](int64_t begin, int64_t end) { kernel(p, begin, end); });
+  const StepScratch points(x, p.chunks() * p.x_chunk());
+  float* const v = points.data<float>();
+  pointwise::run(p.tiles(), transforms,
+                 [p, v, kernel = FASTNETS_FOR_THIS_CPU(winograd::tiles)](int64_t begin, int64_t end) {
+                   kernel(p, v, begin, end);
+                 });
+  pointwise::run(p.chunks() * p.product.panels(), products,
+                 [p, v, kernel = FASTNETS_FOR_THIS_CPU(winograd::panels)](int64_t begin, int64_t end) {
+                   kernel(p, v, begin, end);
+                 });
 }
 
 // Of x in channels_last and weights in panels, [panel][point][channel][32], for tiles of 2 (16 points) or 4 (36). The
@@ -52,8 +55,7 @@ Tensor winograd_conv2d(const Tensor& x, const Tensor& panels, int64_t out, const
   p.product.w = data<float>(panels), p.product.bias = pointwise::check_bias(bias, out);
   p.product.residual = pointwise::check_residual(residual, size), p.product.y = y.pixels;
   p.product.in = g.c, p.product.out = out, p.product.activation = parse_activation(activation);
-  const std::vector<float> zeros(g.c);
-  p.zeros = zeros.data();
+  p.zeros = std::make_shared<const std::vector<float>>(g.c);
   if (p.tiles() > 0) run(p, x);
   return y.images;
 }

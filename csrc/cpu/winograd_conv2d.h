@@ -12,7 +12,7 @@ using pointwise::Pixels;
 struct Problem {
   Convolution g;
   Pixels<const float> x;
-  const float* zeros = nullptr;  // as many as x has channels
+  std::shared_ptr<const std::vector<float>> zeros;  // as many as x has channels
   int64_t side = 2, chunk = 1;
   pointwise::Problem product;  // its weights: [panel][point][in][kPanel]; its x is made
 

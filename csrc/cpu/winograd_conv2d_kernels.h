@@ -79,7 +79,7 @@ void transform_tile(const Problem& p, int64_t tile, float* v) {
     for (int j = 0; j < n; ++j) {
       const int64_t w = at.column - g.pw + j;
       const bool inside = h >= 0 && h < g.h && w >= 0 && w < g.w;
-      from[i][j] = inside ? p.x.data + ((at.image * g.h + h) * g.w + w) * p.x.pixel : p.zeros;
+      from[i][j] = inside ? p.x.data + ((at.image * g.h + h) * g.w + w) * p.x.pixel : p.zeros->data();
     }
   }
   const int64_t panel = p.chunk * kPanel, point = p.x_point();

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from fastnets.accelerate._slices import writes_slices
+from fastnets.accelerate._steps import Places
 
 aten = torch.ops.aten
 _ALIGNMENT = 64  # bytes of a cache line, which stores past the caches fill as a whole
@@ -73,9 +74,9 @@ class Arena(threading.local):
 
     def __init__(self) -> None:
         self.memory = torch.empty(0, dtype=torch.uint8)
-        self.results: dict[Layout, list[Tensor]] = {}
+        self.results: dict[Layout, Places] = {}
 
-    def results_of(self, layout: Layout) -> list[Tensor]:
+    def results_of(self, layout: Layout) -> Places:
         """Where the results of a plan go in this thread."""
         if layout not in self.results:
             with torch.inference_mode(False):  # whose tensors could not be written to elsewhere
@@ -83,7 +84,7 @@ class Arena(threading.local):
                     self.results.clear()
                     self.memory = torch.empty(0, dtype=torch.uint8)  # the old one goes before the new one comes
                     self.memory = torch.empty(layout.nbytes, dtype=torch.uint8)
-                self.results[layout] = layout.on(self.memory)
+                self.results[layout] = Places(layout.on(self.memory))
         return self.results[layout]
 
 

@@ -16,6 +16,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from fastnets.accelerate._arena import Layout, lay_out
 from fastnets.accelerate._slices import concatenate_in_place, read_slices
+from fastnets.accelerate._steps import function_of, gather_steps
 
 
 class Recorder(TorchDispatchMode):
@@ -65,10 +66,8 @@ class Recorder(TorchDispatchMode):
         concatenate_in_place(graph)
         read_slices(graph)
         layout = lay_out(graph)
-        code = graph.python_code("self")
-        exec(code.src, namespace := dict(code.globals))  # noqa: S102  what fx writes of a graph
-        forward = namespace["forward"]
-        return lambda *args: forward(held, *args), layout
+        gather_steps(graph, next(iter(graph.nodes)), held)
+        return function_of(graph, held), layout
 
     def _is_made(self, value: Tensor, by: fx.Node) -> None:
         by.meta["val"] = self._sketch(value)
