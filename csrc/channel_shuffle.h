@@ -8,11 +8,10 @@ namespace fastnets {
 // A result of x's sizes, in its layout.
 inline Tensor empty_like(const Tensor& x) { return empty(x, sizes_of(x), is_channels_last(x)); }
 
-inline Tensor channel_shuffle_result(const Tensor& x, int64_t groups) {
+inline void check_channel_shuffle(const Tensor& x, int64_t groups) {
   STD_TORCH_CHECK(x.dim() == 4, "expected an input (n, c, h, w), got ", x.dim(), " dimensions");
   STD_TORCH_CHECK(groups > 0 && x.size(1) % groups == 0, "expected groups that divide the ", x.size(1),
                   " channels, got ", groups);
-  return empty_like(x);
 }
 
 // Batch, rows and columns; strides in bytes.
@@ -39,13 +38,11 @@ inline bool alike(const Pair& t) { return strides_of(t.first) == strides_of(t.se
 
 inline int64_t distance(const Pair& t) { return data<char>(t.second) - data<char>(t.first); }
 
-// Both in the layout of the first source.
-inline Pair shuffle_split_results(const Tensor& a, const Tensor& b) {
+inline void check_shuffle_split(const Tensor& a, const Tensor& b) {
   STD_TORCH_CHECK(a.dim() == 4 && b.dim() == 4 && sizes_of(a) == sizes_of(b),
                   "expected two tensors of one shape (n, c, h, w)");
   STD_TORCH_CHECK(a.scalar_type() == b.scalar_type() && a.device() == b.device(),
                   "expected two tensors of one type, on one device");
-  return {empty_like(a), empty_like(a)};
 }
 
 inline StridedCopy between(const Tensor& x, const Tensor& y) {

@@ -3,19 +3,24 @@
 
 #include <tuple>
 
+#include "steps.h"
 #include "strided_copy.h"
 
 namespace fastnets {
 namespace {
 
 Tensor channel_shuffle(const Tensor& x, int64_t groups) {
-  const Tensor y = channel_shuffle_result(x, groups);
+  check_channel_shuffle(x, groups);
+  const Tensor y = result(x, sizes_of(x), is_channels_last(x));
   if (y.numel() > 0) run(channel_shuffle_copy(x, y, groups));
   return y;
 }
 
 std::tuple<Tensor, Tensor> shuffle_split(const Tensor& a, const Tensor& b, bool inverse) {
-  const Pair y = shuffle_split_results(a, b);
+  check_shuffle_split(a, b);
+  const bool last = is_channels_last(a);  // so are both results
+  const Tensor first = result(a, sizes_of(a), last);
+  const Pair y{first, result(a, sizes_of(a), last)};
   if (a.numel() > 0)
     for (const StridedCopy& copy : shuffle_split_copies({a, b}, y, inverse)) run(copy);
   return {y.first, y.second};

@@ -1,13 +1,12 @@
 // Depthwise convolution on a CPU: arguments, the cut into tasks, registration. The kernels are in the headers.
 #include "depthwise_conv2d.h"
 
-#include <torch/csrc/stable/ops.h>
-
 #include <algorithm>
 #include <memory>
 #include <tuple>
 #include <type_traits>
 
+#include "steps.h"
 #define FASTNETS_KERNELS "depthwise_conv2d_kernels.h"
 #include "isa.h"
 
@@ -64,8 +63,7 @@ int64_t wanted_tasks() { return 2 * torch::stable::get_num_threads(); }
 void run(void (*kernel)(const Problem&, int64_t, int64_t), const Problem& p, int64_t tasks) {
   const Convolution& g = p.g;
   const int64_t work = std::max<int64_t>(1, g.n * g.o * g.oh * g.ow * g.kh * g.kw / tasks);  // multiply-adds in a task
-  torch::stable::parallel_for(0, tasks, std::max<int64_t>(1, (1 << 15) / work),
-                              [&](int64_t begin, int64_t end) { kernel(p, begin, end); });
+  run_step(tasks, std::max<int64_t>(1, (1 << 15) / work), [=](int64_t begin, int64_t end) { kernel(p, begin, end); });
 }
 
 Tensor depthwise_conv2d(const Tensor& x, const Tensor& w, const std::optional<Tensor>& bias,
@@ -76,7 +74,7 @@ Tensor depthwise_conv2d(const Tensor& x, const Tensor& w, const std::optional<Te
   const Convolution& g = p.g;
   p.activation = parse_activation(activation);
   const bool last = is_channels_last(x);
-  const Tensor y = empty(x, {g.n, g.o, g.oh, g.ow}, last);
+  const Tensor y = result(x, {g.n, g.o, g.oh, g.ow}, last);
   if (y.numel() == 0) return y;
   p.x = operand(x), p.w = operand(w), p.y = operand(y);
   if (bias) {

@@ -82,7 +82,7 @@ template <typename F>
 void run(const Problem& p, int64_t tasks, const F& kernel) {
   const int64_t results = p.n * p.groups * p.out * p.rows.size * p.columns.size;
   const int64_t work = std::max<int64_t>(1, results * p.in * p.taps() / tasks);  // multiply-adds in a task
-  torch::stable::parallel_for(0, tasks, std::max<int64_t>(1, (1 << 17) / work), kernel);
+  run_step(tasks, std::max<int64_t>(1, (1 << 17) / work), kernel);
 }
 
 // Whether this is a product of matrices for each group.
@@ -99,13 +99,13 @@ void multiply(const Problem& p, const Kernels& kernels, bool streams) {
   first.bias = static_cast<const float*>(p.bias), first.activation = p.activation;
   const pointwise::Tasks tasks = pointwise::tasks_of(first, pixels, p.groups);
   pointwise::run(tasks.count(), pixels * p.groups * p.in * p.out,
-                 [&](int64_t begin, int64_t end) { kernels.multiply(p, first, tasks, begin, end); });
+                 [=](int64_t begin, int64_t end) { kernels.multiply(p, first, tasks, begin, end); });
 }
 
 void correlate(const Convolution& g, Problem p, const Kernels& kernels, const Tensor& source, const Tensor& result) {
   if (is_product(g, p, source, result, kernels)) return multiply(p, kernels, pointwise::streams(sizes_of(result)));
   cut(p, kernels, source.element_size());
-  run(p, p.chunks() * p.n * p.strips, [&](int64_t begin, int64_t end) { kernels.correlate(p, begin, end); });
+  run(p, p.chunks() * p.n * p.strips, [=](int64_t begin, int64_t end) { kernels.correlate(p, begin, end); });
 }
 
 Tensor grouped_conv2d(const Tensor& x, const Tensor& w, const std::optional<Tensor>& bias,
@@ -113,7 +113,7 @@ Tensor grouped_conv2d(const Tensor& x, const Tensor& w, const std::optional<Tens
                       const std::vector<int64_t>& dilation, int64_t groups,
                       const std::optional<std::string>& activation) {
   const Convolution g = geometry(x, w, stride, padding, dilation, groups);
-  const Tensor y = empty(x, {g.n, g.o, g.oh, g.ow}, is_channels_last(x));
+  const Tensor y = result(x, {g.n, g.o, g.oh, g.ow}, is_channels_last(x));
   const Activation f = parse_activation(activation);
   const Kernels kernels = FASTNETS_FOR_THIS_CPU(grouped_kernels)(x.scalar_type());
   if (y.numel() == 0) return y;

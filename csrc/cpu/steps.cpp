@@ -61,9 +61,11 @@ class Pass {
 std::mutex mutex;
 std::unordered_map<int64_t, std::shared_ptr<const Steps>> all;
 
-void begin_steps() {
+// From now on this thread's ops write down their steps; those without an argument for it give their results these
+// places, one after the other.
+void begin_steps(const std::vector<Tensor>& results) {
   STD_TORCH_CHECK(!written_down(), "this thread writes down its steps already");
-  written_down() = new Steps;
+  written_down() = new Steps{{}, {results.rbegin(), results.rend()}, {}, {}};
 }
 
 int64_t end_steps() {
@@ -107,6 +109,18 @@ Steps*& written_down() {
   return steps;
 }
 
+Tensor result(const Tensor& like, const Four& size, bool channels_last) {
+  Steps* const steps = written_down();
+  if (!steps) return empty(like, size, channels_last);
+  STD_TORCH_CHECK(!steps->results.empty(), "expected a place for each result of the steps");
+  const Tensor place = steps->results.back();
+  steps->results.pop_back();
+  STD_TORCH_CHECK(place.dim() == 4 && sizes_of(place) == size && is_dense(place, channels_last) &&
+                      place.scalar_type() == like.scalar_type(),
+                  "expected a place of the result's shape, layout and type");
+  return place;
+}
+
 StepScratch::StepScratch(const Tensor& like, int64_t count) {
   Steps* const steps = written_down();
   if (steps) {
@@ -129,7 +143,7 @@ StepScratch::~StepScratch() {
 }  // namespace fastnets
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fastnets_cpu, m) {
-  m.def("begin_steps() -> ()");
+  m.def("begin_steps(Tensor[] results) -> ()");
   m.def("end_steps() -> int");
   m.def("run_steps(int id) -> ()");
   m.def("forget_steps(int id) -> ()");

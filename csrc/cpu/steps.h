@@ -31,6 +31,7 @@ struct Step {
 
 struct Steps {
   std::vector<Step> steps;
+  std::vector<Tensor> results;     // places of results that are given none by an argument, the next one last
   std::vector<Tensor> held, free;  // scratch, and what of it no op is using
 
   // All threads go through all steps in one parallel region.
@@ -45,6 +46,9 @@ void run_step(int64_t tasks, int64_t grain, const F& kernel) {
   if (Steps* const steps = written_down()) steps->steps.push_back({tasks, grain, kernel});
   torch::stable::parallel_for(0, tasks, grain, kernel);
 }
+
+// Of an op: the place that was given for it to the steps, or new memory.
+Tensor result(const Tensor& like, const Four& size, bool channels_last);
 
 // Uninitialised numbers for an op, which later steps may use as well, of the type and on the device of `like`.
 class StepScratch {

@@ -8,13 +8,15 @@ namespace fastnets {
 namespace {
 
 Tensor channel_shuffle(const Tensor& x, int64_t groups) {
-  const Tensor y = channel_shuffle_result(x, groups);
+  check_channel_shuffle(x, groups);
+  const Tensor y = empty_like(x);
   if (y.numel() > 0) run(Stream(x), channel_shuffle_copy(x, y, groups));
   return y;
 }
 
 std::tuple<Tensor, Tensor> shuffle_split(const Tensor& a, const Tensor& b, bool inverse) {
-  const Pair y = shuffle_split_results(a, b);
+  check_shuffle_split(a, b);
+  const Pair y{empty_like(a), empty_like(a)};  // both in the layout of the first source
   if (a.numel() > 0)
     for (const StridedCopy& copy : shuffle_split_copies({a, b}, y, inverse)) run(Stream(a), copy);
   return {y.first, y.second};

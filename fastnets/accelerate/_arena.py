@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from fastnets.accelerate._slices import writes_slices
-from fastnets.accelerate._steps import Places
+from fastnets.accelerate._steps import Places, is_given_places, step_of
 
 aten = torch.ops.aten
 _ALIGNMENT = 64  # bytes of a cache line, which stores past the caches fill as a whole
@@ -115,7 +115,21 @@ def _blocks(graph: fx.Graph) -> list[Block]:
             if isinstance(used.meta.get("val"), Tensor):
                 blocks[_storage(used.meta["val"])].last = i
     returned = {_storage(node.meta["val"]) for node in graph.output_node().all_input_nodes}
-    return [block for key, block in blocks.items() if key not in returned and _can_write(block)]
+    in_place: set[int] = set()
+    placed = []
+    for key, block in blocks.items():
+        if block.maker.op == "get_attr":
+            in_place.add(key)
+        elif returned.isdisjoint(_made_with(block)) and _can_write(block, in_place):
+            in_place.add(key)
+            placed.append(block)
+    return placed
+
+
+def _made_with(block: Block) -> list[int]:
+    """The memory of the result and of all others of its operator."""
+    step = step_of(block.maker)
+    return [_storage(node.meta["val"]) for node in ([step] if step is block.maker else step.users)]
 
 
 def _storage(x: Tensor) -> int:
@@ -123,13 +137,22 @@ def _storage(x: Tensor) -> int:
     return x.untyped_storage()._cdata if x.layout == torch.strided else id(x)
 
 
-def _can_write(block: Block) -> bool:
-    """Whether the result is all of its memory, also later (``resize_``), and can be written to a given place."""
+def _can_write(block: Block, in_place: set[int]) -> bool:
+    """Whether the result is all of its memory, also later (``resize_``), and can be written to a given place.
+
+    Steps can, which read only what is always in place: what the network holds, and results that have places.
+    """
     node, value = block.maker, block.value
     if value.layout != torch.strided or value.numel() == 0:
         return False
     is_all = _nbytes(value.dtype, value.shape) == value.untyped_storage().nbytes()
-    return is_all and (node.target in _WITH_OUT or node.target is aten.empty.memory_format or writes_slices(node))
+    if node.target in _WITH_OUT or node.target is aten.empty.memory_format or writes_slices(node):
+        return is_all
+    return (
+        is_all
+        and is_given_places(node)
+        and all(_storage(x.meta["val"]) in in_place for x in step_of(node).all_input_nodes)
+    )
 
 
 def _choose_offsets(blocks: list[Block]) -> None:
@@ -146,9 +169,11 @@ def _choose_offsets(blocks: list[Block]) -> None:
 def _write(graph: fx.Graph, maker: fx.Node, place: fx.Node) -> None:
     """Lets a node write its result there."""
     target: Any = maker.target
+    maker.replace_all_uses_with(place)
     if target is aten.empty.memory_format:
-        maker.replace_all_uses_with(place)
         graph.erase_node(maker)
+    elif is_given_places(maker):
+        step_of(maker).meta.setdefault("places", []).append(place.args[1])
     elif target in _WITH_OUT:
         maker.target = _WITH_OUT[target]
         maker.kwargs = {**maker.kwargs, "out": place}

@@ -15,13 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-_FEWEST = 2  # ops that are worth it
-
-# Kernels of ours that hand all their work to run_step.
-_STEPS = {
+# Kernels of ours that hand all their work to run_step, and write to a place that an argument or `begin_steps` gives.
+_INTO = {
     "avg_pool2d", "inverted_residual", "max_pool2d", "pointwise_conv2d", "preact_conv2d", "stem_conv2d",
     "winograd_conv2d",
 }  # fmt: skip
+_GIVEN = {"channel_shuffle": 1, "depthwise_conv2d": 1, "grouped_conv2d": 1, "shuffle_split": 2}  # results
 
 
 class Places(list[Tensor]):
@@ -33,24 +32,27 @@ class Places(list[Tensor]):
 
 
 class Steps:
-    """A function of operators on the places of results, which is called once for each thread.
+    """Operators on the places of results, which are called once in each thread.
 
     Args:
         call: takes the places.
+        given: the numbers of the places for results that the operators are given no place for as an argument.
     """
 
-    def __init__(self, call: Callable[[Places], None]) -> None:
+    def __init__(self, call: Callable[[Places], None], given: list[int]) -> None:
         self.call = call
+        self.given = given
 
     def __call__(self, places: Places) -> None:
+        cpu = torch.ops.fastnets_cpu
         if steps := places.steps.get(self):
-            return torch.ops.fastnets_cpu.run_steps.default(steps)
-        torch.ops.fastnets_cpu.begin_steps.default()
+            return cpu.run_steps.default(steps)
+        cpu.begin_steps.default([places[i] for i in self.given])
         try:
             self.call(places)
         finally:
-            steps = torch.ops.fastnets_cpu.end_steps.default()
-            weakref.finalize(places, torch.ops.fastnets_cpu.forget_steps.default, steps)
+            steps = cpu.end_steps.default()
+            weakref.finalize(places, cpu.forget_steps.default, steps)
         places.steps[self] = steps
         return None
 
@@ -71,49 +73,85 @@ def gather_steps(graph: fx.Graph, places: fx.Node, held: Any) -> None:
         places: the node that stands for the places of its results.
         held: is given the steps.
     """
-    for node in graph.nodes:
-        if _is_place(node.kwargs.get("into")):
-            node.replace_all_uses_with(node.kwargs["into"])
-    calls = [node for node in graph.nodes if node.op in ("call_function", "output") and not _is_place(node)]
+    calls = [node for node in graph.nodes if node.op in ("call_function", "output") and not _is_in_place(node)]
     for are_steps, nodes in itertools.groupby(calls, _is_step):
-        if are_steps and len(steps := list(nodes)) >= _FEWEST:
-            name = f"steps{len(vars(held))}"
-            setattr(held, name, Steps(function_of(_alone(steps), held)))
-            with graph.inserting_before(steps[0]):
-                graph.call_module(name, (places,))
-            for node in reversed(steps):
-                graph.erase_node(node)
+        if are_steps:
+            _gather(graph, places, held, list(nodes))
     for node in reversed(graph.nodes):
-        if _is_place(node) and not node.users:
+        if _is_in_place(node) and not node.users:
             graph.erase_node(node)
 
 
-def _is_place(node: Any) -> bool:
-    if not isinstance(node, fx.Node) or node.target is not operator.getitem:
-        return False
-    of: Any = node.args[0]
-    return of.op == "placeholder"
+def _gather(graph: fx.Graph, places: fx.Node, held: Any, steps: list[fx.Node]) -> None:
+    name = f"steps{len(vars(held))}"
+    given = [place for node in steps for place in node.meta.get("places", ())]
+    setattr(held, name, Steps(function_of(_alone(steps), held), given))
+    with graph.inserting_before(steps[0]):
+        graph.call_module(name, (places,))
+    for node in reversed(steps):
+        for result in list(node.users):
+            graph.erase_node(result)
+        graph.erase_node(node)
+
+
+def step_of(node: fx.Node) -> fx.Node:
+    """The operator that makes a result, which may be one of several."""
+    made_by: Any = node.args[0] if node.target is operator.getitem else node
+    return made_by
+
+
+def is_given_places(node: fx.Node) -> bool:
+    """Whether all results of the operator that makes this one can be given places, when it is written down."""
+    return _name(step_of(node)) in _GIVEN
+
+
+def _name(node: fx.Node) -> str | None:
+    """Of one of our kernels."""
+    target: Any = node.target
+    return target._opname if getattr(target, "namespace", None) == "fastnets_cpu" else None
 
 
 def _is_step(node: fx.Node) -> bool:
-    target: Any = node.target
-    is_ours = getattr(target, "namespace", None) == "fastnets_cpu" and target._opname in _STEPS
-    is_placed = all(used.op == "get_attr" or _is_place(used) for used in node.all_input_nodes)
-    return is_ours and is_placed and "into" in node.kwargs
+    if "places" in node.meta:
+        return True
+    return _name(node) in _INTO and "into" in node.kwargs and all(map(_is_in_place, node.all_input_nodes))
 
 
-def _alone(nodes: list[fx.Node]) -> fx.Graph:
+def _is_in_place(node: fx.Node) -> bool:
+    """Whether this is what the network holds, the place of a result, or a view of such."""
+    if node.op == "get_attr":
+        return True
+    is_view = node.target is operator.getitem or _is_view(node.target)
+    return is_view and (_is_place(node) or _is_in_place(node.args[0]))  # type: ignore[arg-type]
+
+
+def _is_place(node: fx.Node) -> bool:
+    of: Any = node.args[0]
+    return node.target is operator.getitem and of.op == "placeholder"
+
+
+def _is_view(operation: Any) -> bool:
+    schema = getattr(operation, "_schema", None)
+    return bool(schema and not schema.is_mutable and all(r.alias_info for r in schema.returns))
+
+
+def _alone(steps: list[fx.Node]) -> fx.Graph:
     """The graph of these nodes, a function of the places of results."""
     graph = fx.Graph()
-    copies = {}
-    places = graph.placeholder("results")
-    for node in nodes:
-        for used in node.all_input_nodes:
-            if used not in copies:
-                is_held = used.op == "get_attr"
-                copies[used] = (
-                    graph.get_attr(str(used.target)) if is_held else graph.call_function(operator.getitem, (places, used.args[1]))
-                )
-        graph.node_copy(node, copies.__getitem__)
+    places = graph.placeholder("places")
+    copies: dict[fx.Node, fx.Node] = {}
+
+    def copy(node: fx.Node) -> fx.Node:
+        if node not in copies:
+            of_places = node.op != "get_attr" and _is_place(node)
+            copies[node] = (
+                graph.call_function(operator.getitem, (places, node.args[1]))
+                if of_places
+                else graph.node_copy(node, copy)
+            )
+        return copies[node]
+
+    for node in steps:
+        graph.node_copy(node, copy)
     graph.output(None)
     return graph
