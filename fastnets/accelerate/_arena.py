@@ -26,7 +26,7 @@ _WITH_OUT = {aten.cat.default: aten.cat.out, aten.add.Tensor: aten.add.out}
 
 @dataclass(eq=False)
 class Block:
-    """The memory of a result: from the node that makes it to the last that uses it, as numbers in their order."""
+    """The memory of a result: from the operator that makes it to the last that uses it, as numbers in their order."""
 
     maker: fx.Node
     first: int
@@ -107,10 +107,11 @@ def lay_out(graph: fx.Graph) -> Layout:
 
 def _blocks(graph: fx.Graph) -> list[Block]:
     blocks: dict[Any, Block] = {}
-    for i, node in enumerate(graph.nodes):
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    for node, i in order.items():
         value = node.meta.get("val")
         if isinstance(value, Tensor):
-            blocks.setdefault(_storage(value), Block(node, i, i))
+            blocks.setdefault(_storage(value), Block(node, order.get(step_of(node), i), i))
         for used in node.all_input_nodes:
             if isinstance(used.meta.get("val"), Tensor):
                 blocks[_storage(used.meta["val"])].last = i

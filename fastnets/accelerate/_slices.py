@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fastnets._backends import BACKENDS
 from fastnets.ops._packed import TYPES
 
 aten = torch.ops.aten
@@ -19,18 +20,22 @@ LAST = torch.channels_last
 # Kernels of ours that write results into channels of larger images, and those that read such too.
 _READ = {"pointwise_conv2d", "winograd_conv2d", "max_pool2d", "avg_pool2d"}
 _READ_PLANES = {"stem_conv2d"}
-_WRITE = {*_READ, "stem_conv2d", "inverted_residual", "preact_conv2d"}
+_WRITE = {*_READ, "add_images", "stem_conv2d", "inverted_residual", "preact_conv2d"}
 
 
 def concatenate_in_place(graph: fx.Graph) -> None:
-    """Lets kernels write their results to where a concatenation along the channels would copy them."""
+    """Lets kernels write their results to where a concatenation along the channels would copy them.
+
+    What others make is copied there by a kernel of ours.
+    """
+    if BACKENDS["cpu"].missing():
+        return
     for cat in graph.find_nodes(op="call_function", target=aten.cat.default):
         (parts, dim), image = (*cat.args, 0)[:2], cat.meta["val"]
         if dim != 1 or not all(map(_is_images, (cat, *parts))) or not image.is_contiguous(memory_format=LAST):
             continue
-        mine = [p for p in parts if writes_slices(p) and list(p.users) == [cat] and parts.count(p) == 1]
-        if 2 * sum(map(_channels, mine)) >= image.shape[1]:
-            _concatenate(graph, cat, parts, set(mine))
+        if all(part.meta["val"].dtype == image.dtype for part in parts):
+            _concatenate(graph, cat, parts)
 
 
 def _is_images(node: fx.Node) -> bool:
@@ -38,9 +43,11 @@ def _is_images(node: fx.Node) -> bool:
     return value.dim() == 4 and value.dtype in TYPES
 
 
-def _concatenate(graph: fx.Graph, cat: fx.Node, parts: list[fx.Node], written: set[fx.Node]) -> None:
+def _concatenate(graph: fx.Graph, cat: fx.Node, parts: list[fx.Node]) -> None:
     image, channel = cat.meta["val"], 0
-    with graph.inserting_before(next(node for node in graph.nodes if node in written)):
+    written = {p for p in parts if writes_slices(p) and list(p.users) == [cat] and parts.count(p) == 1}
+    copied: dict[int, fx.Node] = {}
+    with graph.inserting_before(next(node for node in graph.nodes if node in {*written, cat})):
         how = {"dtype": image.dtype, "device": torch.device("cpu"), "memory_format": LAST}
         whole = _call(graph, image, aten.empty.memory_format, list(image.shape), **how)
     for part in parts:
@@ -48,12 +55,25 @@ def _concatenate(graph: fx.Graph, cat: fx.Node, parts: list[fx.Node], written: s
         if part in written:
             part.kwargs, part.meta["val"] = {"into": whole, "channel": channel}, image
         else:
-            with graph.inserting_before(cat):
-                place = _call(graph, image[:, channel:end], aten.slice.Tensor, whole, 1, channel, end)
-                _call(graph, place.meta["val"], aten.copy_.default, place, part)
+            copied[channel] = part
         channel = end
+    if copied:
+        with graph.inserting_before(cat):
+            concat = torch.ops.fastnets_cpu.concat_images.default
+            _call(graph, image, concat, list(copied.values()), list(copied), into=whole)
     cat.replace_all_uses_with(whole)
     graph.erase_node(cat)
+
+
+def add_where_they_lie(graph: fx.Graph) -> None:
+    """Lets a kernel of ours add images, and parts of images, which can write the sum into a larger one."""
+    if BACKENDS["cpu"].missing():
+        return
+    for node in graph.find_nodes(op="call_function", target=aten.add.Tensor):
+        y, terms = node.meta["val"], [x.meta["val"] for x in node.all_input_nodes if x in node.args]
+        are_alike = len(terms) == 2 and all(_is_slice(x) and x.dtype == y.dtype and x.shape == y.shape for x in terms)
+        if are_alike and not node.kwargs and y.is_contiguous(memory_format=LAST):
+            node.target = torch.ops.fastnets_cpu.add_images.default
 
 
 def _call(graph: fx.Graph, value: Tensor, target: Any, *args: Any, **kwargs: Any) -> fx.Node:

@@ -17,8 +17,8 @@ from torch import Tensor, fx
 
 # Kernels of ours that hand all their work to run_step, and write to a place that an argument or `begin_steps` gives.
 _INTO = {
-    "avg_pool2d", "inverted_residual", "max_pool2d", "pointwise_conv2d", "preact_conv2d", "stem_conv2d",
-    "winograd_conv2d",
+    "add_images", "avg_pool2d", "concat_images", "inverted_residual", "max_pool2d", "pointwise_conv2d", "preact_conv2d",
+    "stem_conv2d", "winograd_conv2d",
 }  # fmt: skip
 _GIVEN = {"channel_shuffle": 1, "depthwise_conv2d": 1, "grouped_conv2d": 1, "shuffle_split": 2}  # results
 
@@ -73,6 +73,9 @@ def gather_steps(graph: fx.Graph, places: fx.Node, held: Any) -> None:
         places: the node that stands for the places of its results.
         held: is given the steps.
     """
+    for node in reversed(graph.nodes):
+        if node.target is operator.getitem and not node.users:
+            graph.erase_node(node)  # a result whose place is used instead
     calls = [node for node in graph.nodes if node.op in ("call_function", "output") and not _is_in_place(node)]
     for are_steps, nodes in itertools.groupby(calls, _is_step):
         if are_steps:
@@ -89,8 +92,6 @@ def _gather(graph: fx.Graph, places: fx.Node, held: Any, steps: list[fx.Node]) -
     with graph.inserting_before(steps[0]):
         graph.call_module(name, (places,))
     for node in reversed(steps):
-        for result in list(node.users):
-            graph.erase_node(result)
         graph.erase_node(node)
 
 

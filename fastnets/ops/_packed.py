@@ -201,6 +201,9 @@ avg_pool2d = _op(
     "Tensor? into=None, int channel=0) -> Tensor"
 )
 
+add_images = _op("add_images(Tensor a, Tensor b, Tensor? into=None, int channel=0) -> Tensor")
+concat_images = _op("concat_images(Tensor[] xs, int[] channels, Tensor(a!) into) -> Tensor(a!)")  # the first of each
+
 
 def _like(sums: Tensor | None, x: Tensor) -> Tensor | None:
     return None if sums is None else sums.to(x.dtype)
@@ -330,3 +333,15 @@ def _avg_pool2d(
     channel: int = 0,
 ) -> Tensor:
     return _placed(F.avg_pool2d(x, kernel, stride, padding, ceil_mode, count_include_pad), into, channel)
+
+
+@add_images.backend("reference")
+def _add_images(a: Tensor, b: Tensor, into: Tensor | None = None, channel: int = 0) -> Tensor:
+    return _placed(a + b, into, channel)
+
+
+@concat_images.backend("reference")
+def _concat_images(xs: list[Tensor], channels: list[int], into: Tensor) -> Tensor:
+    for x, channel in zip(xs, channels, strict=True):
+        _placed(x, into, channel)
+    return into
