@@ -44,18 +44,18 @@ Tensor add_images(const Tensor& a, const Tensor& b, const std::optional<Tensor>&
   });
 }
 
-// Writes each of xs into channels of `into`, from those on that are its first.
-Tensor concat_images(const std::vector<Tensor>& xs, const std::vector<int64_t>& first, const Tensor& into) {
-  STD_TORCH_CHECK(xs.size() == first.size(), "expected a channel for each image");
+// Writes each of xs into channels of `into`, from the given one on.
+Tensor concat_images(const Tensor& into, const std::vector<Tensor>& xs, const std::vector<int64_t>& channels) {
+  STD_TORCH_CHECK(xs.size() == channels.size(), "expected a channel for each image");
   for (size_t i = 0; i < xs.size(); ++i) {
     const Tensor& x = xs[i];
     STD_TORCH_CHECK(x.dim() == 4 && x.scalar_type() == into.scalar_type(), "expected images of one type");
-    packed::images_for(x, sizes_of(x), into, first[i]);
+    packed::images_for(x, sizes_of(x), into, channels[i]);
     const Four n = sizes_of(x), from = strides_of(x), to = strides_of(into);
     const int64_t b = x.element_size();
     const StridedCopy copy{
         data<char>(x),
-        mutable_data<char>(into) + first[i] * b,
+        mutable_data<char>(into) + channels[i] * b,
         b,
         {{n.n, from.n * b, to.n * b}, {n.h, from.h * b, to.h * b}, {n.w, from.w * b, to.w * b}, {n.c, from.c * b, b}}};
     if (x.numel() > 0) run(copy);

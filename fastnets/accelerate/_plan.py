@@ -81,12 +81,17 @@ class Plans:
         )
         if plan := self.plans.get(key):
             return plan(self.arena, *args) if plan.was_reported() else call(*args)
-        if key in self.seen and key not in self.plans:
+        if key in self.seen and key not in self.plans and self._can_tell_apart(args):
             result, self.plans[key] = record(call, args)
             return result
         if len(self.seen) < _KEPT:
             self.seen.add(key)
         return call(*args)
+
+    def _can_tell_apart(self, args: tuple[Tensor, ...]) -> bool:
+        """Whether a record says which argument an operator was given: none is another one, or the network's own."""
+        ids = {*map(id, args)}
+        return len(ids) == len(args) and ids.isdisjoint(map(id, self.state.tensors))
 
 
 class State:

@@ -60,7 +60,7 @@ def _concatenate(graph: fx.Graph, cat: fx.Node, parts: list[fx.Node]) -> None:
     if copied:
         with graph.inserting_before(cat):
             concat = torch.ops.fastnets_cpu.concat_images.default
-            _call(graph, image, concat, list(copied.values()), list(copied), into=whole)
+            _call(graph, image, concat, into=whole, xs=list(copied.values()), channels=list(copied))
     cat.replace_all_uses_with(whole)
     graph.erase_node(cat)
 

@@ -52,7 +52,7 @@ class Steps:
             self.call(places)
         finally:
             steps = cpu.end_steps.default()
-            weakref.finalize(places, cpu.forget_steps.default, steps)
+            weakref.finalize(places, cpu.forget_steps.default, steps).atexit = False
         places.steps[self] = steps
         return None
 

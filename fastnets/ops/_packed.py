@@ -202,7 +202,7 @@ avg_pool2d = _op(
 )
 
 add_images = _op("add_images(Tensor a, Tensor b, Tensor? into=None, int channel=0) -> Tensor")
-concat_images = _op("concat_images(Tensor[] xs, int[] channels, Tensor(a!) into) -> Tensor(a!)")  # the first of each
+concat_images = _op("concat_images(Tensor(a!) into, Tensor[] xs, int[] channels) -> Tensor(a!)")  # from these on
 
 
 def _like(sums: Tensor | None, x: Tensor) -> Tensor | None:
@@ -341,7 +341,7 @@ def _add_images(a: Tensor, b: Tensor, into: Tensor | None = None, channel: int =
 
 
 @concat_images.backend("reference")
-def _concat_images(xs: list[Tensor], channels: list[int], into: Tensor) -> Tensor:
+def _concat_images(into: Tensor, xs: list[Tensor], channels: list[int]) -> Tensor:
     for x, channel in zip(xs, channels, strict=True):
         _placed(x, into, channel)
     return into

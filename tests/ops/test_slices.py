@@ -123,3 +123,36 @@ def test_cpu_refuses_what_does_not_fit(op):
     for wrong in bad.values():
         with pytest.raises(RuntimeError, match="expected"):
             kernel(op)(*wrong)
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
+@pytest.mark.parametrize("c", (1, 15, 16, 33, 70))
+@pytest.mark.parametrize("first", (0, 3, 16))
+@pytest.mark.parametrize("size", [(1, 1, 1), (2, 7, 5)])
+def test_cpu_sums_of_slices(cpu_kernels, dtype, c, first, size):
+    n, *hw = size
+    a, b = image(n, c + 20, *hw).to(dtype)[:, first : first + c], image(n, c, *hw).to(dtype)
+    assert torch.equal(kernel("add_images")(a, b), a + b)
+    into = torch.full((n, c + 24, *hw), torch.nan, dtype=dtype).contiguous(memory_format=LAST)
+    assert kernel("add_images")(b, a, into=into, channel=first).data_ptr() == into.data_ptr()
+    assert torch.equal(into[:, first : first + c], a + b)
+    assert into[:, :first].isnan().all() and into[:, first + c :].isnan().all()
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
+def test_cpu_concatenations(cpu_kernels, dtype):
+    xs = [image(2, 37, 7, 5).to(dtype), image(2, 60, 7, 5).to(dtype)[:, 9:22], image(2, 1, 7, 5).to(dtype).contiguous()]
+    into = torch.full((2, 60, 7, 5), torch.nan, dtype=dtype).contiguous(memory_format=LAST)
+    assert kernel("concat_images")(into, xs, [0, 37, 51]).data_ptr() == into.data_ptr()
+    assert torch.equal(into[:, :50], torch.cat(xs[:2], 1)) and torch.equal(into[:, 51:52], xs[2])
+    assert into[:, 50].isnan().all() and into[:, 52:].isnan().all()
+
+
+def test_cpu_sums_and_concatenations_refuse_what_does_not_fit(cpu_kernels):
+    x, into = image(2, 20, 6, 5), image(2, 50, 6, 5)
+    for wrong in (image(2, 19, 6, 5), image(1, 20, 6, 5), x.contiguous(), x.double(), x.bfloat16()):
+        with pytest.raises(RuntimeError, match="expected"):
+            kernel("add_images")(x, wrong)
+    for xs, channels in (([x], [31]), ([x], [-1]), ([x, x], [0]), ([x.double()], [0]), ([image(2, 20, 5, 5)], [0])):
+        with pytest.raises(RuntimeError, match="expected"):
+            kernel("concat_images")(into, xs, channels)
