@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <exception>
 #include <mutex>
 #include <optional>
 #include <thread>
@@ -31,11 +32,16 @@ class Pass {
         taken_(new std::atomic<bool>[steps.size() * threads] {}),
         done_(new std::atomic<int64_t>[steps.size()] {}) {}
 
+  // What a kernel throws ends the pass when all steps are done, as nobody may be left waiting for a share.
+  void rethrow() const {
+    if (error_) std::rethrow_exception(error_);
+  }
+
   void run(int64_t first_thread, int64_t last_thread) {
     constexpr int kPatience = 1000, kLong = 4000;  // pauses, some 10 ns each
     for (size_t step = 0; step < steps_.size(); ++step) {
       for (int64_t t = first_thread; t < last_thread; ++t) take(step, t);
-      for (int pauses = 0; done_[step].load(std::memory_order_acquire) < threads_; ++pauses) {
+      for (int64_t pauses = 0; done_[step].load(std::memory_order_acquire) < threads_; ++pauses) {
         pause();
         if (pauses == kPatience)
           for (int64_t t = 0; t < threads_; ++t) take(step, t);
@@ -48,7 +54,12 @@ class Pass {
   void take(size_t step, int64_t thread) {
     if (taken_[step * threads_ + thread].exchange(true, std::memory_order_relaxed)) return;
     const Range range = steps_[step].share(thread, threads_);
-    if (range.begin < range.end) steps_[step].kernel(range.begin, range.end);
+    try {
+      if (range.begin < range.end) steps_[step].kernel(range.begin, range.end);
+    } catch (...) {
+      const std::lock_guard lock(mutex_);
+      error_ = std::current_exception();
+    }
     done_[step].fetch_add(1, std::memory_order_release);
   }
 
@@ -56,6 +67,8 @@ class Pass {
   const int64_t threads_;
   const std::unique_ptr<std::atomic<bool>[]> taken_;
   const std::unique_ptr<std::atomic<int64_t>[]> done_;
+  std::mutex mutex_;
+  std::exception_ptr error_;
 };
 
 std::mutex mutex;
@@ -102,6 +115,7 @@ void Steps::run() const {
   }
   Pass pass(steps, threads);
   torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) { pass.run(begin, end); });
+  pass.rethrow();
 }
 
 Steps*& written_down() {

@@ -43,7 +43,7 @@ Steps*& written_down();
 
 template <typename F>
 void run_step(int64_t tasks, int64_t grain, const F& kernel) {
-  if (Steps* const steps = written_down()) steps->steps.push_back({tasks, grain, kernel});
+  if (Steps* const steps = written_down(); steps && tasks > 0) steps->steps.push_back({tasks, grain, kernel});
   torch::stable::parallel_for(0, tasks, grain, kernel);
 }
 
