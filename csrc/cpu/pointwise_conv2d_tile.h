@@ -165,11 +165,20 @@ void last_tile(const ProblemOf<X, Y>& p, const Activate<float>& activate, int64_
   if constexpr (R > 1) last_tile<R - 1, W>(p, activate, rows, pixel, o, w);
 }
 
+template <int R, int W, typename X, typename Y>
+void tiles_of(const ProblemOf<X, Y>& p, const Activate<float>& activate, Range pixels, int64_t o, const X* w) {
+  int64_t pixel = pixels.begin;
+  for (; pixel + R <= pixels.end; pixel += R) tile<R, W>(p, activate, pixel, o, w);
+  if (pixel < pixels.end) last_tile<R - 1, W>(p, activate, pixels.end - pixel, pixel, o, w);
+}
+
+// Pixels a multiple of 4 KB apart share a set of the first-level cache, of 8 lines or 12; with half the rows the
+// multiply-adds still bind.
 template <int W, typename X, typename Y>
 void tiles(const ProblemOf<X, Y>& p, const Activate<float>& activate, Range pixels, int64_t o, const X* w) {
-  int64_t pixel = pixels.begin;
-  for (; pixel + kRows <= pixels.end; pixel += kRows) tile<kRows, W>(p, activate, pixel, o, w);
-  if (pixel < pixels.end) last_tile<kRows - 1, W>(p, activate, pixels.end - pixel, pixel, o, w);
+  constexpr int64_t kApart = 4 << 10, kLines = 8, kSize = sizeof(X);
+  if (kRows > kLines && p.x.pixel * kSize % kApart == 0) return tiles_of<kRows / 2, W>(p, activate, pixels, o, w);
+  tiles_of<kRows, W>(p, activate, pixels, o, w);
 }
 
 // A panel of results of some pixels.

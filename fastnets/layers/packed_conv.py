@@ -138,7 +138,7 @@ class PackedConv2d(Packs, GroupedConv2d):
     def _gains(self, input: Tensor, residual: Tensor | None) -> bool:
         """Whether our product of matrices is the faster one: oneDNN's takes 30 µs more, and catches up in large ones.
 
-        With few channels large results bind, whose stores it does better; pixels 4 KB apart share a set of the cache.
+        With few channels large results bind, whose stores it does better.
         Results of 32 MB are ours again: where it does not write over a residual, it takes new memory for them at each
         call, which the system has to clear.
         """
@@ -146,7 +146,7 @@ class PackedConv2d(Packs, GroupedConv2d):
         large = results * self.in_channels > 1 << 27 or (self.in_channels < 32 and results > 1 << 20)
         if large and (residual is not None or results < 1 << 23):
             return False
-        return self.in_channels >= 16 and self.in_channels % 1024 != 0
+        return self.in_channels >= 16
 
     def is_stem(self) -> bool:
         """Whether it is a network's first convolution, of few channels, for which there is a kernel of its own."""
