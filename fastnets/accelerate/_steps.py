@@ -122,8 +122,9 @@ def _is_in_place(node: fx.Node) -> bool:
     """Whether this is what the network holds, the place of a result, or a view of such."""
     if node.op == "get_attr":
         return True
-    is_view = node.target is operator.getitem or _is_view(node.target)
-    return is_view and (_is_place(node) or _is_in_place(node.args[0]))  # type: ignore[arg-type]
+    if node.target is operator.getitem:
+        return _is_place(node) or _is_in_place(node.args[0])  # type: ignore[arg-type]
+    return _is_view(node) and _is_in_place(node.all_input_nodes[0])
 
 
 def _is_place(node: fx.Node) -> bool:
@@ -131,9 +132,22 @@ def _is_place(node: fx.Node) -> bool:
     return node.target is operator.getitem and of.op == "placeholder"
 
 
-def _is_view(operation: Any) -> bool:
-    schema = getattr(operation, "_schema", None)
-    return bool(schema and not schema.is_mutable and all(r.alias_info for r in schema.returns))
+def _is_view(node: fx.Node) -> bool:
+    """Whether an operator returns its first argument's memory, and writes nothing: ``contiguous`` may, or may copy.
+
+    Several views have no sketch of their own.
+    """
+    schema = getattr(node.target, "_schema", None)
+    if (
+        not node.all_input_nodes
+        or schema is None
+        or schema.is_mutable
+        or not schema.returns
+        or not all(r.alias_info for r in schema.returns)
+    ):
+        return False
+    made, of = (n.meta.get("val") for n in (node, node.all_input_nodes[0]))
+    return made is None or (of is not None and made.untyped_storage()._cdata == of.untyped_storage()._cdata)
 
 
 def _alone(steps: list[fx.Node]) -> fx.Graph:

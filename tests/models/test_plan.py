@@ -235,6 +235,28 @@ def test_kernels_that_follow_one_another_are_one_call(name):
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize(
+    "turn", [lambda y: y.transpose(2, 3), lambda y: y.flip(1), lambda y: y[:, 2:], lambda y: y.contiguous()]
+)
+def test_copies_between_steps_are_made_at_each_call(turn):
+    class Turned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.one, self.two = nn.Conv2d(3, 18, 1), nn.Conv2d(18, 18, 1), nn.Conv2d(18, 18, 1)
+            self.last = nn.Conv2d(turn(torch.ones(1, 18, 2, 2)).shape[1], 18, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = turn(self.two(self.one(self.stem(x)))).contiguous(memory_format=torch.channels_last)
+            return self.last(y).add(1)
+
+    model = settle(Turned()).eval()
+    fast = accelerate(model)
+    for seed in range(5):
+        x = image(2, 9, seed)
+        assert difference(fast(x), model(x)) < 1e-5
+
+
+@torch.inference_mode()
 def test_steps_go_with_the_memory_that_they_write_to():
     fast = accelerate(settle(create_model("mobilenet_v2", num_classes=3, width=0.25)).eval())
     planned(fast, x := image(1, 32))
