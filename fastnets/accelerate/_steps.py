@@ -6,6 +6,7 @@ the caches. Where all that such ops read and write has its place, their second c
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import operator
 import weakref
@@ -21,6 +22,11 @@ _INTO = {
     "stem_conv2d", "winograd_conv2d",
 }  # fmt: skip
 _GIVEN = {"channel_shuffle": 1, "depthwise_conv2d": 1, "grouped_conv2d": 1, "shuffle_split": 2}  # results
+
+
+# Steps whose places are no more, which go when the next ones are written down: the garbage collector may find that out
+# anywhere, also where operators are recorded or traced, so that it must call none.
+_gone: list[int] = []
 
 
 class Places(list[Tensor]):
@@ -47,12 +53,15 @@ class Steps:
         cpu = torch.ops.fastnets_cpu
         if steps := places.steps.get(self):
             return cpu.run_steps.default(steps)
+        with contextlib.suppress(IndexError):
+            while True:
+                cpu.forget_steps.default(_gone.pop())
         cpu.begin_steps.default([places[i] for i in self.given])
         try:
             self.call(places)
         finally:
             steps = cpu.end_steps.default()
-            weakref.finalize(places, cpu.forget_steps.default, steps).atexit = False
+            weakref.finalize(places, _gone.append, steps).atexit = False
         places.steps[self] = steps
         return None
 
