@@ -6,6 +6,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 
 #define FASTNETS_KERNELS "preact_conv2d_kernels.h"
 #include "isa.h"
@@ -49,13 +50,13 @@ Tensor preact_conv2d(const Tensor& norm, const std::vector<Tensor>& xs, int64_t 
     p.product.w = pointwise::check_panels<T>(panels, s.c, out), p.product.bias = pointwise::check_bias(bias, out);
     p.product.y = y.pixels, p.product.in = s.c, p.product.out = out;
     p.product.activation = parse_activation(activation), p.product.streams = pointwise::streams(size);
-    const int64_t results = size.n * size.c * size.h * size.w;
-    if (results == 0) return y.images;
+    const int64_t work = size.n * size.c * size.h * size.w * s.c;
+    if (work == 0) return y.images;
     p.cut();
-    pointwise::run(p.tasks.count(), results * s.c,
-                   [p, kernel = FASTNETS_FOR_THIS_CPU_AND(T, preact::forward)](int64_t begin, int64_t end) {
-                     kernel(p, begin, end);
-                   });
+    const int64_t tasks = p.tasks.count();
+    pointwise::run(tasks, work,
+                   [p = std::move(p), kernel = FASTNETS_FOR_THIS_CPU_AND(T, preact::forward)](
+                       int64_t begin, int64_t end) { kernel(p, begin, end); });
     return y.images;
   });
 }

@@ -8,6 +8,7 @@
 #include <optional>
 #include <thread>
 #include <unordered_map>
+#include <utility>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -38,7 +39,7 @@ class Pass {
   }
 
   void run(int64_t first_thread, int64_t last_thread) {
-    constexpr int kPatience = 1000, kLong = 4000;  // pauses, some 10 ns each
+    constexpr int kPatience = 1000, kLong = 4000;  // pauses, 23 ns each on a Zen 5
     for (size_t step = 0; step < steps_.size(); ++step) {
       for (int64_t t = first_thread; t < last_thread; ++t) take(step, t);
       for (int64_t pauses = 0; done_[step].load(std::memory_order_acquire) < threads_; ++pauses) {
@@ -72,7 +73,7 @@ class Pass {
 };
 
 std::mutex mutex;
-std::unordered_map<int64_t, std::shared_ptr<const Steps>> all;
+std::unordered_map<int64_t, std::shared_ptr<const Steps>> known;
 
 // From now on this thread's ops write down their steps; those without an argument for it give their results these
 // places, one after the other.
@@ -85,7 +86,7 @@ int64_t end_steps() {
   STD_TORCH_CHECK(written_down(), "this thread does not write down its steps");
   static int64_t last = 0;
   const std::lock_guard lock(mutex);
-  all[++last].reset(std::exchange(written_down(), nullptr));
+  known[++last].reset(std::exchange(written_down(), nullptr));
   return last;
 }
 
@@ -93,8 +94,8 @@ void run_steps(int64_t id) {
   std::shared_ptr<const Steps> steps;
   {
     const std::lock_guard lock(mutex);
-    const auto found = all.find(id);
-    STD_TORCH_CHECK(found != all.end(), "there are no steps ", id);
+    const auto found = known.find(id);
+    STD_TORCH_CHECK(found != known.end(), "there are no steps ", id);
     steps = found->second;
   }
   steps->run();
@@ -102,7 +103,7 @@ void run_steps(int64_t id) {
 
 void forget_steps(int64_t id) {
   const std::lock_guard lock(mutex);
-  all.erase(id);
+  known.erase(id);
 }
 
 }  // namespace

@@ -1,6 +1,8 @@
 // Strided copies on a CPU: the choice of a block and of its kernel. The kernels are in the headers.
 #include "strided_copy.h"
 
+#include <utility>
+
 #include "steps.h"
 
 #define FASTNETS_KERNELS "strided_copy_kernels.h"
@@ -139,9 +141,10 @@ void CopyPlan::run(int64_t begin, int64_t end) const {
 
 void run(const StridedCopy& copy) {
   constexpr int64_t kGrain = 32 << 10;  // bytes that are worth a thread
-  const CopyPlan plan(copy);
+  CopyPlan plan(copy);
   const int64_t blocks = plan.blocks(), bytes = std::max<int64_t>(1, copy.elements() * copy.bytes / blocks);
-  run_step(blocks, std::max<int64_t>(1, kGrain / bytes), [=](int64_t begin, int64_t end) { plan.run(begin, end); });
+  run_step(blocks, std::max<int64_t>(1, kGrain / bytes),
+           [plan = std::move(plan)](int64_t begin, int64_t end) { plan.run(begin, end); });
 }
 
 }  // namespace fastnets

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from fastnets.accelerate._slices import writes_slices
-from fastnets.accelerate._steps import Places, is_given_places, step_of
+from fastnets.accelerate._steps import Places, is_given_places, operator_of
 
 aten = torch.ops.aten
 _ALIGNMENT = 64  # bytes of a cache line, which stores past the caches fill as a whole
@@ -111,7 +111,7 @@ def _blocks(graph: fx.Graph) -> list[Block]:
     for node, i in order.items():
         value = node.meta.get("val")
         if isinstance(value, Tensor):
-            blocks.setdefault(_storage(value), Block(node, order.get(step_of(node), i), i))
+            blocks.setdefault(_storage(value), Block(node, order.get(operator_of(node), i), i))
         for used in node.all_input_nodes:
             if isinstance(used.meta.get("val"), Tensor):
                 blocks[_storage(used.meta["val"])].last = i
@@ -129,7 +129,7 @@ def _blocks(graph: fx.Graph) -> list[Block]:
 
 def _made_with(block: Block) -> list[int]:
     """The memory of the result and of all others of its operator."""
-    step = step_of(block.maker)
+    step = operator_of(block.maker)
     return [_storage(node.meta["val"]) for node in ([step] if step is block.maker else step.users)]
 
 
@@ -152,7 +152,7 @@ def _can_write(block: Block, in_place: set[int]) -> bool:
     return (
         is_all
         and is_given_places(node)
-        and all(_storage(x.meta["val"]) in in_place for x in step_of(node).all_input_nodes)
+        and all(_storage(x.meta["val"]) in in_place for x in operator_of(node).all_input_nodes)
     )
 
 
@@ -174,7 +174,7 @@ def _write(graph: fx.Graph, maker: fx.Node, place: fx.Node) -> None:
     if target is aten.empty.memory_format:
         graph.erase_node(maker)
     elif is_given_places(maker):
-        step_of(maker).meta.setdefault("places", []).append(place.args[1])
+        operator_of(maker).meta.setdefault("places", []).append(place.args[1])
     elif target in _WITH_OUT:
         maker.target = _WITH_OUT[target]
         maker.kwargs = {**maker.kwargs, "out": place}

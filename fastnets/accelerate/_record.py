@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from fastnets._backends import BACKENDS
 from fastnets.accelerate._arena import Layout, lay_out
 from fastnets.accelerate._slices import add_where_they_lie, concatenate_in_place, read_slices
 from fastnets.accelerate._steps import function_of, gather_steps
@@ -63,8 +64,9 @@ class Recorder(TorchDispatchMode):
         """A function of places for the results in between and the call's arguments, and how those places lie."""
         graph, held = self._graph, self._held
         graph.output(pytree.tree_map(self._node, result))
-        add_where_they_lie(graph)
-        concatenate_in_place(graph)
+        if BACKENDS["cpu"].missing() is None:
+            add_where_they_lie(graph)
+            concatenate_in_place(graph)
         read_slices(graph)
         layout = lay_out(graph)
         gather_steps(graph, next(iter(graph.nodes)), held)

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fastnets._backends import BACKENDS
 from fastnets.ops._packed import TYPES
 
 aten = torch.ops.aten
@@ -28,19 +27,11 @@ def concatenate_in_place(graph: fx.Graph) -> None:
 
     What others make is copied there by a kernel of ours.
     """
-    if BACKENDS["cpu"].missing():
-        return
     for cat in graph.find_nodes(op="call_function", target=aten.cat.default):
         (parts, dim), image = (*cat.args, 0)[:2], cat.meta["val"]
-        if dim != 1 or not all(map(_is_images, (cat, *parts))) or not image.is_contiguous(memory_format=LAST):
-            continue
-        if all(part.meta["val"].dtype == image.dtype for part in parts):
+        are_images = all(x.meta["val"].dim() == 4 and x.meta["val"].dtype == image.dtype for x in parts)
+        if dim == 1 and are_images and image.dtype in TYPES and image.is_contiguous(memory_format=LAST):
             _concatenate(graph, cat, parts)
-
-
-def _is_images(node: fx.Node) -> bool:
-    value = node.meta["val"]
-    return value.dim() == 4 and value.dtype in TYPES
 
 
 def _concatenate(graph: fx.Graph, cat: fx.Node, parts: list[fx.Node]) -> None:
@@ -67,10 +58,8 @@ def _concatenate(graph: fx.Graph, cat: fx.Node, parts: list[fx.Node]) -> None:
 
 def add_where_they_lie(graph: fx.Graph) -> None:
     """Lets a kernel of ours add images, and parts of images, which can write the sum into a larger one."""
-    if BACKENDS["cpu"].missing():
-        return
     for node in graph.find_nodes(op="call_function", target=aten.add.Tensor):
-        y, terms = node.meta["val"], [x.meta["val"] for x in node.all_input_nodes if x in node.args]
+        y, terms = node.meta["val"], [x.meta["val"] for x in node.args if isinstance(x, fx.Node)]
         are_alike = len(terms) == 2 and all(_is_slice(x) and x.dtype == y.dtype and x.shape == y.shape for x in terms)
         if are_alike and not node.kwargs and y.is_contiguous(memory_format=LAST):
             node.target = torch.ops.fastnets_cpu.add_images.default
@@ -88,7 +77,7 @@ def read_slices(graph: fx.Graph) -> None:
         source = copy.args[0]
         value = source.meta["val"]
         readers = _READ if _is_slice(value) else _READ_PLANES if _is_in_planes(value) else set()
-        is_read = all(_is_ours(user, readers) and _places(copy, user) == [0] for user in copy.users)
+        is_read = all(is_ours(user, readers) and _places(copy, user) == [0] for user in copy.users)
         if is_read and not _is_written(graph, value, copy):
             copy.replace_all_uses_with(source)
             graph.erase_node(copy)
@@ -131,10 +120,11 @@ def _shares(given: Any, x: Tensor) -> bool:
 
 def writes_slices(node: fx.Node) -> bool:
     """Whether a kernel makes new images that it could write into given ones."""
-    return _is_ours(node, _WRITE) and "into" not in node.kwargs
+    return is_ours(node, _WRITE) and "into" not in node.kwargs
 
 
-def _is_ours(node: fx.Node, names: set[str]) -> bool:
+def is_ours(node: fx.Node, names: set[str]) -> bool:
+    """Whether an operator is one of these kernels of ours."""
     target: Any = node.target
     return getattr(target, "namespace", None) == "fastnets_cpu" and target._opname in names
 

@@ -16,13 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fastnets.accelerate._slices import is_ours
+
 # Kernels of ours that hand all their work to run_step, and write to a place that an argument or `begin_steps` gives.
 _INTO = {
     "add_images", "avg_pool2d", "concat_images", "inverted_residual", "max_pool2d", "pointwise_conv2d", "preact_conv2d",
     "stem_conv2d", "winograd_conv2d",
 }  # fmt: skip
-_GIVEN = {"channel_shuffle": 1, "depthwise_conv2d": 1, "grouped_conv2d": 1, "shuffle_split": 2}  # results
-
+_GIVEN = {"channel_shuffle", "depthwise_conv2d", "grouped_conv2d", "shuffle_split"}
 
 # Steps whose places are no more, which go when the next ones are written down: the garbage collector may find that out
 # anywhere, also where operators are recorded or traced, so that it must call none.
@@ -97,14 +98,14 @@ def gather_steps(graph: fx.Graph, places: fx.Node, held: Any) -> None:
 def _gather(graph: fx.Graph, places: fx.Node, held: Any, steps: list[fx.Node]) -> None:
     name = f"steps{len(vars(held))}"
     given = [place for node in steps for place in node.meta.get("places", ())]
-    setattr(held, name, Steps(function_of(_alone(steps), held), given))
+    setattr(held, name, Steps(function_of(_alone(steps, places), held), given))
     with graph.inserting_before(steps[0]):
         graph.call_module(name, (places,))
     for node in reversed(steps):
         graph.erase_node(node)
 
 
-def step_of(node: fx.Node) -> fx.Node:
+def operator_of(node: fx.Node) -> fx.Node:
     """The operator that makes a result, which may be one of several."""
     made_by: Any = node.args[0] if node.target is operator.getitem else node
     return made_by
@@ -112,19 +113,13 @@ def step_of(node: fx.Node) -> fx.Node:
 
 def is_given_places(node: fx.Node) -> bool:
     """Whether all results of the operator that makes this one can be given places, when it is written down."""
-    return _name(step_of(node)) in _GIVEN
-
-
-def _name(node: fx.Node) -> str | None:
-    """Of one of our kernels."""
-    target: Any = node.target
-    return target._opname if getattr(target, "namespace", None) == "fastnets_cpu" else None
+    return is_ours(operator_of(node), _GIVEN)
 
 
 def _is_step(node: fx.Node) -> bool:
     if "places" in node.meta:
         return True
-    return _name(node) in _INTO and "into" in node.kwargs and all(map(_is_in_place, node.all_input_nodes))
+    return is_ours(node, _INTO) and "into" in node.kwargs and all(map(_is_in_place, node.all_input_nodes))
 
 
 def _is_in_place(node: fx.Node) -> bool:
@@ -159,20 +154,15 @@ def _is_view(node: fx.Node) -> bool:
     return made is None or (of is not None and made.untyped_storage()._cdata == of.untyped_storage()._cdata)
 
 
-def _alone(steps: list[fx.Node]) -> fx.Graph:
+def _alone(steps: list[fx.Node], placeholder: fx.Node) -> fx.Graph:
     """The graph of these nodes, a function of the places of results."""
     graph = fx.Graph()
     places = graph.placeholder("places")
-    copies: dict[fx.Node, fx.Node] = {}
+    copies = {placeholder: places}
 
     def copy(node: fx.Node) -> fx.Node:
         if node not in copies:
-            of_places = node.op != "get_attr" and _is_place(node)
-            copies[node] = (
-                graph.call_function(operator.getitem, (places, node.args[1]))
-                if of_places
-                else graph.node_copy(node, copy)
-            )
+            copies[node] = graph.node_copy(node, copy)
         return copies[node]
 
     for node in steps:

@@ -231,7 +231,9 @@ def test_kernels_that_follow_one_another_are_one_call(name):
     fast = accelerate(settle(create_model(name, num_classes=3)).eval())
     planned(fast, x := image(1, 64))
     (plan,), arena = fast._plans.plans.values(), fast._plans.arena
-    assert len(counts(lambda: plan(arena, x))) > 2  # the first call in a thread writes down what they do
+    assert (
+        counts(lambda: plan(arena, x))["inverted_residual"] > 12
+    )  # the first call in a thread writes down what they do
     assert counts(lambda: plan(arena, x)) == {"stem_conv2d": 1, "run_steps": 1, "pooled_linear": 1}
 
 
