@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fastnets.accelerate._accelerator import Accelerator
 from fastnets.accelerate._convert import convert as convert
 from fastnets.accelerate._convert import revert as revert
-from fastnets.accelerate._proof import cast, prove
+from fastnets.accelerate._proof import cast, copied, prove
 from fastnets.accelerate._table import Table
-from fastnets.accelerate._trace import Accelerator
 
 
 def accelerate(
@@ -29,7 +28,9 @@ def accelerate(
     blocks run without concatenations; inverted residuals, shuffles of channels with the concatenation and the split around
     them, and global pooling with the classifier after it become one op each; other poolings write no indices, and ReLUs
     of one value are computed once; weights are packed once; the network runs in channels_last. What is none of these
-    stays as it is, and so do modules that have hooks or that ``torch.fx`` cannot trace, around their parts.
+    stays as it is, and so do modules that have hooks, or whose code ``torch.fx`` cannot trace or would trace for some
+    inputs only, around their parts. Of what code asks beside its inputs (``torch.is_grad_enabled()``, a global), the
+    answer at this call counts. Parts that code or hooks could look into keep their own weights beside the folded ones.
 
     Args:
         model: in eval mode. It is not changed.
@@ -70,7 +71,7 @@ def accelerate(
         prove(model, fast, example)
         if any(p.dtype.itemsize == 2 for p in fast.parameters()):
             # Rounding to 16 bits hides much: the same rewriting is held to the digits of float32.
-            model = copy.deepcopy(model).float()
+            model = copied(model).float()
             prove(model, _rewritten(model, None, Table()), cast(example, torch.float32))
     if verbose:
         print(table)
@@ -78,5 +79,8 @@ def accelerate(
 
 
 def _rewritten(model: nn.Module, dtype: torch.dtype | None, table: Table) -> nn.Module:
-    fast = Accelerator(table, dtype)(copy.deepcopy(model)).eval().requires_grad_(False)
+    fast = Accelerator(table, dtype)(copied(model)).eval()
+    for parameter in fast.parameters():
+        if parameter.is_leaf:  # those of a ScriptModule's copy are none
+            parameter.requires_grad = False
     return fast if dtype is None else fast.to(dtype)

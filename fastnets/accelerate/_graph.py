@@ -12,8 +12,8 @@ from fastnets.layers.activation import activation_name
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether hooks (pruning, weight_norm, the user's own) see or change what goes in or comes out."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+    """Whether hooks (pruning, weight_norm, the user's own) or a forward of its own change what its class does."""
+    return bool(module._forward_hooks or module._forward_pre_hooks) or "forward" in vars(module)
 
 
 def module_of(network: fx.GraphModule, node: Any) -> nn.Module | None:

@@ -7,6 +7,7 @@ inputs of the same shapes it ends in the same operators as long as the network i
 
 from __future__ import annotations
 
+import copy
 import operator
 from collections import Counter
 from collections.abc import Callable
@@ -45,15 +46,33 @@ class Network(fx.GraphModule):
             self._plans = plans = Plans(State(self))
         return plans.run(super().__call__, args)
 
+    # Copies have the hooks too, which fx.GraphModule's have not.
+
+    def __copy__(self) -> Network:
+        network = Network(self, self.graph, type(self).__name__)
+        return _with_hooks(network, {name: copy.copy(hooks) for name, hooks in _hooks(self).items()})
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Network:
+        return _with_hooks(super().__deepcopy__(memo), copy.deepcopy(_hooks(self), memo))
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restore, super().__reduce__()
+        return _restore, (*super().__reduce__(), _hooks(self))
 
 
-def _restore(make: Callable[..., fx.GraphModule], args: tuple[Any, ...]) -> Network:
+def _restore(make: Callable[..., fx.GraphModule], args: tuple[Any, ...], hooks: dict[str, Any]) -> Network:
     """A network from what GraphModule pickles, which makes a GraphModule."""
     plain = make(*args)
     network = Network(plain, plain.graph, type(plain).__name__)
     vars(network).update({name: value for name, value in vars(plain).items() if name not in vars(network)})
+    return _with_hooks(network, hooks)
+
+
+def _hooks(network: nn.Module) -> dict[str, Any]:
+    return {name: value for name, value in vars(network).items() if "_hook" in name}
+
+
+def _with_hooks(network: Any, hooks: dict[str, Any]) -> Any:
+    vars(network).update(hooks)
     return network
 
 
@@ -151,6 +170,8 @@ _REQUIRES_GRAD, _VERSION, _TRAINING = map(operator.attrgetter, ("requires_grad",
 
 
 def _is_known(module: nn.Module) -> bool:
+    if "_network" in vars(module):  # another one, whose parameters are not among these
+        return False
     if isinstance(module, fx.GraphModule):
         functions = [node.target for node in module.graph.nodes if node.op == "call_function"]
         return all(_package(f) in ("torch", "_operator", "math", "builtins", "fastnets") for f in functions)

@@ -57,7 +57,8 @@ class Recorder(TorchDispatchMode):
             self._is_made(result, call)
         else:
             for i, tensor in enumerate(result or ()):
-                self._is_made(tensor, self._graph.call_function(operator.getitem, (call, i)))
+                if isinstance(tensor, Tensor):  # an LSTM has None among its results
+                    self._is_made(tensor, self._graph.call_function(operator.getitem, (call, i)))
         return result
 
     def program(self, result: Any) -> tuple[Callable[..., Any], Layout]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from fastnets.accelerate._graph import has_hooks
 from fastnets.accelerate._table import Table
@@ -22,7 +22,7 @@ from fastnets.layers import (
 )
 from fastnets.ops._packed import TYPES
 
-_RUNS = {
+_RUNS: dict[Any, str] = {
     DepthwiseConv2d: "fastnets depthwise_conv2d",
     GroupedConv2d: "fastnets grouped_conv2d",
     PackedConv2d: "oneDNN, packed",
@@ -47,14 +47,20 @@ def tell(network: fx.GraphModule, name: str, table: Table, dtype: torch.dtype | 
             for (layer, kind), row in zip(were, _rows(module, len(node.args) > 1, dtype), strict=True):
                 table.add(f"{name}.{layer}".lstrip("."), kind, *row)
             continue
-        runs, note = "PyTorch", ""
-        if type(module) in _RUNS and isinstance(module, Conv2d):
-            runs, note = _convolution(module, len(node.args) > 1, dtype)
-        elif module is not None and has_hooks(module):
-            note = "has hooks"
-        elif type(module).__module__.startswith("fastnets."):
-            runs = _RUNS.get(type(module), "fastnets")
-        table.add(f"{name}.{layer}".lstrip("."), kind, runs, note)
+        table.add(f"{name}.{layer}".lstrip("."), kind, *_layer(module, len(node.args) > 1, dtype))
+
+
+def tell_layer(table: Table, name: str, kind: str, layer: nn.Module, dtype: torch.dtype | None) -> None:
+    """Adds what runs the layer of that name, which was of that kind, in code that was not traced."""
+    table.add(name, kind, *_layer(layer, False, dtype))
+
+
+def _layer(module: nn.Module | None, with_residual: bool, dtype: torch.dtype | None) -> tuple[str, str]:
+    if type(module) in _RUNS and isinstance(module, Conv2d):
+        return _convolution(module, with_residual, dtype)
+    if module is not None and has_hooks(module):
+        return "PyTorch", "has hooks"
+    return _RUNS.get(type(module), "fastnets" if type(module).__module__.startswith("fastnets.") else "PyTorch"), ""
 
 
 def _rows(module: Any, with_residual: bool, dtype: torch.dtype | None) -> list[tuple[str, str]]:

@@ -1,104 +1,134 @@
-"""A network, or the parts of it that can be traced, as graphs that are then rewritten."""
+"""The graph of a module's code, where that is the same for all inputs."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import random
+import sys
+from typing import Any
 
 import torch
 from torch import fx, nn
 
 from fastnets.accelerate._graph import has_hooks
-from fastnets.accelerate._plan import Network
-from fastnets.accelerate._rewrite import CONVOLUTIONS, rebuild, rewrite
-from fastnets.accelerate._table import Table
+
+
+class CannotTraceError(Exception):
+    """A module's code does what a graph cannot say."""
+
+
+def trace(module: nn.Module) -> fx.Graph:
+    """The graph of what a module does in a call.
+
+    fx runs the code once on stand-ins for tensors and notes what they are asked. What the code decides by anything else
+    is decided for good, so code that does is found out and refused: it asks what an input is, does something else where an
+    optional argument is given, keeps something from call to call, or draws random numbers.
+
+    Raises:
+        Exception: of any kind, which the module's code may raise on stand-ins.
+    """
+    if "forward" in vars(module):
+        raise CannotTraceError("its forward was replaced")
+    before, generators = _attributes(module), _generators()
+    try:
+        graph = Tracer().trace(module)
+        optional = [node for node in graph.nodes if node.op == "placeholder" and node.args]
+        # One that nothing uses may have been compared with something.
+        is_same = all(node.users for node in optional)
+        if optional and is_same:
+            is_same = _is_same(graph, Tracer(leaves_out=True).trace(module))
+    finally:
+        kept, drawn = _restore(before), _has_drawn(*generators)
+    if kept:
+        raise CannotTraceError(f"it sets {kept} in a call")
+    if drawn:
+        raise CannotTraceError("it draws random numbers")
+    if not is_same:
+        raise CannotTraceError("what it does may depend on an optional argument")
+    for node in graph.nodes:
+        node.type = None  # annotations, which fx cannot pickle where they are strings
+    return graph
 
 
 class Tracer(fx.Tracer):
-    """Does not look into the layers of fastnets, nor into modules whose hooks look at what goes in or comes out."""
+    """Does not look into the layers of fastnets, nor into modules whose hooks look at what goes in or comes out.
+
+    Args:
+        leaves_out: whether optional arguments have their defaults.
+    """
+
+    proxy_buffer_attributes = True  # a call may write into them
+
+    def __init__(self, leaves_out: bool = False) -> None:
+        super().__init__()
+        self.leaves_out = leaves_out
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         # Layers of fastnets ask for shapes and types, which fx's stand-ins for tensors do not have.
         ours = m.__module__.startswith("fastnets.") and next(m.children(), None) is None
         return ours or has_hooks(m) or super().is_leaf_module(m, module_qualified_name)
 
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _StandIn(node, self)
 
-_HOOKS = (
-    "_forward_hooks",
-    "_forward_hooks_always_called",
-    "_forward_hooks_with_kwargs",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-)
+    def create_args_for_root(self, *args: Any, **kwargs: Any) -> Any:
+        function, inputs = super().create_args_for_root(*args, **kwargs)
+        return function, [_default(x) for x in inputs] if self.leaves_out else inputs
 
 
-class Accelerator:
-    """Rewrites a module in place, as far into its parts as needed.
+class _StandIn(fx.Proxy):
+    """For a tensor, or whatever else a call is given: what it is, the code may not ask."""
 
-    Args:
-        table: what is done goes here.
-        dtype: what inputs are cast to; None leaves them.
-    """
-
-    def __init__(self, table: Table, dtype: torch.dtype | None) -> None:
-        self.table = table
-        self.dtype = dtype
-        self.done: dict[int, nn.Module] = {}  # modules can be shared
-
-    def __call__(self, module: nn.Module, name: str = "") -> nn.Module:
-        if id(module) not in self.done:
-            self.done[id(module)] = self._accelerate(module, name)
-        return self.done[id(module)]
-
-    def _accelerate(self, module: nn.Module, name: str) -> nn.Module:
-        _split_norms(module)
-        if has_hooks(module):
-            hooks = {key: vars(module)[key] for key in _HOOKS}
-            vars(module).update({key: OrderedDict() for key in _HOOKS})
-            fast = self._accelerate(module, name) if list(module.children()) else module
-            vars(fast).update(hooks)
-            return fast
-        try:
-            graph = Tracer().trace(module)
-        # Tracing runs the module's own code on stand-ins for tensors, which can fail in any way.
-        except Exception as error:  # noqa: BLE001
-            return self._parts(module, name, "cannot be traced: " + str(error).partition("\n")[0])
-        for node in graph.nodes:
-            node.type = None  # annotations, which fx cannot pickle where they are strings
-        network = Network(module, graph, type(module).__name__)
-        hooked = [
-            str(n.target) for n in graph.nodes if n.op == "call_module" and has_hooks(network.get_submodule(n.target))
-        ]
-        for target in dict.fromkeys(hooked):
-            network.set_submodule(target, self(network.get_submodule(target), f"{name}.{target}".lstrip(".")))
-        rewrite(network, name, self.table, self.dtype)
-        return network
-
-    def _parts(self, module: nn.Module, name: str, why: str) -> nn.Module:
-        """The module as it is, with its parts accelerated."""
-        self.table.add(name, type(module).__name__, "itself", why)
-        for child_name, child in module._modules.items():  # named_children leaves out what comes twice
-            if child is None:
-                continue
-            path = f"{name}.{child_name}".lstrip(".")
-            if type(child) in CONVOLUTIONS and not has_hooks(child):
-                assert isinstance(child, nn.Conv2d)
-                # Code that cannot be traced may read attributes, which this layer has too.
-                setattr(module, child_name, rebuild(child, child.weight, child.bias))
-            elif next(child.children(), None) is not None:
-                setattr(module, child_name, self(child, path))
-        return module
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        asking = sys._getframe(1).f_globals.get("__name__", "")
+        if asking.partition(".")[0] == "torch":
+            return fx.Proxy
+        raise CannotTraceError("it asks for the type of what it is given")
 
 
-def _split_norms(module: nn.Module) -> None:
-    """Makes timm's BatchNorm with activation two layers, which are known."""
-    for parent in list(module.modules()):
-        for name, child in parent.named_children():
-            if type(child).__name__ != "BatchNormAct2d" or not isinstance(child, nn.BatchNorm2d) or has_hooks(child):
-                continue
-            norm = nn.BatchNorm2d(
-                child.num_features, child.eps, child.momentum, child.affine, child.track_running_stats
-            )
-            for key, value in (*child.named_parameters(recurse=False), *child.named_buffers(recurse=False)):
-                setattr(norm, key, value)
-            parts = [part for part in (getattr(child, "drop", None), getattr(child, "act", None)) if part is not None]
-            setattr(parent, name, nn.Sequential(norm, *parts).eval())
+def _default(x: Any) -> Any:
+    """Of an input, if it has one."""
+    return x.node.args[0] if isinstance(x, fx.Proxy) and x.node.args else x
+
+
+def _is_same(given: fx.Graph, left_out: fx.Graph) -> bool:
+    """Whether two graphs do the same, where arguments of the one are constants of the other."""
+    if len(given.nodes) != len(left_out.nodes):
+        return False
+    same: dict[fx.Node, Any] = {}
+    for a, b in zip(given.nodes, left_out.nodes, strict=True):
+        arguments = fx.map_arg((a.args, a.kwargs), same.__getitem__)
+        if (a.op, a.target) != (b.op, b.target) or arguments != (b.args, b.kwargs):
+            return False
+        same[a] = a.args[0] if a.op == "placeholder" and a.args else b
+    return True
+
+
+def _attributes(module: nn.Module) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """What modules hold, and a copy of that."""
+    return [(held, dict(held)) for m in module.modules() for held in (vars(m), m._parameters, m._buffers, m._modules)]
+
+
+def _restore(attributes: list[tuple[dict[str, Any], dict[str, Any]]]) -> str | None:
+    """Brings back what a call has set, and says the name of one of these attributes, if any."""
+    found = None
+    for now, was in attributes:
+        for name in {**now, **was}:
+            if now.get(name) is not was.get(name) and not name.startswith("_tensor_constant"):  # of fx's own
+                found = name
+                now.update(was)
+                if name not in was:
+                    del now[name]
+    return found
+
+
+def _generators() -> tuple[Any, torch.Tensor]:
+    return random.getstate(), torch.get_rng_state()
+
+
+def _has_drawn(of_python: Any, of_torch: torch.Tensor) -> bool:
+    """Whether random numbers were drawn since; the generators are set back."""
+    drawn = of_python != random.getstate() or not torch.equal(of_torch, torch.get_rng_state())
+    random.setstate(of_python)
+    torch.set_rng_state(of_torch)
+    return drawn

@@ -645,3 +645,13 @@ def test_autocast_and_other_modes_are_obeyed():
     assert counter.get_total_flops() > 0
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert fast(x)["y"].dtype == nn.Module.__call__(fast, x)["y"].dtype
+
+
+@torch.no_grad()
+def test_an_operator_with_none_among_its_results():
+    model = Branch(
+        lambda m, x: m.lstm(m.conv(x).flatten(2).transpose(1, 2))[0], conv=nn.Conv2d(3, 8, 1), lstm=nn.LSTM(8, 4)
+    )
+    fast, x = accelerate(settle(model).eval()), torch.randn(1, 3, 5, 5)
+    for _ in range(4):
+        assert difference(fast(x), model(x)) < 1e-5
