@@ -76,14 +76,27 @@ class Tracer(fx.Tracer):
 
 
 class _StandIn(fx.Proxy):
-    """For a tensor, or whatever else a call is given: what it is, the code may not ask."""
+    """For a tensor, or whatever else a call is given: what it is, the code may not ask, but of sizes."""
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:
-        asking = sys._getframe(1).f_globals.get("__name__", "")
-        if asking.partition(".")[0] == "torch":
-            return fx.Proxy
+        asking = sys._getframe(1)
+        by_torch = asking.f_globals.get("__name__", "").partition(".")[0] == "torch"
+        if by_torch or "isinstance" not in asking.f_code.co_names or _is_size(self.node):
+            return _StandIn
         raise CannotTraceError("it asks for the type of what it is given")
+
+
+def _is_size(node: fx.Node) -> bool:
+    """Whether a node is made of sizes of tensors."""
+    if node.op == "call_method":
+        return node.target in ("size", "dim", "numel")
+    if node.op != "call_function":
+        return False
+    if node.target is getattr:
+        return node.args[1] in ("shape", "ndim")
+    module = getattr(node.target, "__module__", None)
+    return module in ("_operator", "math", "builtins") and all(map(_is_size, node.all_input_nodes))
 
 
 def _default(x: Any) -> Any:

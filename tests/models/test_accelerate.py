@@ -425,6 +425,18 @@ def with_forward(does) -> nn.Module:
     return model.eval()
 
 
+def test_code_may_ask_whether_sizes_are_tensors():
+    def pad(size):
+        return torch.clamp(size % 2, 0) if isinstance(size, torch.Tensor) else size % 2
+
+    def does(m, x):
+        h, w = x.shape[-2:]
+        return m.conv(F.pad(x, [0, pad(x.size(2) + w) * 0, 0, pad(h)]))
+
+    model = with_forward(does)
+    assert isinstance(accelerate(model, image(1, dtype=torch.float32)), torch.fx.GraphModule)
+
+
 def test_an_optional_argument_that_is_only_computed_with_is_traced():
     model = with_forward(lambda m, x, scale=2.0: m.conv(x) * scale)
     fast, x = accelerate(model), image(1, dtype=torch.float32)
