@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from fastnets import __version__
+from fastnets._backends import named, requested
 from fastnets.cli import bench, classify, info, models, summary
 from fastnets.cli._terminal import UsageError
 
@@ -25,6 +26,14 @@ def _parser() -> argparse.ArgumentParser:
     for command in (classify, models, summary, info, bench):
         command.add_parser(commands)
     return parser
+
+
+def _check_environment() -> None:
+    try:
+        if backend := requested.get():
+            named(backend, "FASTNETS_BACKEND")
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help(sys.stderr)
         return 2
     try:
+        _check_environment()
         code = args.run(args)
         sys.stdout.flush()
     except UsageError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 
@@ -14,6 +15,15 @@ def one_line(error: BaseException) -> str:
     """The first line of an error's message, or the error's type where it has none."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+def positive(text: str) -> int:
+    """An option's whole number of at least 1, for argparse."""
+    if len(text) > 100:
+        raise argparse.ArgumentTypeError(f"{text[:10]!r}... has {len(text)} characters, and may have 100")
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
 
 
 def printable(path: str) -> str:

@@ -21,7 +21,7 @@ import torch
 
 from fastnets.cli._compare import Comparison, Eager, compare, faster_eager
 from fastnets.cli._network import DTYPES, Network
-from fastnets.cli._terminal import Progress, UsageError, note, printable
+from fastnets.cli._terminal import Progress, UsageError, note, positive, printable
 
 if TYPE_CHECKING:  # Pillow is needed by this command only, so it is imported when that runs
     from fastnets.cli._photos import Photo
@@ -38,20 +38,14 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--weights", default="imagenet", metavar="FILE", help="of the model (the published ones, which are fetched)"
     )
-    parser.add_argument("--top", type=_positive, default=5, metavar="K", help="how many classes to print (%(default)s)")
+    parser.add_argument("--top", type=positive, default=5, metavar="K", help="how many classes to print (%(default)s)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (%(default)s)")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="type of the arithmetic (%(default)s)")
-    parser.add_argument("--batch", type=_positive, metavar="N", help="photos at a time (8; with --compare 1)")
+    parser.add_argument("--batch", type=positive, metavar="N", help="photos at a time (8; with --compare 1)")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument("--save", metavar="FILE.png", help="draw the photos and their classes on a contact sheet")
     parser.add_argument("--compare", action="store_true", help="time the same network in eager PyTorch as well")
     parser.set_defaults(run=run)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
 
 
 @dataclass
@@ -139,6 +133,8 @@ def _fill(results: list[Result], top: int, network: Network, eager: Eager | None
     logits, seconds = network.logits(pixels)
     values, classes = logits.softmax(1).topk(min(top, logits.shape[1]))
     names = _class_names()
+    if logits.shape[1] != len(names):
+        names = [f"class {i}" for i in range(logits.shape[1])]
     for result, row, probabilities in zip(results, classes.tolist(), values.tolist(), strict=True):
         result.top = [(i, names[i], p) for i, p in zip(row, probabilities, strict=True)]
         result.ms = 1e3 * seconds / len(results)

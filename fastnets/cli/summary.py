@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from fastnets.cli._terminal import UsageError, one_line
+from fastnets.cli._terminal import UsageError, one_line, positive
 from fastnets.models import ModelInfo, create_model, model_info
 from fastnets.models.count import Layer, Size, measure
 
@@ -20,7 +20,7 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser("summary", help="list the layers of a network", description=about)
     parser.add_argument("name", metavar="NAME", help="of a network, one of `fastnets models`")
     parser.add_argument(
-        "--size", type=int, metavar="PIXELS", help="height and width of the photo (default: what it is made for)"
+        "--size", type=positive, metavar="PIXELS", help="height and width of the photo (default: what it is made for)"
     )
     parser.set_defaults(run=run)
 
@@ -50,7 +50,9 @@ def _measure(info: ModelInfo, pixels: int) -> Size:
         model = create_model(info.name)
     try:
         return measure(model, pixels)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:  # too large for a tensor, or for the integers of PyTorch
+        if pixels >= info.min_size:
+            raise UsageError(f"--size: no memory holds what {info.name} makes of {pixels} pixels") from None
         reason = one_line(error).partition(". ")[0]
         raise UsageError(
             f"--size: {info.name} takes {info.min_size} pixels or more, but got {pixels}: {reason}"

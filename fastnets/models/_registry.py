@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from fastnets.models._imagenet import imagenet_file
-from fastnets.models._weights import load_weights
+from fastnets.models._weights import copy_weights, read_weights
 
 # Where the libraries publish their weights.
 TORCHVISION = "https://download.pytorch.org/models/"
@@ -120,7 +120,8 @@ def create_model(name: str, weights: str | os.PathLike[str] | None = None, **kwa
         weights: None for random weights, the path of a checkpoint (see :func:`load_weights`), or 'imagenet'
             for the published ones, which are fetched when they are first asked for.
         **kwargs: arguments of the network itself: ``num_classes``, and ``width``, a factor on all channels,
-            where the paper has one.
+            where the paper has one. ``aux_logits``, where it has auxiliary classifiers, is whether they are there:
+            by default where the checkpoint has them, or if there is none.
 
     Returns:
         The network on the CPU in training mode, as new modules are; call ``.eval()`` before classifying.
@@ -140,5 +141,11 @@ def create_model(name: str, weights: str | os.PathLike[str] | None = None, **kwa
     info = model_info(name)
     model = info.build(**kwargs)
     if weights is not None:
-        load_weights(model, imagenet_file(name, info.weights_url) if weights == "imagenet" else weights)
+        path = imagenet_file(name, info.weights_url) if weights == "imagenet" else os.fspath(weights)
+        state, heads = read_weights(path), getattr(model, "optional_heads", ())
+        known = model.state_dict().keys() & state.keys()
+        if "aux_logits" not in kwargs and known and not any(key.startswith(heads) for key in known):
+            for head in heads:  # torchvision leaves them out of networks with weights
+                setattr(model, head, None)
+        copy_weights(state, model, path)
     return model

@@ -47,11 +47,15 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
         2.0
     """
     path = os.fspath(path)
-    state = _fit(_weights_of(_read(path), path), model, path)
-    model.load_state_dict(state, strict=False)
+    copy_weights(read_weights(path), model, path)
 
 
 # ---- reading ---------------------------------------------------------------------------------
+
+
+def read_weights(path: str) -> State:
+    """The tensors of a checkpoint under the names that they have there."""
+    return _weights_of(_read(path), path)
 
 
 def _read(path: str) -> Any:
@@ -129,16 +133,19 @@ def _describe(value: Any) -> str:
 # ---- fitting ---------------------------------------------------------------------------------
 
 
-def _fit(state: State, model: nn.Module, path: str) -> State:
-    """The weights under the network's names; raises if they are not all there, or others are."""
-    own = _without_counters(model.state_dict())
+def copy_weights(state: State, model: nn.Module, path: str) -> None:
+    """Copies the weights into the network; raises before that if they are not all there, or others are."""
+    own = model.state_dict()
     current_name = getattr(model, "current_name", str)  # of a network whose names have changed
-    given = {current_name(name): tensor for name, tensor in _without_counters(state).items()}
-    if not own.keys() & given.keys() and [*map(_kind, given)] == [*map(_kind, own)]:
-        given = dict(zip(own, given.values(), strict=True))
+    given = {current_name(name): tensor for name, tensor in state.items()}
+    unused = tuple(f"{head}." for head in getattr(model, "optional_heads", ()) if getattr(model, head) is None)
+    given = {name: tensor for name, tensor in given.items() if not name.startswith(unused)}
+    for part in (dict, _without_counters):
+        if not own.keys() & given.keys() and [*map(_kind, part(given))] == [*map(_kind, part(own))]:
+            given = dict(zip(part(own), part(given).values(), strict=True))
     problems = [
-        _listed("missing", [key for key in own if key not in given]),
-        _listed("unexpected", [key for key in given if key not in own]),
+        _listed("missing", [key for key in _without_counters(own) if key not in given]),
+        _listed("unexpected", [key for key in _without_counters(given) if key not in own]),
         _listed(
             "of another shape or type",
             [
@@ -150,11 +157,11 @@ def _fit(state: State, model: nn.Module, path: str) -> State:
     ]
     if any(problems):
         raise WeightsError(f"{path} does not fit {type(model).__name__}: " + "; ".join(filter(None, problems)))
-    return given
+    model.load_state_dict(given, strict=False)
 
 
 def _without_counters(state: State) -> State:
-    # How many batches BatchNorm has seen plays no part in results; old checkpoints lack it.
+    # How many batches BatchNorm has seen plays no part in results, and old checkpoints lack it.
     return {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
 
 

@@ -73,10 +73,11 @@ class GoogLeNet(nn.Module):
 
     Args:
         num_classes: length of the output.
+        aux_logits: whether there are auxiliary classifiers.
 
     Returns:
         (from a call) (n, num_classes), unnormalised, for an input (n, 3, h, w); in training a
-        :class:`GoogLeNetOutputs` of them and those of the two auxiliary classifiers.
+        :class:`GoogLeNetOutputs` of them and those of the two auxiliary classifiers, where there are any.
 
     Example:
         >>> import torch
@@ -85,7 +86,9 @@ class GoogLeNet(nn.Module):
         torch.Size([1, 10])
     """
 
-    def __init__(self, num_classes: int = 1000) -> None:
+    optional_heads = ("aux1", "aux2")  # which networks in use do without
+
+    def __init__(self, num_classes: int = 1000, aux_logits: bool = True) -> None:
         super().__init__()
         self.conv1 = ConvNormActivation(3, 64, 7, 2, eps=1e-3)
         self.maxpool1 = nn.MaxPool2d(3, 2, ceil_mode=True)
@@ -99,8 +102,8 @@ class GoogLeNet(nn.Module):
             channels = one + three + five + pooled
         self.maxpool3 = nn.MaxPool2d(3, 2, ceil_mode=True)
         self.maxpool4 = nn.MaxPool2d(2, 2, ceil_mode=True)
-        self.aux1 = AuxiliaryClassifier(512, num_classes)
-        self.aux2 = AuxiliaryClassifier(528, num_classes)
+        self.aux1 = AuxiliaryClassifier(512, num_classes) if aux_logits else None
+        self.aux2 = AuxiliaryClassifier(528, num_classes) if aux_logits else None
         self.dropout = nn.Dropout(0.2)
         self.fc = nn.Linear(channels, num_classes)
         self.apply(init_weights)
@@ -111,12 +114,12 @@ class GoogLeNet(nn.Module):
         auxiliary = []
         for name in MODULES:
             x = self.get_submodule(f"inception{name}")(x)
-            if self.training and name in ("4a", "4d"):
-                auxiliary.append((self.aux1 if name == "4a" else self.aux2)(x))
+            if self.training and (head := {"4a": self.aux1, "4d": self.aux2}.get(name)):
+                auxiliary.append(head(x))
             if name in ("3b", "4e"):
                 x = (self.maxpool3 if name == "3b" else self.maxpool4)(x)
         logits = self.fc(self.dropout(x.mean((2, 3))))
-        return GoogLeNetOutputs(logits, *reversed(auxiliary)) if self.training else logits
+        return GoogLeNetOutputs(logits, *reversed(auxiliary)) if auxiliary else logits
 
 
 # torchvision's weights come from TensorFlow, and were trained on values from -1 to 1.
@@ -126,6 +129,6 @@ class GoogLeNet(nn.Module):
     std=(0.5, 0.5, 0.5),
     weights_url=TORCHVISION + "googlenet-1378be20.pth",
 )
-def googlenet(num_classes: int = 1000) -> GoogLeNet:
+def googlenet(num_classes: int = 1000, aux_logits: bool = True) -> GoogLeNet:
     """GoogLeNet with torchvision's ``googlenet`` state_dict."""
-    return GoogLeNet(num_classes)
+    return GoogLeNet(num_classes, aux_logits)

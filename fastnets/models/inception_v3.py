@@ -90,10 +90,11 @@ class InceptionV3(nn.Module):
 
     Args:
         num_classes: length of the output.
+        aux_logits: whether there is an auxiliary classifier.
 
     Returns:
-        (from a call) (n, num_classes), unnormalised, for an input (n, 3, h, w) of 75 pixels or more; in training, of
-        299 or more, an :class:`InceptionV3Outputs` of them and those of the auxiliary classifier.
+        (from a call) (n, num_classes), unnormalised, for an input (n, 3, h, w) of 75 pixels or more; in training, where
+        there is an auxiliary classifier, an :class:`InceptionV3Outputs` of them and those of it, for 299 or more.
 
     Example:
         >>> import torch
@@ -102,7 +103,9 @@ class InceptionV3(nn.Module):
         torch.Size([1, 10])
     """
 
-    def __init__(self, num_classes: int = 1000) -> None:
+    optional_heads = ("AuxLogits",)  # which networks in use do without
+
+    def __init__(self, num_classes: int = 1000, aux_logits: bool = True) -> None:
         super().__init__()
         self.Conv2d_1a_3x3 = ConvNormActivation(3, 32, 3, 2, 0, eps=1e-3)
         self.Conv2d_2a_3x3 = ConvNormActivation(32, 32, 3, padding=0, eps=1e-3)
@@ -121,7 +124,7 @@ class InceptionV3(nn.Module):
         self.Mixed_6c = _grid17(160)
         self.Mixed_6d = _grid17(160)
         self.Mixed_6e = _grid17(192)
-        self.AuxLogits = AuxiliaryClassifier(num_classes)
+        self.AuxLogits = AuxiliaryClassifier(num_classes) if aux_logits else None
         self.Mixed_7a = Mixed(
             768,
             branch3x3=[(192, 1), (320, 3, 2, 0)],
@@ -139,7 +142,7 @@ class InceptionV3(nn.Module):
         x = self.maxpool2(self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(x)))
         x = self.Mixed_5d(self.Mixed_5c(self.Mixed_5b(x)))
         x = self.Mixed_6e(self.Mixed_6d(self.Mixed_6c(self.Mixed_6b(self.Mixed_6a(x)))))
-        aux_logits = self.AuxLogits(x) if self.training else None
+        aux_logits = self.AuxLogits(x) if self.training and self.AuxLogits else None
         x = self.Mixed_7c(self.Mixed_7b(self.Mixed_7a(x)))
         logits = self.fc(self.dropout(x.mean((2, 3))))
         return logits if aux_logits is None else InceptionV3Outputs(logits, aux_logits)
@@ -155,6 +158,6 @@ class InceptionV3(nn.Module):
     min_size=299,
     weights_url=TORCHVISION + "inception_v3_google-0cc3c7bd.pth",
 )
-def inception_v3(num_classes: int = 1000) -> InceptionV3:
+def inception_v3(num_classes: int = 1000, aux_logits: bool = True) -> InceptionV3:
     """Inception v3 with torchvision's ``inception_v3`` state_dict."""
-    return InceptionV3(num_classes)
+    return InceptionV3(num_classes, aux_logits)

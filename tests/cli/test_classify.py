@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -159,6 +160,19 @@ def test_logits_that_are_not_finite(run, photo, weights, tmp_path):
     assert json.loads(out)["photos"] == [{"path": path, "error": "colour gives logits that are not finite"}]
 
 
+def test_classes_that_are_not_imagenets_have_numbers(run, photo, weights, monkeypatch):
+    def ten(**options):
+        model = Colour()
+        model[3] = nn.Linear(3, 10)
+        return model
+
+    monkeypatch.setitem(_registry._MODELS, "colour", replace(_registry._MODELS["colour"], build=ten))
+    state = torch.load(weights)
+    torch.save(state | {"3.weight": state["3.weight"][:10], "3.bias": state["3.bias"][:10]}, weights)
+    code, out, _ = run(photo("blue"), "--top", 1)
+    assert code == 0 and out.splitlines()[1].endswith("%  class 2")
+
+
 def test_more_classes_than_there_are(run, photo):
     _, out, _ = run(photo("red"), "--top", 5000, "--json")
     assert len(json.loads(out)["photos"][0]["top"]) == 1000
@@ -258,7 +272,8 @@ def test_interrupted(run, photo, tmp_path, monkeypatch):
         (["--dtype", "int8"], "int8"),
         (["--save", "/none/sheet.png"], "/none/sheet.png cannot be written: No such file or directory"),
         (["--save", "sheet.jpg"], "sheet.jpg must end in .png"),
-        (["--batch", "9" * 5000], "--batch: "),
+        (["--batch", "9" * 5000], "--batch: '9999999999'... has 5000 characters, and may have 100"),
+        (["--top", "9" * 5000], "--top: '9999999999'... has 5000 characters, and may have 100"),
         (["--nonsense"], "--nonsense"),
     ],
 )

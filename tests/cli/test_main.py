@@ -7,11 +7,13 @@ import os
 import re
 import subprocess
 import sys
+from contextvars import ContextVar
 
 import pytest
 import torch
 
 import fastnets
+from fastnets import cli
 from fastnets.cli import _terminal, info, main
 from fastnets.models import _registry
 
@@ -105,6 +107,14 @@ def test_info_never_fails(capsys, monkeypatch):
     assert main(["info"]) == 0
     out = capsys.readouterr().out
     assert out.count("unknown: OSError: a line\n") == 2
+
+
+@pytest.mark.parametrize("words", [["info"], ["models"], ["summary", "resnet18"], ["classify", "photo.png"]])
+def test_a_backend_that_there_is_not_is_one_line(capsys, monkeypatch, words):
+    monkeypatch.setattr(cli, "requested", ContextVar("requested", default="bogus"))
+    assert main(words) == 2
+    said = "FASTNETS_BACKEND must be one of cpu, cuda, triton, reference, but is 'bogus'"
+    assert capsys.readouterr() == ("", f"fastnets {words[0]}: error: {said}\n")
 
 
 def test_broken_pipe_is_quiet():

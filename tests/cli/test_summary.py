@@ -56,7 +56,8 @@ def test_nothing_is_drawn_or_computed(monkeypatch):
         (["resnet_18"], "there is no model 'resnet_18'; did you mean resnet18 .*"),
         (["zzz"], "there is no model 'zzz'; .*"),
         (["scnet50", "--size", "64"], "--size: scnet50 takes 97 pixels or more, but got 64: .*"),
-        (["resnet18", "--size", "-1"], "--size: resnet18 takes 32 pixels or more, but got -1: .*"),
+        (["resnet18", "--size", "1000000000"], "--size: no memory holds what resnet18 makes of 1000000000 pixels"),
+        (["resnet18", "--size", "9" * 23], f"--size: no memory holds what resnet18 makes of {'9' * 23} pixels"),
     ],
 )
 def test_what_cannot_be_done_is_one_line(capsys, words, said):
@@ -65,9 +66,17 @@ def test_what_cannot_be_done_is_one_line(capsys, words, said):
     assert out == "" and re.fullmatch(f"fastnets summary: error: {said}\n", err)
 
 
-@pytest.mark.parametrize("words", [[], ["resnet18", "--size", "a"], ["resnet18", "resnet34"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["resnet18", "resnet34"],
+        *(["resnet18", "--size", size] for size in ("a", "0", "-1", "-" + "9" * 23, "9" * 5000)),
+    ],
+)
 def test_wrong_options_are_one_line(capsys, words):
     with pytest.raises(SystemExit) as stop:
         main(["summary", *words])
     assert stop.value.code == 2
-    assert re.fullmatch(r"fastnets( summary)?: error: [^\n]*--help\)\n", capsys.readouterr().err)
+    said = capsys.readouterr().err
+    assert re.fullmatch(r"fastnets( summary)?: error: [^\n]*--help\)\n", said) and len(said) < 200

@@ -8,11 +8,12 @@ import inspect
 import pickle
 import random
 import sys
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
-from peers import Branch, build_peer, difference, import_peer, settle
+from peers import Branch, build_peer, build_settled, difference, import_peer, settle
 from torch import nn
 from torch.nn.utils import prune
 
@@ -20,7 +21,7 @@ import fastnets
 from fastnets.accelerate import accelerate
 from fastnets.accelerate._proof import prove
 from fastnets.layers import DepthwiseConv2d, PackedConv2d, PackedInvertedResidual, PooledLinear
-from fastnets.models import create_model, list_models
+from fastnets.models import create_model
 
 
 def image(n=2, c=8, size=9, dtype=torch.float64):
@@ -64,16 +65,23 @@ def test_networks_of_depthwise_convolutions_become_folded_and_fused_layers(name)
 
 
 @pytest.mark.parametrize(
-    ("library", "name"), [("torchvision", "mobilenet_v2"), ("torchvision", "resnet18"), ("timm", "efficientnet_lite0")]
+    ("library", "name"),
+    [
+        *(("torchvision", name) for name in ("densenet121", "googlenet", "inception_v3", "mobilenet_v2", "resnet18")),
+        *(("torchvision", name) for name in ("resnet50", "resnext50_32x4d", "shufflenet_v2_x1_0", "squeezenet1_1")),
+        *(("timm", name) for name in ("efficientnet_lite0", "inception_v4", "mobilenetv1_100", "nasnetalarge")),
+        ("timm", "res2net50_26w_4s"),
+    ],
 )
 @torch.inference_mode()
 def test_networks_of_other_libraries_are_accelerated_too(library, name):
-    model = settle(
-        build_peer(name, library) if name in list_models() else import_peer(library).models.get_model(name)
-    ).eval()
-    x = image(1, 3, 64, torch.float32)
+    model = build_settled(partial(build_peer, name, library)).eval()
+    x = image(2, 3, 96, torch.float32)
     fast = accelerate(model)
-    assert difference(fast(x), model(x)) < 1e-4
+    expected = model(x)
+    for _ in range(3):  # packs weights, is recorded, runs the plan
+        assert difference(fast(x), expected) < 1e-4
+    assert PackedConv2d in kinds(fast) and nn.Conv2d not in kinds(fast)
     if name == "mobilenet_v2":
         assert set(kinds(fast)) == {DepthwiseConv2d, PackedConv2d, PooledLinear}
 

@@ -256,17 +256,17 @@ def test_accelerated_it_gives_the_same_logits(network):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_new_network_neither_dies_out_nor_blows_up(name):
+def test_a_new_network_neither_dies_out_nor_blows_up_at_two_sizes(name):
     torch.manual_seed(0)
-    model = create_model(name, num_classes=10)
-    side = max(64, model_info(name).min_size) + 3
-    losses = [
-        nn.functional.cross_entropy(logits, torch.arange(4)) for logits in outputs(model(torch.randn(4, 3, side, side)))
-    ]
-    sum(losses).backward()
-    assert all(0.5 < loss.item() < 10 for loss in losses)  # ln 10 = 2.3 is a guess at random
-    assert unused(model) <= UNUSED
-    assert all(p.grad is None or (torch.isfinite(p.grad).all() and p.grad.any()) for p in model.parameters())
+    model, smallest = create_model(name, num_classes=10), model_info(name).min_size
+    for side in (max(64, smallest) + 3, smallest):
+        model.zero_grad()
+        x = torch.randn(4, 3, side, side)
+        losses = [nn.functional.cross_entropy(logits, torch.arange(4)) for logits in outputs(model(x))]
+        sum(losses).backward()
+        assert all(0.5 < loss.item() < 10 for loss in losses)  # ln 10 = 2.3 is a guess at random
+        assert unused(model) <= UNUSED
+        assert all(p.grad is None or (torch.isfinite(p.grad).all() and p.grad.any()) for p in model.parameters())
 
 
 @torch.no_grad()

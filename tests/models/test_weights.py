@@ -63,6 +63,47 @@ def test_usual_checkpoints_load(tmp_path, wrap):
     assert same(source, target) and target[1].running_mean.tolist() == [5] * 4
 
 
+@pytest.mark.parametrize("names", [dict, other_names])
+def test_a_round_trip_loses_nothing(tmp_path, names):
+    source, target = network(), network()
+    source[1].num_batches_tracked.fill_(7)
+    torch.save(names(source.state_dict()), tmp_path / "weights.pth")
+    load_weights(target, tmp_path / "weights.pth")
+    assert all(torch.equal(value, target.state_dict()[key]) for key, value in source.state_dict().items())
+
+
+def test_counters_of_another_shape_are_refused(tmp_path):
+    state = network().state_dict() | {"1.num_batches_tracked": torch.ones(2, dtype=torch.int64)}
+    torch.save(state, tmp_path / "weights.pth")
+    assert "1.num_batches_tracked ((2,) torch.int64 in the file" in refused(network(), tmp_path / "weights.pth")
+
+
+def heads_of(model: nn.Module) -> set[str]:
+    return {name for name, _ in model.named_children() if name.lower().startswith("aux")}
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_files_without_auxiliary_classifiers_make_networks_without(tmp_path, name):
+    whole = create_model(name, num_classes=2)
+    names = heads_of(whole)
+    torch.save(whole.state_dict(), tmp_path / "whole.pth")
+    bare = {key: value for key, value in whole.state_dict().items() if key.partition(".")[0] not in names}
+    torch.save(bare, tmp_path / "bare.pth")
+
+    for options, file, heads in [({}, "whole", names), ({}, "bare", set()), ({"aux_logits": False}, "whole", set())]:
+        model = create_model(name, tmp_path / f"{file}.pth", num_classes=2, **options)
+        assert heads_of(model) == heads and bare.keys() <= model.state_dict().keys()
+        assert all(torch.equal(value, model.state_dict()[key]) for key, value in bare.items())
+    assert isinstance(model(torch.zeros(2, 3, 96, 96)), torch.Tensor)  # in training
+
+    with pytest.raises(WeightsError, match="missing: [aA]ux"):
+        create_model(name, tmp_path / "bare.pth", num_classes=2, aux_logits=True)
+    with pytest.raises(WeightsError, match="missing: [aA]ux"):
+        load_weights(whole, tmp_path / "bare.pth")
+    torch.save({f"_orig_mod.{key}": value for key, value in whole.state_dict().items()}, tmp_path / "compiled.pth")
+    assert heads_of(create_model(name, tmp_path / "compiled.pth", num_classes=2)) == names
+
+
 def test_safetensors_load(tmp_path):
     save_file = pytest.importorskip("safetensors.torch").save_file
     source, target = network(), network()
