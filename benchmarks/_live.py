@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from benchmarks._race import NOISY
-from fastnets.cli.bench.run_file import OURS, Case, geometric_mean, groups, missing
+from fastnets.cli.bench.run_file import OURS, Case, Failure, geometric_mean, groups, missing
 
 LIMIT = 35 * 60  # seconds that a full run may take on a busy machine; on a quiet one it takes less
 
@@ -23,6 +23,7 @@ class Live:
     def __init__(self, origin: dict[str, Any], total: int, quick: bool) -> None:
         self.origin, self.total, self.quick, self.done, self.start = origin, total, quick, 0, time.monotonic()
         self.cases: list[Case] = []
+        self.failed: list[Failure] = []
         self.lines: dict[str, list[str]] = {}
 
     def progress(self, what: str) -> str:

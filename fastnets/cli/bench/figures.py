@@ -70,7 +70,12 @@ class Drawing:
 
 def draw(run: Run) -> dict[str, Drawing]:
     """All figures of a run: name -> figure."""
-    drawings = {"roofline": _roofline(run), "bandwidth": _bandwidth(run)}
+    raced = [case for case in run.cases if case.op != "itself"]
+    drawings = {}
+    if any(case.flops for case in raced):
+        drawings["roofline"] = _roofline(run)
+    if raced:
+        drawings["bandwidth"] = _bandwidth(run)
     ops = dict.fromkeys(case.op for case in run.cases)
     for op in ops:
         drawings[f"op_{op}"] = _bars(op, [case for case in run.cases if case.op == op])
@@ -170,7 +175,9 @@ def _bandwidth(run: Run) -> Drawing:
 def _scatter(axes: Axes, run: Run, x: Callable[[Case], float], y: Callable[[Case], float]) -> None:
     ops = [op for op in dict.fromkeys(case.op for case in run.cases) if op != "itself"]
     for i, op in enumerate(ops):
-        cases = [case for case in run.cases if case.op == op and x(case) and y(case)]
+        cases = [case for case in run.cases if case.op == op and y(case)]
+        if not cases:  # what only moves bytes has no place under the roof, nor in its legend
+            continue
         colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i // len(COLOURS) % len(MARKERS)]
         axes.scatter(
             [x(c) for c in cases], [y(c) for c in cases], s=16, alpha=0.75, color=colour, marker=marker, label=op,

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from fastnets.cli.bench.run_file import OURS, Case, Run, geometric_mean, groups, missing
+from fastnets.cli.bench.run_file import OURS, Case, Run, geometric_mean, groups, missing, title
 
 if TYPE_CHECKING:
     from fastnets.cli.bench.figures import Drawing
@@ -24,6 +24,7 @@ def page(run: Run, drawings: Mapping[str, Drawing]) -> str:
     raced = [case for case in run.cases if case.op != "itself"]
     sections = [
         _head(run),
+        *([_section("failed", "Cases that failed", _failed(run))] if run.failed else []),
         *(
             _section(name, "A function against itself", _figure(drawings[name]))
             for name in drawings
@@ -65,6 +66,11 @@ def _head(run: Run) -> str:
         + "<p>A ratio is the time of the fastest peer of the same precision over ours, the median over rounds in which "
         "all take turns: above 1 fastnets is faster. Every result was compared with float64 first.</p>\n</header>"
     )
+
+
+def _failed(run: Run) -> str:
+    rows = (_cell(title(failure.key)) + _cell(failure.message) for failure in run.failed)
+    return _table(("case", "what was wrong"), rows)
 
 
 def _ratio(value: float) -> str:

@@ -82,11 +82,34 @@ class Case:
 
 
 @dataclass
+class Failure:
+    """A case that failed: a candidate computed something else, or an exception came up.
+
+    Attributes:
+        op: as of a `Case`.
+        group: empty where the case failed before it had come to its race; ``case`` is then the name of its test.
+        case: as of a `Case`.
+        message: what was wrong, in a line.
+    """
+
+    op: str
+    group: str
+    case: str
+    message: str
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """What the case is called in every run."""
+        return self.op, self.group, self.case
+
+
+@dataclass
 class Run:
     """A run of the benchmarks.
 
     Attributes:
         cases: in the order in which they ran.
+        failed: those that failed.
         provenance: where the figures come from.
         bandwidth: bytes that a copy reads and writes -> bytes a second.
         rate: type -> operations a second in a product of matrices.
@@ -95,6 +118,7 @@ class Run:
     """
 
     cases: list[Case]
+    failed: list[Failure]
     provenance: dict[str, Any]
     bandwidth: dict[int, float]
     rate: dict[str, float]
@@ -121,12 +145,13 @@ def read(path: str) -> Run:
         cases = [case_of(b["extra_info"]) for b in document["benchmarks"] if "ratio" in b["extra_info"]]
         bandwidth = {int(size): float(value) for size, value in about["ceilings"]["bandwidth"].items()}
         rate = about["ceilings"]["rate"]
-        run = Run(cases, about["provenance"], bandwidth, rate, about["warnings"], about["quick"])
+        failed = [Failure(**failure) for failure in about.get("failed", ())]  # older files have none
+        run = Run(cases, failed, about["provenance"], bandwidth, rate, about["warnings"], about["quick"])
     except (KeyError, TypeError, ValueError, AttributeError):
         raise UsageError(
             f"{shown} is not a run of fastnets' benchmarks (pytest benchmarks --benchmark-json=…)"
         ) from None
-    if not cases:
+    if not cases and not failed:
         raise UsageError(f"{shown} has no case that was raced")
     return run
 
@@ -135,6 +160,11 @@ def case_of(info: dict[str, Any]) -> Case:
     """The case that a benchmark's ``extra_info`` describes."""
     spreads = {field: {name: Spread(**spread) for name, spread in info[field].items()} for field in ("times", "ratios")}
     return Case(**{field: info[field] for field in Case.__dataclass_fields__} | spreads)
+
+
+def title(key: Sequence[str]) -> str:
+    """A case's name in a line; the group is left out where a case has none."""
+    return ": ".join(filter(None, key))
 
 
 def geometric_mean(values: Sequence[float]) -> float:
