@@ -22,6 +22,7 @@ class Live:
 
     def __init__(self, origin: dict[str, Any], total: int, quick: bool) -> None:
         self.origin, self.total, self.quick, self.done, self.start = origin, total, quick, 0, time.monotonic()
+        self.ended = 0  # done, with what comes after
         self.cases: list[Case] = []
         self.failed: list[Failure] = []
         self.lines: dict[str, list[str]] = {}
@@ -36,11 +37,17 @@ class Live:
         """Seconds that each of the cases to come may take, so that the run ends in time."""
         return (LIMIT - (time.monotonic() - self.start)) / max(1, self.total - self.done)
 
+    def interrupted(self) -> str | None:
+        """After how many cases the run was, if it was."""
+        return f"after {self.ended} of {self.total} cases" if self.ended < self.total else None
+
     def warnings(self) -> list[str]:
         """What a reader must know before the figures: the machine was busy, or the figures scatter."""
         if self.quick:
             return ["with --quick results are checked, and times mean nothing"]
         origin, lines = self.origin, []
+        if interrupted := self.interrupted():
+            lines.append(f"the run was interrupted {interrupted}")
         if origin["load"] > origin["cores"] / 2:
             lines.append(f"other processes ran at the start: load {origin['load']} on {origin['cores']} cores")
         if origin["dirty"]:

@@ -138,13 +138,13 @@ def _record(benchmark, seconds):
 
 
 def pytest_benchmark_update_json(config, output_json):
-    quick = config.getoption("quick")
+    quick, here = config.getoption("quick"), config.stash[live]
     output_json["fastnets"] = {
-        "provenance": config.stash[live].origin,
+        "provenance": here.origin | {"interrupted": here.interrupted()},
         "quick": quick,
         "ceilings": _ceilings.measure(quick).as_dict(),
-        "warnings": config.stash[live].warnings(),
-        "failed": [asdict(failure) for failure in config.stash[live].failed],
+        "warnings": here.warnings(),
+        "failed": [asdict(failure) for failure in here.failed],
     }
 
 
@@ -165,6 +165,7 @@ def pytest_runtest_makereport(item, call):
     report = yield
     if report.failed:
         _record_failure(item, call.excinfo)
+    item.config.stash[live].ended += call.when == "teardown"
     if call.when == "call":
         terminal = item.config.pluginmanager.get_plugin("terminalreporter")
         figure = f"{item.stash[ratio]:6.2f}" if ratio in item.stash else f"{report.outcome:>6}"

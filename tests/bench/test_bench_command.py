@@ -162,6 +162,13 @@ def test_faster(changed, capsys):
     assert "   2.00x  depthwise_conv2d" in out and "0 slower, 1 faster, 7 alike" in out
 
 
+def test_an_interrupted_run_is_told(document, tmp_path, capsys):
+    document["fastnets"]["provenance"]["interrupted"] = "after 9 of 12 cases"
+    (tmp_path / "new.json").write_text(json.dumps(document))
+    assert main(["bench", "compare", str(RUN), str(tmp_path / "new.json")]) == 0
+    assert capsys.readouterr().out.startswith("the new run was interrupted after 9 of 12 cases\n")
+
+
 def test_the_peer_is_the_same_in_both(document, tmp_path, capsys):
     """Another peer becomes the fastest: our speed has not changed."""
     case = document["benchmarks"][0]["extra_info"]
@@ -199,6 +206,16 @@ def test_nothing_was_raced(document, tmp_path, capsys):
     (tmp_path / "empty.json").write_text(json.dumps(document))
     assert main(["bench", "compare", str(RUN), str(tmp_path / "empty.json")]) == 2
     assert "has no case that was raced" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("which", ("old", "new"))
+def test_a_quick_run_is_not_compared(document, tmp_path, capsys, which):
+    document["fastnets"]["quick"] = True
+    (tmp_path / "quick.json").write_text(json.dumps(document))
+    runs = {"old": str(RUN), "new": str(RUN)} | {which: str(tmp_path / "quick.json")}
+    assert main(["bench", "compare", *runs.values()]) == 2
+    message = f"fastnets bench: error: the {which} run was one with --quick, whose times mean nothing\n"
+    assert capsys.readouterr().err == message
 
 
 def test_nothing_in_common(document, tmp_path, capsys):

@@ -55,6 +55,7 @@ def test_failed_cases_are_written(tmp_path, chosen):
     before = Failure("op", "", "test_before_the_race", "KeyError: 'x'")
     late = Failure("op", "group", "case", "AssertionError: too slow")
     assert run.failed == ([wrong, before, late] if chosen == "test" else [wrong])
+    assert run.provenance["interrupted"] is None
     assert len(run.cases) == (2 if chosen == "test" else 0)  # the figures of the late one are there as well
 
 

@@ -46,8 +46,11 @@ def compare(old: Run, new: Run) -> list[Change]:
     """The cases that both runs have, the one that lost most first.
 
     Raises:
-        UsageError: they have none in common, and none failed in the new run.
+        UsageError: one was a quick run, or they have none in common and none failed in the new run.
     """
+    for which, run in (("old", old), ("new", new)):
+        if run.quick:
+            raise UsageError(f"the {which} run was one with --quick, whose times mean nothing")
     before, changes = {case.key: case for case in old.cases}, []
     for case in new.cases:
         was = before.get(case.key)
@@ -63,13 +66,16 @@ def compare(old: Run, new: Run) -> list[Change]:
 
 
 def remarks(old: Run, new: Run, changes: Sequence[Change]) -> Iterator[str]:
-    """Lines on what a comparison does not cover: other machines, and cases that are not in both runs."""
+    """Lines on what a comparison does not cover: other machines, interrupted runs, and cases that are not in both runs."""
     a, b = (
         {"processor": p["gpu"] or p["cpu"], "threads": p["threads"], "instructions": p["isa"]["fastnets"]}
         for p in (old.provenance, new.provenance)
     )
     if other := [f"{name} {a[name]} and {b[name]}" for name in a if a[name] != b[name]]:
         yield f"the runs are of different machines: {', '.join(other)}"
+    for which, run in (("old", old), ("new", new)):
+        if run.provenance.get("interrupted"):
+            yield f"the {which} run was interrupted {run.provenance['interrupted']}"
     before, now, failed = ({case.key for case in cases} for cases in (old.cases, new.cases, new.failed))
     for where, keys in (
         ("only in the old run", before - now - failed),
