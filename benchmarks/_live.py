@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from benchmarks._race import NOISY
-from fastnets.cli.bench.run_file import OURS, Case, Failure, geometric_mean, groups, missing
+from fastnets.cli.bench.run_file import OURS, Case, Failure, geometric_mean, groups, missing, title
 
 LIMIT = 35 * 60  # seconds that a full run may take on a busy machine; on a quiet one it takes less
 
@@ -54,6 +54,8 @@ class Live:
             lines.append(f"the files differ from commit {origin['commit'][:9]}")
         if noisy := sum(case.noisy for case in self.cases):
             lines.append(f"the ratio is uncertain by more than {NOISY:.0%} in {noisy} of {len(self.cases)} cases")
+        if beaten := sum(case.beats_floor for case in self.cases):
+            lines.append(f"{beaten} of {len(self.cases)} cases beat their floor: the ceiling is measured too low there")
         return lines
 
     def summary(self) -> list[str]:
@@ -79,12 +81,15 @@ class Live:
         if losses:
             lines += ["", f"slower than a peer in {len(losses)} of {len(self.cases)} cases:"]
             lines += [f"  {case.ratio:5.2f}  {_describe(case)}" for case in losses]
+        if beaten := [case for case in self.cases if case.beats_floor]:
+            lines += ["", "beats its floor: the ceiling is measured too low:"]
+            lines += [f"  {case.share:5.0%}  {title(case.key)}" for case in beaten]
         return [*lines, ""]
 
 
 def _describe(case: Case) -> str:
     ours, theirs = (1e6 * case.times[name].median for name in (OURS, case.peer))
-    return f"{': '.join(case.key)}: {ours:.1f} µs, {case.peer} {theirs:.1f} µs"
+    return f"{title(case.key)}: {ours:.1f} µs, {case.peer} {theirs:.1f} µs"
 
 
 def minutes(seconds: float) -> str:

@@ -12,7 +12,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fastnets.cli.bench.run_file import OURS, Case, Run, geometric_mean, groups
+from fastnets.cli.bench.run_file import OURS, Case, Run, geometric_mean, groups, rates
 
 # Stand-ins that the page replaces by its own colours, which follow the reader's light or dark screen.
 INK, GRID = "#010203", "#040506"
@@ -150,15 +150,16 @@ def _roofline(run: Run) -> Drawing:
             axes.annotate(
                 where, (span[0], span[0] * bandwidth), xytext=(12, 2), textcoords="offset points", fontsize=8, va="top"
             )
-        for dtype, rate in run.rate.items():
+        for rate, types in rates(run).items():
             axes.axhline(rate, color=INK, linewidth=1, alpha=0.6, zorder=1)
-            axes.text(span[1] / 1.15, rate * 1.06, f"{dtype} {rate / 1e9:.0f} GFLOP/s", ha="right", fontsize=8)
+            axes.text(span[1] / 1.15, rate * 1.06, f"{types} {rate / 1e9:.0f} GFLOP/s", ha="right", fontsize=8)
         _scatter(axes, run, lambda c: c.flops / c.bytes, lambda c: c.flops / c.times[OURS].median)
         axes.set(xscale="log", yscale="log", xlim=span, xlabel="operations for each byte that must move")
         axes.set_ylim(top=max(run.rate.values()) * 2)
         axes.set_ylabel("operations a second")
         figure.legend(fontsize=8, loc="outside lower center", ncols=5, handletextpad=0.1, columnspacing=0.8)
-    return Drawing(figure, "Each case under the ceilings that this run measured; on a line it can get no faster.")
+    caption = "Each case under the ceilings that this run measured; one that lies above them shows they are too low."
+    return Drawing(figure, caption)
 
 
 def _bandwidth(run: Run) -> Drawing:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from fastnets.cli.bench.run_file import OURS, Case, Run, geometric_mean, groups, missing, title
+from fastnets.cli.bench.run_file import OURS, Case, Run, geometric_mean, groups, missing, rates, title
 
 if TYPE_CHECKING:
     from fastnets.cli.bench.figures import Drawing
@@ -125,7 +125,7 @@ def _cases(cases: Iterable[Case]) -> str:
             duration(c.times[c.peer].median),
             f"{spread.p20:.2f}–{spread.p80:.2f}{' ⚠' * c.noisy}",
             duration(c.floor),
-            f"{c.share:.0%}",
+            f"{c.share:.0%}{', beats its floor: the ceiling is measured too low' * c.beats_floor}",
         )
         rows.append(_ratio(c.ratio) + "".join(map(_cell, texts)))
     return _table(heads, rows)
@@ -148,7 +148,7 @@ def _origin(run: Run) -> str:
     facts["governor"] = facts["governor"] or "not readable"
     facts |= {
         "copy": ", ".join(f"{b / 1e9:.0f} GB/s in {size >> 20} MiB" for size, b in sorted(run.bandwidth.items())),
-        "product of matrices": ", ".join(f"{rate / 1e9:.0f} GFLOP/s {dtype}" for dtype, rate in run.rate.items()),
+        "product of matrices": ", ".join(f"{rate / 1e9:.0f} GFLOP/s {types}" for rate, types in rates(run).items()),
     }
     return _table(("", ""), (_cell(name) + _cell("none" if v is None else v) for name, v in facts.items()))
 

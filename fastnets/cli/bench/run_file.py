@@ -13,6 +13,7 @@ from typing import Any
 from fastnets.cli._terminal import UsageError, one_line, printable
 
 OURS = "fastnets"
+BEATEN = 1.05  # share of the ceiling from which on it was measured too low
 
 
 @dataclass
@@ -80,6 +81,11 @@ class Case:
         """What the case is called in every run."""
         return self.op, self.group, self.case
 
+    @property
+    def beats_floor(self) -> bool:
+        """Whether it took so much less than the least time there is that the ceiling must be higher."""
+        return self.share > BEATEN
+
 
 @dataclass
 class Failure:
@@ -112,7 +118,7 @@ class Run:
         failed: those that failed.
         provenance: where the figures come from.
         bandwidth: bytes that a copy reads and writes -> bytes a second.
-        rate: type -> operations a second in a product of matrices.
+        rate: type -> operations a second in a product of matrices; as in float32 where none was faster.
         warnings: what to know before reading the figures.
         quick: whether nothing was measured in earnest.
     """
@@ -165,6 +171,14 @@ def case_of(info: dict[str, Any]) -> Case:
 def title(key: Sequence[str]) -> str:
     """A case's name in a line; the group is left out where a case has none."""
     return ": ".join(filter(None, key))
+
+
+def rates(run: Run) -> dict[float, str]:
+    """Operations a second -> the types that reach them, and which of those have no faster instructions of their own."""
+    found: dict[float, str] = {}
+    for dtype, rate in run.rate.items():
+        found[rate] = f"{found[rate]}, {dtype} (as float32: it has no faster instructions)" if rate in found else dtype
+    return found
 
 
 def geometric_mean(values: Sequence[float]) -> float:
