@@ -12,8 +12,8 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from benchmarks._candidate import Candidate, Missing, local
-from benchmarks._correct import check
+from benchmarks._candidate import Candidate, Local, Missing, local
+from benchmarks._correct import check, check_reads
 from fastnets.cli.bench.run_file import OURS, Spread
 
 LONG = 0.05  # seconds of a call for which it does not matter what the candidate before has left in the caches
@@ -72,7 +72,7 @@ def race(
 
     Raises:
         NoPeer: there is nobody to race with.
-        WrongResult: a candidate returns something else, before its race or after it.
+        WrongResult: a candidate returns something else, before its race or after it, or does not read its inputs.
     """
     missing = {name: c.reason for name, c in candidates.items() if isinstance(c, Missing)}
     running = {
@@ -90,6 +90,9 @@ def race(
             for name, candidate in running.items():
                 if len(times[name]) == len(times[OURS]):  # has raced to the end
                     check(name, candidate, exact)
+        for name, candidate in running.items():
+            if isinstance(candidate, Local):
+                check_reads(name, candidate, exact)
     ratios = {name: Spread.of(_ratios(times, name)) for name in times if name != OURS}
     spreads = {name: Spread.of(seconds) for name, seconds in times.items()}
     peer = _fastest_peer(running, times)

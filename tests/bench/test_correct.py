@@ -11,9 +11,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from benchmarks import _peers, test_nms, test_soft_nms
 from benchmarks._candidate import Local, Missing, WrongResult
 from benchmarks._correct import check
 from benchmarks._race import QUICK, NoPeer, Pace, race
+from benchmarks.test_precision_gate_conv2d import check_gates
+from fastnets.ops import precision_gate_conv2d
 
 make = torch.Generator().manual_seed(0)
 x, w = torch.randn(2, 16, 32, 32, generator=make), torch.randn(16, 1, 3, 3, generator=make)
@@ -124,6 +127,74 @@ def test_a_candidate_that_remembers_its_result():
         check("lazy", Local(lambda: kept), EXACT)
 
 
+class CopyOfAResult:
+    """Computes once; later calls copy what is kept, in one of the ways to keep it."""
+
+    def __init__(self):
+        self.kept = None
+
+    def __call__(self):
+        if self.kept is None:
+            self.kept = right()
+        return tuple(t.clone() for t in self.kept)
+
+
+def copy_of_a_closure():
+    kept = [t.contiguous(memory_format=torch.channels_last) for t in right()]
+    return lambda: tuple(t.clone() for t in kept)
+
+
+@pytest.mark.parametrize("kind", (CopyOfAResult, copy_of_a_closure), ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("place", ("fastnets", "peer"))
+@pytest.mark.parametrize("pace", (BRIEF, QUICK), ids=("brief", "quick"))
+def test_a_candidate_that_copies_what_it_remembers(kind, place, pace):
+    """New memory each time, and right: only other inputs show that nothing is computed."""
+    before = x.clone(), w.clone()
+    with pytest.raises(WrongResult, match=f"^{place} returns the same whatever its inputs are, and is not timed"):
+        race({"fastnets": right, "peer": right} | {place: kind()}, EXACT, pace)
+    assert torch.equal(before[0], x) and torch.equal(before[1], w)
+
+
+@pytest.mark.parametrize("gates", ("shut", "half", "open"))
+def test_a_kernel_that_ignores_its_gates(gates):
+    """Where all are open or all shut, one of the two ways to ignore them is right."""
+    shape = (32, 96, 7, 3)
+
+    def ignoring(always):
+        return lambda x, w, threshold, *rest, **kw: precision_gate_conv2d(
+            x, w, torch.full_like(threshold, always), *rest, **kw
+        )
+
+    check_gates(precision_gate_conv2d, shape, gates)
+    for always, right_for in ((float("inf"), "shut"), (float("-inf"), "open")):
+        if gates != right_for:
+            with pytest.raises(WrongResult, match="^fastnets is wrong by"):
+                check_gates(ignoring(always), shape, gates)
+
+
+def test_our_own_nms_is_what_is_blamed(monkeypatch):
+    """The reference is no op of ours: where our op is wrong, it is ours that is told, and not a peer."""
+    for module, name, test in (
+        (test_nms, "nms", lambda race: test_nms.test_nms(race, 1000, 60)),
+        (test_nms, "batched_nms", test_nms.test_batched_nms),
+        (test_soft_nms, "batched_soft_nms", test_soft_nms.test_batched_soft_nms),
+    ):
+        real = getattr(module, name)
+
+        def backwards(*args, real=real):
+            y = real(*args)
+            return y.flip(0) if isinstance(y, torch.Tensor) else tuple(t.flip(0) for t in y)
+
+        def checked(group, case, candidates, exact, **cost):
+            check("fastnets", Local(candidates["fastnets"]), exact)
+
+        monkeypatch.setattr(_peers, "onnx_op", lambda *args: {})
+        test(checked)
+        monkeypatch.setattr(module, name, backwards)
+        with pytest.raises(WrongResult, match="^fastnets "):
+            test(checked)
+
+
 def test_integers_are_spoilt_as_well():
     kept = (torch.arange(5),)
     check("new", Local(lambda: (torch.arange(5),)), (torch.arange(5.0, dtype=torch.float64),))
@@ -144,7 +215,7 @@ def test_nobody_to_race_with():
 def test_patience_ends_after_the_fewest_rounds():
     def slow():
         time.sleep(0.005)
-        return right()
+        return (F.conv2d(x, w, padding=1, groups=16),)
 
     pace = replace(BRIEF, fewest=3, least=50, most=50, patience=0.02)
     assert len(race({"peer": slow, "fastnets": slow}, EXACT, pace)["rounds"]) == 3
