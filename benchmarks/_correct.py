@@ -15,13 +15,14 @@ from benchmarks._candidate import Candidate, Local, WrongResult
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
 
 
-def check(name: str, candidate: Candidate, exact: Sequence[Tensor]) -> None:
+def check(name: str, candidate: Candidate, exact: Sequence[Tensor], tolerance: float | None = None) -> None:
     """Runs the candidate.
 
     Args:
         name: of the candidate.
         candidate: what runs.
         exact: what it should return, in float64.
+        tolerance: the largest error over the largest value; that of its precision if not said.
 
     Raises:
         WrongResult: it returns something else.
@@ -31,7 +32,7 @@ def check(name: str, candidate: Candidate, exact: Sequence[Tensor]) -> None:
         if [t.shape for t in got] != [t.shape for t in exact]:
             raise WrongResult(f"returns shapes {[*map(_size, got)]}, not {[*map(_size, exact)]}")
         error = max((_error(g, e) for g, e in zip(got, exact, strict=True) if e.numel()), default=0.0)
-        if not error <= TOLERANCE[candidate.precision]:  # true for NaN
+        if not error <= (tolerance or TOLERANCE[candidate.precision]):  # true for NaN
             raise WrongResult(f"is wrong by {error:.1e} of the largest value")
     except WrongResult as wrong:
         raise WrongResult(f"{name} {wrong}, and is not timed") from None

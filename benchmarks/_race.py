@@ -56,7 +56,10 @@ QUICK = Pace(block=0, slow=1, fewest=1, least=1, most=1, error=0, seconds=0, pat
 
 
 def race(
-    candidates: dict[str, Callable[[], tuple[Tensor, ...]] | Candidate | Missing], exact: Sequence[Tensor], pace: Pace
+    candidates: dict[str, Callable[[], tuple[Tensor, ...]] | Candidate | Missing],
+    exact: Sequence[Tensor],
+    pace: Pace,
+    tolerance: float | None = None,
 ) -> dict[str, object]:
     """Races candidates, one of them named ``"fastnets"``.
 
@@ -64,6 +67,7 @@ def race(
         candidates: functions that return tuples of tensors, or candidates of another kind.
         exact: what they should return, in float64.
         pace: how long.
+        tolerance: see `check`.
 
     Returns:
         What goes into the JSON: ``times`` (seconds a call) and ``ratios`` (a peer's time over ours in the same round)
@@ -84,12 +88,12 @@ def race(
         raise NoPeer("no peer is there: " + ", ".join(f"{name}: {reason}" for name, reason in missing.items()))
     with torch.no_grad():
         for name, candidate in running.items():
-            check(name, candidate, exact)
+            check(name, candidate, exact, tolerance)
         times = _take_turns(running, pace)
         if pace is not QUICK:
             for name, candidate in running.items():
                 if len(times[name]) == len(times[OURS]):  # has raced to the end
-                    check(name, candidate, exact)
+                    check(name, candidate, exact, tolerance)
         for name, candidate in running.items():
             if isinstance(candidate, Local):
                 check_reads(name, candidate, exact)

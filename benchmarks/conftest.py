@@ -93,10 +93,20 @@ def race(request, benchmark, quick):
         flops: operations that must be done.
         dtype: of the operations, a key of the ceilings' rates; bfloat16: of the numbers too.
         op: whose kernel it is; the file's name says it otherwise.
+        tolerance: the largest error over the largest value, where that of the precision is too strict.
     """
 
     def run(
-        group: str, name: str, candidates, exact, *, nbytes: int, flops: int, dtype: str = "float32", op: str = ""
+        group: str,
+        name: str,
+        candidates,
+        exact,
+        *,
+        nbytes: int,
+        flops: int,
+        dtype: str = "float32",
+        op: str = "",
+        tolerance=None,
     ) -> float:
         here = request.config.stash[live]
         pace = QUICK if quick else replace(FULL, patience=min(FULL.patience, here.patience()))
@@ -107,7 +117,7 @@ def race(request, benchmark, quick):
         candidates = {name: local(c, precision) if callable(c) else c for name, c in candidates.items()}
         torch.set_default_device(None)
         try:
-            case |= {"bytes": nbytes, "flops": flops, "dtype": dtype} | run_race(candidates, exact, pace)
+            case |= {"bytes": nbytes, "flops": flops, "dtype": dtype} | run_race(candidates, exact, pace, tolerance)
         except NoPeer as alone:
             pytest.skip(str(alone))
         finally:

@@ -10,8 +10,9 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
-from benchmarks import _peers, test_nms, test_soft_nms
+from benchmarks import _peers, test_nms, test_soft_nms, test_training
 from benchmarks._candidate import Local, Missing, WrongResult
 from benchmarks._correct import check
 from benchmarks._race import QUICK, NoPeer, Pace, race
@@ -65,6 +66,27 @@ def test_a_wrong_candidate_fails_the_case(place, fn):
     candidates = {"fastnets": right, "peer": right} | {place: fn}
     with pytest.raises(WrongResult, match=f"^{place} .* is not timed$"):
         race(candidates, EXACT, BRIEF)
+
+
+def test_tolerance_of_a_case():
+    def off_by(error):
+        (y,) = right()
+        y[0, 0, 0, 0] += error * y.abs().max()
+        return (y,)
+
+    def raced(error):
+        return race({"peer": right, "fastnets": lambda: (x, w) and off_by(error)}, EXACT, BRIEF, tolerance=4e-4)
+
+    assert raced(3e-4)["ratio"] > 0
+    with pytest.raises(WrongResult, match="^fastnets is wrong by 5.0e-04"):
+        raced(5e-4)
+
+
+def test_tolerance_of_training_is_that_of_its_sums():
+    """And too small for a batch norm that divides by n - 1, in all layers of MobileNetV2: 7e-4."""
+    norms = nn.Sequential(*(nn.BatchNorm2d(1) for _ in range(52)))
+    tolerance = test_training.tolerance(norms, torch.empty(16, 3, 224, 224))
+    assert tolerance == pytest.approx(2 * 2**-24 * (200704 * 52) ** 0.5) and 1.3e-4 < tolerance < 7e-4
 
 
 def test_right_candidates_are_timed():
