@@ -65,7 +65,10 @@ class Live:
             lines += self._figures()
         return [
             *lines,
-            *(f"missing peer: {peer}, in {n} cases: {why}" for (peer, why), n in missing(self.cases).items()),
+            *(
+                f"missing peer of {op}: {peer}, in {n} cases: {why}"
+                for (op, peer, why), n in missing(self.cases).items()
+            ),
         ]
 
     def _figures(self) -> list[str]:

@@ -118,6 +118,7 @@ def test_page_says_it_all(page):
         "30 GB/s",
     ):
         assert fact in text
+    assert ["depthwise_conv2d", "openvino", "openvino is not installed", "3"] in rows
     assert "2 groups &lt;&amp;&gt;" in text  # a name is not markup
 
 

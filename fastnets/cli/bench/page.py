@@ -137,8 +137,8 @@ def _figure(drawing: Drawing) -> str:
 
 
 def _missing(cases: Sequence[Case]) -> str:
-    rows = [_cell(peer) + _cell(why) + _cell(count) for (peer, why), count in missing(cases).items()]
-    return _table(("peer", "why", "cases"), rows) if rows else "<p>None.</p>"
+    rows = ["".join(map(_cell, (*absent, count))) for absent, count in missing(cases).items()]
+    return _table(("op", "peer", "why", "cases"), rows) if rows else "<p>None.</p>"
 
 
 def _origin(run: Run) -> str:

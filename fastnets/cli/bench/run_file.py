@@ -194,6 +194,6 @@ def groups(cases: Sequence[Case]) -> dict[tuple[str, str], list[Case]]:
     return found
 
 
-def missing(cases: Sequence[Case]) -> dict[tuple[str, str], int]:
-    """(peer, why it took no part) -> in how many cases."""
-    return Counter(peer for case in cases for peer in case.missing.items())
+def missing(cases: Sequence[Case]) -> dict[tuple[str, str, str], int]:
+    """(op, peer, why it took no part) -> in how many cases."""
+    return Counter((case.op, *peer) for case in cases for peer in case.missing.items())
