@@ -16,6 +16,7 @@ from fastnets.cli.bench.run_file import OURS, Case, Run, geometric_mean, groups,
 
 # Stand-ins that the page replaces by its own colours, which follow the reader's light or dark screen.
 INK, GRID = "#010203", "#040506"
+LIGHT_GRID = "#d4dae3"  # that of the page on a light screen, for pictures on white
 WIN, LOSS = "#2a9d5c", "#d1495b"
 COLOURS = ("#3b7dd8", "#e08e2b", "#8e5bd0", "#1fa2a6", "#b8578f", "#7f8c2a", "#a0643c", "#6f7c91")
 MARKERS = "o^sD"
@@ -63,9 +64,16 @@ class Drawing:
     def png(self) -> bytes:
         """The same on white."""
         file = io.BytesIO()
+        self._rule_in(LIGHT_GRID)
         with matplotlib.rc_context(STYLE):
             self.figure.savefig(file, format="png", dpi=160, facecolor="white")
+        self._rule_in(GRID)
         return file.getvalue()
+
+    def _rule_in(self, colour: str) -> None:
+        for axes in self.figure.axes:
+            axes.tick_params(which="both", grid_color=colour)
+            axes.spines[:].set_color(colour)
 
 
 def draw(run: Run) -> dict[str, Drawing]:
@@ -79,8 +87,8 @@ def draw(run: Run) -> dict[str, Drawing]:
     ops = dict.fromkeys(case.op for case in run.cases)
     for op in ops:
         drawings[f"op_{op}"] = _bars(op, [case for case in run.cases if case.op == op])
-    if "networks" in ops:
-        drawings |= _batches([case for case in run.cases if case.op == "networks"])
+    batches = [case for case in run.cases if case.op == "networks" and re.fullmatch("batch [1-9][0-9]*", case.case)]
+    drawings |= _batches(batches)
     return drawings
 
 
@@ -140,7 +148,7 @@ def _roofline(run: Run) -> Drawing:
     cases = [case for case in run.cases if case.flops and case.op != "itself"]
     sizes = sorted(run.bandwidth)
     with _axes(7.2, 4.8) as (figure, axes):
-        intensities = [case.flops / case.bytes for case in cases] or [1.0]
+        intensities = [case.flops / case.bytes for case in cases]
         span = [min(0.05, *intensities) / 2, max(500.0, *intensities) * 2]
         for size, style in ((max(sizes, key=run.bandwidth.__getitem__), ":"), (sizes[-1], "--")):
             bandwidth = run.bandwidth[size]
@@ -196,6 +204,8 @@ def _batches(cases: Sequence[Case]) -> dict[str, Drawing]:
         with _axes(7.2, 3.8) as (figure, axes):
             for name in names:
                 at = [(n, n / c.times[name].median) for n, c in zip(sizes, members, strict=True) if name in c.times]
+                if not at:
+                    continue
                 axes.plot(
                     *zip(*at, strict=True), "o-", label=name, color=colours[name], markersize=4,
                     linewidth=2.6 if name == OURS else 1.3, zorder=4 if name == OURS else 3,
