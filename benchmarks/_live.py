@@ -39,7 +39,7 @@ class Live:
 
     def interrupted(self) -> str | None:
         """After how many cases the run was, if it was."""
-        return f"after {self.ended} of {self.total} cases" if self.ended < self.total else None
+        return f"after {self.done} of {self.total} cases" if self.ended < self.total else None
 
     def warnings(self) -> list[str]:
         """What a reader must know before the figures: the machine was busy, or the figures scatter."""

@@ -37,9 +37,10 @@ def rows(run: Run) -> Iterator[Row]:
     p = run.provenance
     about = {
         "machine": p["gpu"] or p["cpu"],
-        **{name: p[name] for name in ("cores", "threads", "date", "commit", "dirty")},
+        **{name: p[name] for name in ("cores", "threads", "date", "commit", "dirty", "governor", "load")},
     }
-    about |= {"instructions": p["isa"]["fastnets"], "torch": p["versions"]["torch"]}
+    about |= {"instructions": p["isa"]["fastnets"], **p["versions"]}
+    about |= {f"warning {i}": warning for i, warning in enumerate(run.warnings, 1)}
     for name, value in about.items():
         yield _row((), "", name, "", str(value))
     for size, bandwidth in run.bandwidth.items():

@@ -33,7 +33,10 @@ def test_one_row_for_each_figure(tmp_path):
     assert figures["32x112x112 3x3/1", "fastnets", "time median"] in ((1e-4, "s"), (2e-4, "s"))
     assert figures["960x7x7 3x3/1", "channels_last", "ratio to the fastest"] == (0.75, "1")
     assert figures["960x7x7 3x3/1", "contiguous", "ratio p80"] == (1.53, "1")
-    assert {"commit", "date", "copy of 256 MiB"} <= {row["figure"] for row in rows if not row["op"]}
+    about = {row["figure"]: row["value"] for row in rows if not row["op"]}
+    assert {"commit", "date", "copy of 256 MiB", "governor"} <= set(about)
+    assert about["load"] == "0.1" and about["openvino"] == "not installed" and about["torch"] == "2.13.0"
+    assert about["warning 1"] == "the ratio is uncertain by more than 2% in 1 of 8 cases"
 
 
 def test_table_between_the_markers(tmp_path):
