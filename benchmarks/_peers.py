@@ -7,6 +7,7 @@ import importlib.util
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -14,9 +15,11 @@ from benchmarks import _onnx
 from benchmarks._candidate import Candidate, Missing
 from benchmarks._process import Remote
 from fastnets.cli._terminal import one_line
+from tests.models.peers import import_peer
 
 RUNTIMES = {"onnxruntime": "float32", "openvino": "float32", "openvino bfloat16": "bfloat16"}
 QUICK = Missing("not in --quick")
+BATCHES = Missing("not attempted with more than one image: each compilation takes seconds")
 quick = False  # set by --quick
 
 
@@ -94,3 +97,20 @@ def compiled(module: Callable[..., Any], *inputs: Any) -> Callable[[], tuple[Ten
     except Exception as error:  # noqa: BLE001  no compiler, or a bug in it, costs the peer and not the case
         return Missing(f"torch.compile fails: {one_line(error)}")
     return run
+
+
+def torchvision_op(name: str, *inputs: Any) -> Callable[[], tuple[Tensor, ...]] | Missing:
+    """An operator of torchvision's, which needs a torch that its binary was built for.
+
+    Args:
+        name: of ``torchvision.ops``.
+        inputs: what it is called with.
+    """
+    try:
+        op = getattr(import_peer("torchvision").ops, name)
+        op(*inputs)
+    except pytest.skip.Exception as skipped:
+        return Missing(str(skipped))
+    except RuntimeError as error:
+        return Missing(f"does not run beside this torch: {one_line(error).partition('. ')[0]}")
+    return lambda: (op(*inputs),)

@@ -26,20 +26,36 @@ def provenance() -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "cpu": info._cpu(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "cores": os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "isa": {"torch": torch.backends.cpu.get_cpu_capability(), "fastnets": ", ".join(info._capability())},
         "system": platform.platform(),
         "python": platform.python_version(),
-        "versions": {package: info._version(package) for package in PACKAGES},
+        "versions": {package: info._version(package) for package in PACKAGES} | _gpu_versions(),
         "governor": _read(GOVERNOR),
         "load": round(os.getloadavg()[0], 2),
     }
 
 
+def _gpu_versions() -> dict[str, str]:
+    if not torch.cuda.is_available():
+        return {}
+    return {"cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version()), "driver": driver()}
+
+
+def driver() -> str:
+    """The version of NVIDIA's driver."""
+    said = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    return said.split()[0] if said else "unknown"
+
+
 def _git(*arguments: str) -> str | None:
+    return _output("git", *arguments)
+
+
+def _output(*command: str) -> str | None:
     try:
-        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()

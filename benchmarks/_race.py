@@ -12,8 +12,8 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from benchmarks._candidate import Candidate, Missing, local
-from benchmarks._correct import check
+from benchmarks._candidate import Candidate, Local, Missing, local
+from benchmarks._correct import check, check_reads
 from fastnets.cli.bench.run_file import OURS, Spread
 
 LONG = 0.05  # seconds of a call for which it does not matter what the candidate before has left in the caches
@@ -56,7 +56,10 @@ QUICK = Pace(block=0, slow=1, fewest=1, least=1, most=1, error=0, seconds=0, pat
 
 
 def race(
-    candidates: dict[str, Callable[[], tuple[Tensor, ...]] | Candidate | Missing], exact: Sequence[Tensor], pace: Pace
+    candidates: dict[str, Callable[[], tuple[Tensor, ...]] | Candidate | Missing],
+    exact: Sequence[Tensor],
+    pace: Pace,
+    tolerance: float | None = None,
 ) -> dict[str, object]:
     """Races candidates, one of them named ``"fastnets"``.
 
@@ -64,6 +67,7 @@ def race(
         candidates: functions that return tuples of tensors, or candidates of another kind.
         exact: what they should return, in float64.
         pace: how long.
+        tolerance: see `check`.
 
     Returns:
         What goes into the JSON: ``times`` (seconds a call) and ``ratios`` (a peer's time over ours in the same round)
@@ -72,7 +76,7 @@ def race(
 
     Raises:
         NoPeer: there is nobody to race with.
-        WrongResult: a candidate returns something else, before its race or after it.
+        WrongResult: a candidate returns something else, before its race or after it, or does not read its inputs.
     """
     missing = {name: c.reason for name, c in candidates.items() if isinstance(c, Missing)}
     running = {
@@ -84,12 +88,15 @@ def race(
         raise NoPeer("no peer is there: " + ", ".join(f"{name}: {reason}" for name, reason in missing.items()))
     with torch.no_grad():
         for name, candidate in running.items():
-            check(name, candidate, exact)
+            check(name, candidate, exact, tolerance)
         times = _take_turns(running, pace)
         if pace is not QUICK:
             for name, candidate in running.items():
                 if len(times[name]) == len(times[OURS]):  # has raced to the end
-                    check(name, candidate, exact)
+                    check(name, candidate, exact, tolerance)
+        for name, candidate in running.items():
+            if isinstance(candidate, Local):
+                check_reads(name, candidate, exact)
     ratios = {name: Spread.of(_ratios(times, name)) for name in times if name != OURS}
     spreads = {name: Spread.of(seconds) for name, seconds in times.items()}
     peer = _fastest_peer(running, times)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -14,11 +14,13 @@ from benchmarks._live import Live
 from benchmarks._process import Process
 from benchmarks._race import FULL, QUICK, NoPeer
 from benchmarks._race import race as run_race
-from fastnets.cli.bench.run_file import case_of
+from fastnets.cli._terminal import one_line
+from fastnets.cli.bench.run_file import Failure, case_of
 
 QUICK_CASES = 6
 live = pytest.StashKey[Live]()
 ratio = pytest.StashKey[float]()
+key = pytest.StashKey[tuple[str, str, str]]()
 
 
 def pytest_addoption(parser):
@@ -91,20 +93,31 @@ def race(request, benchmark, quick):
         flops: operations that must be done.
         dtype: of the operations, a key of the ceilings' rates; bfloat16: of the numbers too.
         op: whose kernel it is; the file's name says it otherwise.
+        tolerance: the largest error over the largest value, where that of the precision is too strict.
     """
 
     def run(
-        group: str, name: str, candidates, exact, *, nbytes: int, flops: int, dtype: str = "float32", op: str = ""
+        group: str,
+        name: str,
+        candidates,
+        exact,
+        *,
+        nbytes: int,
+        flops: int,
+        dtype: str = "float32",
+        op: str = "",
+        tolerance=None,
     ) -> float:
         here = request.config.stash[live]
         pace = QUICK if quick else replace(FULL, patience=min(FULL.patience, here.patience()))
-        case = {"op": op or request.node.path.stem.removeprefix("test_"), "group": group, "case": name}
+        case = {"op": op or _op(request.node), "group": group, "case": name}
+        request.node.stash[key] = tuple(case.values())
         # Before the default device goes: it decides how a candidate is timed.
         precision = "bfloat16" if dtype == "bfloat16" else "float32"  # of results: int8 is only what is multiplied
         candidates = {name: local(c, precision) if callable(c) else c for name, c in candidates.items()}
         torch.set_default_device(None)
         try:
-            case |= {"bytes": nbytes, "flops": flops, "dtype": dtype} | run_race(candidates, exact, pace)
+            case |= {"bytes": nbytes, "flops": flops, "dtype": dtype} | run_race(candidates, exact, pace, tolerance)
         except NoPeer as alone:
             pytest.skip(str(alone))
         finally:
@@ -121,6 +134,10 @@ def race(request, benchmark, quick):
     return run
 
 
+def _op(item) -> str:
+    return item.path.stem.removeprefix("test_")
+
+
 def _record(benchmark, seconds):
     """Our own time in each round becomes pytest-benchmark's, in place of a measurement of its own."""
     benchmark._mode = "race"
@@ -131,12 +148,13 @@ def _record(benchmark, seconds):
 
 
 def pytest_benchmark_update_json(config, output_json):
-    quick = config.getoption("quick")
+    quick, here = config.getoption("quick"), config.stash[live]
     output_json["fastnets"] = {
-        "provenance": config.stash[live].origin,
+        "provenance": here.origin | {"interrupted": here.interrupted()},
         "quick": quick,
         "ceilings": _ceilings.measure(quick).as_dict(),
-        "warnings": config.stash[live].warnings(),
+        "warnings": here.warnings(),
+        "failed": [asdict(failure) for failure in here.failed],
     }
 
 
@@ -155,12 +173,26 @@ def pytest_report_teststatus(report):
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
     report = yield
+    if report.failed:
+        _record_failure(item, call.excinfo)
+    item.config.stash[live].ended += call.when == "teardown"
     if call.when == "call":
         terminal = item.config.pluginmanager.get_plugin("terminalreporter")
         figure = f"{item.stash[ratio]:6.2f}" if ratio in item.stash else f"{report.outcome:>6}"
         terminal.ensure_newline()
         terminal.write_line(item.config.stash[live].progress(f"{figure}  {item.name}"))
     return report
+
+
+def _record_failure(item, excinfo):
+    """Keeps a case that failed, before its race, in it or after it."""
+    op, group, case = item.stash.get(key, (_op(item), "", item.name))
+    failure = Failure(op, group, case, f"{excinfo.typename}: {one_line(excinfo.value)}")
+    item.config.stash[live].failed.append(failure)
+    benchmark = item.funcargs.get("benchmark")
+    if benchmark and not benchmark.stats:  # or no file is written where all have failed
+        benchmark.has_error = True
+        benchmark._make_stats(1)
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -70,12 +70,11 @@ def machine() -> dict[str, str]:
     """The fields of an entry that say what a run ran on."""
     import torch
 
-    from benchmarks._provenance import provenance
+    from benchmarks._provenance import driver, provenance
 
-    p, query = provenance(), ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    driver = subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()[0]
+    p = provenance()
     versions = {"torch": torch.__version__, "triton": p["versions"]["triton"], "cuda": str(torch.version.cuda)}
-    return {"gpu": p["gpu"], "driver": driver, **versions, "date": p["date"], "commit": p["commit"] or "unknown"}
+    return {"gpu": p["gpu"], "driver": driver(), **versions, "date": p["date"], "commit": p["commit"] or "unknown"}
 
 
 class Session:

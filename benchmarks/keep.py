@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks import _ledger
 from fastnets.cli._terminal import UsageError
-from fastnets.cli.bench.run_file import OURS, Case, Run, Spread, geometric_mean, read
+from fastnets.cli.bench.run_file import OURS, Case, Run, Spread, geometric_mean, read, title
 
 ROOT = Path(__file__).parents[1]
 RESULTS, README = ROOT / "benchmarks" / "results", ROOT / "README.md"
@@ -37,9 +37,10 @@ def rows(run: Run) -> Iterator[Row]:
     p = run.provenance
     about = {
         "machine": p["gpu"] or p["cpu"],
-        **{name: p[name] for name in ("cores", "threads", "date", "commit", "dirty")},
+        **{name: p[name] for name in ("cores", "threads", "date", "commit", "dirty", "governor", "load")},
     }
-    about |= {"instructions": p["isa"]["fastnets"], "torch": p["versions"]["torch"]}
+    about |= {"instructions": p["isa"]["fastnets"], **p["versions"]}
+    about |= {f"warning {i}": warning for i, warning in enumerate(run.warnings, 1)}
     for name, value in about.items():
         yield _row((), "", name, "", str(value))
     for size, bandwidth in run.bandwidth.items():
@@ -146,15 +147,22 @@ def keep(run: Run, results: Path) -> Path:
     """Writes a run's figures to ``results/<machine>.csv``, or, where it was of one op, ``results/<machine>-<op>.csv``.
 
     Raises:
-        UsageError: it was a quick run, whose figures mean nothing, or figures of ops that it lacks would be lost.
+        UsageError: it was a quick run, whose figures mean nothing; an interrupted one, or one of files that no commit
+            has; or figures of cases that it lacks would be lost.
     """
     if run.quick:
         raise UsageError("this was a run with --quick, whose times mean nothing")
+    if run.provenance.get("interrupted"):
+        raise UsageError(f"this run was interrupted {run.provenance['interrupted']}")
+    if run.provenance["dirty"]:
+        raise UsageError("the files of this run differ from its commit: commit them and run again")
     results.mkdir(exist_ok=True)
     ops = {case.op for case in run.cases} - {"itself"}
     path = results / f"{'-'.join([machine(run), *(ops if len(ops) == 1 else ())])}.csv"
-    if lost := {row["op"] for row in _read(path)} - ops - {"", "itself"}:
-        raise UsageError(f"{path.name} has figures of {', '.join(sorted(lost))}, which this run lacks: run these too")
+    kept = {(row["op"], row["group"], row["case"]) for row in _read(path) if row["op"] not in ("", "itself")}
+    if lost := sorted(kept - {case.key for case in run.cases}):
+        cases = f"{len(lost)} cases that this run lacks, the first is {title(lost[0])}"
+        raise UsageError(f"{path.name} has figures of {cases}: run these too, or remove the file")
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()

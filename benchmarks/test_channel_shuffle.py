@@ -24,6 +24,10 @@ def by_hand(x, groups):
     return x.view(n, groups, c // groups, h, w).transpose(1, 2).contiguous().view(n, c, h, w)
 
 
+def halves(a, b):
+    return F.channel_shuffle(torch.cat((a, b), 1), 2).chunk(2, 1)
+
+
 def onnx(x, groups):
     """The three nodes that torchvision's networks are exported to."""
     n, c, h, w = x.shape
@@ -47,6 +51,7 @@ def test_channel_shuffle(race, n, layout, c, h, groups):
         {
             "torch": lambda: (F.channel_shuffle(x, groups),),
             "by hand": lambda: (by_hand(x, groups),),
+            "compile": _peers.compiled(F.channel_shuffle, x, groups) if n == 1 else _peers.BATCHES,
             **onnx(x, groups),
             "fastnets": lambda: (channel_shuffle(x, groups),),
         },
@@ -65,11 +70,12 @@ def test_shuffle_split(race, n, layout, c, h, _):
         f"shuffle_split, batch {n}, {layout}",
         f"2 x {c // 2}x{h}x{h}",
         {
-            "torch": lambda: F.channel_shuffle(torch.cat((a, b), 1), 2).chunk(2, 1),
+            "torch": lambda: halves(a, b),
             "by hand": lambda: by_hand(torch.cat((a, b), 1), 2).chunk(2, 1),
+            "compile": _peers.compiled(halves, a, b) if n == 1 else _peers.BATCHES,
             "stack": lambda: torch.stack((a, b), 2).flatten(1, 2).chunk(2, 1),
             "fastnets": lambda: shuffle_split(a, b),
         },
-        F.channel_shuffle(torch.cat((a, b), 1).double(), 2).chunk(2, 1),
+        halves(a.double(), b.double()),
         **cost(n, c, h),
     )

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks import _shapes
+from benchmarks import _peers, _shapes
 from benchmarks._inputs import seeded
 from fastnets.ops import corner_pool, corner_pool_sum
 from fastnets.ops.corner_pool import CORNERS, DIRECTIONS
@@ -106,6 +106,7 @@ def test_forward(race, n, layout, direction):
         candidates[f"{peer.__name__} channels_last"] = lambda peer=peer: (peer(xl, direction),)
     ours = {"contiguous": x, "channels_last": xl}[layout]  # the tensor that peers read, as far as caches keep it
     candidates["fastnets"] = lambda: (corner_pool(ours, direction),)
+    candidates["compile"] = _peers.compiled(cummax, ours, direction) if n == 1 else _peers.BATCHES
     exact = (cummax(x, direction).double(),)  # a maximum is not rounded
     race(f"forward, batch {n}, {layout}", direction, candidates, exact, **cost(n, 2, 1))
 

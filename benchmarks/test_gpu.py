@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from benchmarks import _peers, _shapes
-from benchmarks._candidate import Missing
 from benchmarks._inputs import seeded
 from benchmarks.test_corner_pool import cummax
 from benchmarks.test_soft_nms import boxes_of_image, cost
@@ -281,15 +280,6 @@ def test_soft_nms(race, method):
 
 @pytest.mark.parametrize("problems, each", ((1, _shapes.ANCHORS), (640, 500)))
 def test_nms(race, problems, each):
-    try:
-        from torchvision.ops import batched_nms
-    except ImportError as error:
-        peer = Missing(f"torchvision cannot be imported: {error}")
-    else:
-
-        def peer():
-            return (batched_nms(boxes, scores, ids, 0.5),)
-
     boxes, scores, ids = categories(problems, each)
 
     def ours():
@@ -297,5 +287,6 @@ def test_nms(race, problems, each):
 
     exact = (ops.batched_nms(boxes.cpu(), scores.cpu(), ids.cpu(), 0.5).double().to(boxes.device),)
     of_all = {"nbytes": 24 * len(boxes), "flops": 20 * problems * each * each // 2}
+    peer = _peers.torchvision_op("batched_nms", boxes, scores, ids, 0.5)
     candidates = {"torchvision": peer, "fastnets": ours}
     race("nms", f"{problems} x {each} boxes", candidates, exact, **of_all, op="nms")

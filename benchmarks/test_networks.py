@@ -11,10 +11,10 @@ from torch import nn
 import fastnets
 from benchmarks import _onnx, _peers
 from benchmarks._candidate import Missing
+from benchmarks._cost import fewest_macs
 from benchmarks._inputs import seeded
 from fastnets.layers import Conv2d
 from fastnets.models import model_info
-from fastnets.models.count import count
 from tests.models.peers import build_peer, build_settled, settle
 
 NETWORKS = (
@@ -30,10 +30,10 @@ LAST = torch.channels_last
 def cost(model, x, size=4):
     """The photos and the weights are read, once: what lies between two layers could stay in the caches.
 
-    Operations are those of the sums; 3x3 convolutions can do with fewer, so a network may come below this floor.
+    Operations are the fewest (``_cost``).
     """
-    parameters, macs = count(model, x.shape[2])
-    return {"nbytes": size * (x.numel() + parameters), "flops": 2 * len(x) * macs}
+    numbers = x.numel() + sum(p.numel() for p in model.parameters())
+    return {"nbytes": size * numbers, "flops": 2 * fewest_macs(model, x)}
 
 
 def network(name):

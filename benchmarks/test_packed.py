@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from benchmarks import _onnx, _peers, _shapes
+from benchmarks._cost import fewest_macs
 from benchmarks._inputs import seeded
 from fastnets import accelerate
 
@@ -24,18 +25,9 @@ def settled(*layers):
 
 
 def cost(module, x):
-    """The input and the weights are read and the last result is written; each result takes its weights' multiply-adds.
-
-    A dense 3x3 of stride 1 can do with a quarter of those: 36 for 4x4 results, by Winograd's algorithm.
-    """
-    macs, y = 0, x
-    for layer in module:
-        y = layer(y)
-        if isinstance(layer, nn.Conv2d | nn.Linear):
-            shorter = getattr(layer, "kernel_size", 0) == (3, 3) and (layer.stride, layer.groups) == ((1, 1), 1)
-            macs += y.numel() * layer.weight[0].numel() / (4 if shorter else 1)
-    weights = sum(p.numel() for p in module.parameters())
-    return {"nbytes": 4 * (x.numel() + y.numel() + weights), "flops": 2 * macs}
+    """The input and the weights are read and the last result is written; operations are the fewest (``_cost``)."""
+    numbers = x.numel() + module(x).numel() + sum(p.numel() for p in module.parameters())
+    return {"nbytes": 4 * numbers, "flops": 2 * fewest_macs(module, x)}
 
 
 def race_module(race, group, name, module, x):

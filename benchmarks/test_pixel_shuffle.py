@@ -53,6 +53,7 @@ def test_pixel_shuffle(race, layout, shape):
             "torch": lambda: (F.pixel_shuffle(x, r),),
             "by hand": lambda: (by_hand(x, r),),
             "into channels_last": lambda: (into_channels_last(x, r),),
+            "compile": _peers.compiled(F.pixel_shuffle, x, r),
             **onnx(x, r),
             "fastnets": lambda: (pixel_shuffle(x, r),),
         },

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 
 import fastnets
 from benchmarks import _shapes
+from benchmarks._candidate import Local
+from benchmarks._correct import check
 from benchmarks._inputs import seeded
 from fastnets.ops import precision_gate_conv2d
 
@@ -29,11 +31,11 @@ def cost(n, c, o, h, k, gates):
     }
 
 
-def layer(n, c, o, h, k):
-    """An input of multiples of 16 / 255, so that the low part is 0: whether gates open, F.conv2d gives the same."""
+def layer(n, c, o, h, k, bits):
+    """An input of so many bits. With 4 the low part is 0: whether gates open, F.conv2d gives the same."""
     make = seeded()
-    q = torch.randn(n, c, h, h, generator=make).relu()
-    x = (q / q.max() * 15).round() * 16 / 255
+    q, most = torch.randn(n, c, h, h, generator=make).relu(), 2**bits - 1
+    x = (q / q.max() * most).round() * 2 ** (8 - bits) / 255
     w = torch.randn(o, c, k, k, generator=make)
     w = (w / w.abs().max() * 255).round() / 255
     return x.contiguous(memory_format=LAST), w, torch.randn(o, generator=make), torch.tensor(1.0)
@@ -52,11 +54,34 @@ def thresholds(o, gates):
     return torch.where(shut, math.inf, -math.inf)
 
 
+def float_emulation(x, w, threshold, b, padding, scale):
+    """What one writes to train with it; in float32 its sums are not exact."""
+
+    def quantised(t, s, step):
+        q = (t.abs() / s).clamp(0, 1).mul(255).round()
+        return torch.copysign(q.div(step).floor().mul(step), t) * (s / 255)
+
+    x_high = quantised(x, scale, 16)
+    w = quantised(w, w.abs().max(), 1)
+    y = F.conv2d(x_high, w, None, 1, padding)
+    low = F.conv2d(quantised(x, scale, 1) - x_high, w, None, 1, padding)
+    return y + (y > threshold.view(-1, 1, 1)) * low + b.view(-1, 1, 1)
+
+
+def check_gates(op, shape, gates):
+    """On an input with a low part, which the race against F.conv2d cannot have: who ignores the gates is wrong."""
+    x, w, b, scale = layer(1, *shape, bits=8)
+    padding, threshold = shape[3] // 2, thresholds(shape[1], gates)
+    exact = float_emulation(x.double(), w.double(), threshold, b.double(), padding, scale)
+    check("fastnets", Local(lambda: (op(x, w, threshold, b, 1, padding, scale=scale),)), (exact,))
+
+
 @pytest.mark.parametrize("gates", GATES)
 @pytest.mark.parametrize("shape", LAYERS, ids=lambda s: name(*s))
 @pytest.mark.parametrize("n", (1, 16))
 def test_forward(race, n, shape, gates):
-    x, w, b, scale = layer(n, *shape)
+    check_gates(precision_gate_conv2d, shape, gates)
+    x, w, b, scale = layer(n, *shape, bits=4)
     padding, xc, wl = shape[3] // 2, x.contiguous(), w.contiguous(memory_format=LAST)
     threshold = thresholds(shape[1], gates)
     race(
@@ -72,24 +97,10 @@ def test_forward(race, n, shape, gates):
     )
 
 
-def float_emulation(x, w, threshold, b, padding, scale):
-    """In float32, whose sums are not exact: what one writes to train with it."""
-
-    def quantised(t, s, step):
-        q = (t.abs() / s).clamp(0, 1).mul(255).round()
-        return torch.copysign(q.div(step).floor().mul(step), t) * (s / 255)
-
-    x_high = quantised(x, scale, 16)
-    w = quantised(w, w.abs().max(), 1)
-    y = F.conv2d(x_high, w, None, 1, padding)
-    low = F.conv2d(quantised(x, scale, 1) - x_high, w, None, 1, padding)
-    return y + (y > threshold.view(-1, 1, 1)) * low + b.view(-1, 1, 1)
-
-
 @pytest.mark.parametrize("shape", LAYERS, ids=lambda s: name(*s))
 def test_against_the_emulations(race, shape):
     """Half of the gates open. `reference` is the exact one, in float64."""
-    x, w, b, scale = layer(1, *shape)
+    x, w, b, scale = layer(1, *shape, bits=8)
     padding, threshold = shape[3] // 2, thresholds(shape[1], "half")
 
     def exact():
@@ -104,6 +115,6 @@ def test_against_the_emulations(race, shape):
             "float32": lambda: (float_emulation(x, w, threshold, b, padding, scale),),
             "fastnets": lambda: (precision_gate_conv2d(x, w, threshold, b, 1, padding, scale=scale),),
         },
-        (F.conv2d(x.double(), w.double(), b.double(), 1, padding),),
+        (float_emulation(x.double(), w.double(), threshold, b.double(), padding, scale),),
         **cost(1, *shape, "half"),
     )

@@ -59,6 +59,7 @@ def test_forward(race, n, layout, shape):
         candidates[f"{peer.__name__} channels_last"] = lambda peer=peer: peer(xl)
     ours = {"contiguous": x, "channels_last": xl}[layout]  # the tensor that peers read, as far as caches keep it
     candidates["fastnets"] = lambda: strip_pool(ours)
+    candidates["compile"] = _peers.compiled(means, ours) if n == 1 else _peers.BATCHES
     nodes = [("ReduceMean", "x three", "rows", {}), ("ReduceMean", "x two", "columns", {})]
     axes = {"three": torch.tensor([3]), "two": torch.tensor([2])}
     candidates |= _peers.onnx_op(nodes, {"x": x}, "rows columns", axes)

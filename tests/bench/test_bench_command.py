@@ -10,10 +10,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from matplotlib.category import StrCategoryConverter
+from matplotlib.image import imread
 
 from fastnets.cli import main
+from fastnets.cli.bench import figures
 from fastnets.cli.bench.page import duration
-from fastnets.cli.bench.run_file import Spread, groups, read
+from fastnets.cli.bench.run_file import Spread, _run_of, groups, read
 
 RUN = Path(__file__).with_name("run.json")  # made up, for these tests
 
@@ -118,6 +121,7 @@ def test_page_says_it_all(page):
         "30 GB/s",
     ):
         assert fact in text
+    assert ["depthwise_conv2d", "openvino", "openvino is not installed", "2"] in rows
     assert "2 groups &lt;&amp;&gt;" in text  # a name is not markup
 
 
@@ -162,6 +166,13 @@ def test_faster(changed, capsys):
     assert "   2.00x  depthwise_conv2d" in out and "0 slower, 1 faster, 7 alike" in out
 
 
+def test_an_interrupted_run_is_told(document, tmp_path, capsys):
+    document["fastnets"]["provenance"]["interrupted"] = "after 9 of 12 cases"
+    (tmp_path / "new.json").write_text(json.dumps(document))
+    assert main(["bench", "compare", str(RUN), str(tmp_path / "new.json")]) == 0
+    assert capsys.readouterr().out.startswith("the new run was interrupted after 9 of 12 cases\n")
+
+
 def test_the_peer_is_the_same_in_both(document, tmp_path, capsys):
     """Another peer becomes the fastest: our speed has not changed."""
     case = document["benchmarks"][0]["extra_info"]
@@ -183,6 +194,8 @@ def test_the_peer_is_the_same_in_both(document, tmp_path, capsys):
         ("[]", "is not a run"),
         ('{"benchmarks": []}', "is not a run"),
         ('{"benchmarks": [{"extra_info": {"ratio": 1}}], "fastnets": {"ceilings": {}}}', "is not a run"),
+        ('{"benchmarks": null, "fastnets": null}', "is not a run"),
+        ("[" * 100_000, "is not JSON: maximum recursion"),
     ],
 )
 @pytest.mark.parametrize("action", (["report", "-o", "page.html"], ["compare", str(RUN)]), ids=lambda a: a[0])
@@ -194,11 +207,97 @@ def test_bad_run_is_one_line(tmp_path, monkeypatch, capsys, action, content, mes
     assert re.fullmatch(rf"fastnets bench: error: .*{message}.*\n", capsys.readouterr().err)
 
 
+def altered(document, change):
+    """The document with one value replaced: a path of keys, and what it becomes; ... takes it away."""
+    *path, last, value = change
+    place = document
+    for key in path:
+        place = place[key]
+    if value is ...:
+        del place[last]
+    else:
+        place[last] = value
+    return document
+
+
+ABOUT, FIRST = ("fastnets",), ("benchmarks", 0, "extra_info")
+CHANGES = [
+    ((*ABOUT, "provenance", {}), "lacks 'commit'"),
+    ((*ABOUT, "provenance", "gpu", ...), "lacks 'gpu'"),
+    ((*ABOUT, "provenance", "versions", None), "NoneType"),
+    ((*ABOUT, "ceilings", "bandwidth", {}), "ceilings are missing"),
+    ((*ABOUT, "ceilings", "rate", {}), "ceilings are missing"),
+    ((*ABOUT, "ceilings", "rate", {"float32": "fast"}), "rate in float32 is 'fast', not a number above 0"),
+    ((*ABOUT, "warnings", None), "warnings has None in place of a text"),
+    ((*ABOUT, "warnings", [3]), "warnings has 3 in place of a text"),
+    ((*FIRST, "ratio", 0), "ratio is 0, not a number above 0"),
+    ((*FIRST, "ratio", "fast"), "ratio is 'fast'"),
+    ((*FIRST, "ratio", float("nan")), "ratio is nan"),
+    ((*FIRST, "bytes", 0), "bytes is 0"),
+    ((*FIRST, "group", 3), "case has 3 in place of a text"),
+    ((*FIRST, "share", ...), "lacks 'share'"),
+    ((*FIRST, "times", "fastnets", "median", 0.0), "median is 0.0"),
+    ((*FIRST, "times", "fastnets", ...), "has no times of fastnets and its peers"),
+    ((*FIRST, "ratios", "contiguous", "count", 0), "count is 0"),
+    ((*FIRST, "ratios", "contiguous", "median", -1), "median is -1"),
+    ((*FIRST, "peer", "gone"), "has no times of fastnets and its peers"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), CHANGES, ids=lambda v: v if isinstance(v, str) else "")
+@pytest.mark.parametrize("action", (["report", "-o", "page.html"], ["compare", str(RUN)]), ids=lambda a: a[0])
+def test_malformed_run_is_one_line(document, tmp_path, monkeypatch, capsys, action, change, message):
+    monkeypatch.chdir(tmp_path)
+    Path("bad.json").write_text(json.dumps(altered(document, change)))
+    assert main(["bench", *action, "bad.json"]) == 2
+    err = capsys.readouterr().err
+    assert re.fullmatch(rf"fastnets bench: error: bad\.json is not a run of .*: .*{re.escape(message)}.*\n", err)
+
+
+def test_networks_without_some_peers_are_drawn(document):
+    """A candidate that a network lacks has no place in its figure."""
+    for benchmark in [*document["benchmarks"]]:
+        if benchmark["extra_info"].get("op") == "networks":
+            other = copy.deepcopy(benchmark)
+            other["extra_info"]["group"] = "another"
+            for field in ("times", "ratios"):
+                other["extra_info"][field].pop("openvino bfloat16", None)
+            document["benchmarks"].append(other)
+            foreign = copy.deepcopy(benchmark)
+            foreign["extra_info"] |= {"group": "a third", "case": "one photo"}
+            document["benchmarks"].append(foreign)
+    drawings = figures.draw(_run_of(document))
+    assert {"batch_mobilenet_v2", "batch_another"} <= set(drawings) and "batch_a third" not in drawings
+    for name, lines in (("batch_mobilenet_v2", 4), ("batch_another", 3)):
+        (axes,) = drawings[name].figure.axes
+        assert len(axes.get_legend().get_texts()) == lines == len(axes.get_lines())
+        assert not isinstance(axes.xaxis.get_converter(), StrCategoryConverter)
+
+
+def test_pictures_have_light_lines(tmp_path):
+    drawing = figures.draw(read(str(RUN)))["bandwidth"]
+    (tmp_path / "a.png").write_bytes(drawing.png())
+    pixels = (imread(tmp_path / "a.png")[..., :3] * 255).round().astype(int)
+    light, dark = ((pixels == colour).all(-1).sum() for colour in ([0xD4, 0xDA, 0xE3], [4, 5, 6]))
+    assert light > 20 * dark  # the edges of black letters have all greys
+    assert "var(--grid)" in drawing.svg()  # after it as well
+
+
 def test_nothing_was_raced(document, tmp_path, capsys):
     document["benchmarks"] = []
     (tmp_path / "empty.json").write_text(json.dumps(document))
     assert main(["bench", "compare", str(RUN), str(tmp_path / "empty.json")]) == 2
     assert "has no case that was raced" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("which", ("old", "new"))
+def test_a_quick_run_is_not_compared(document, tmp_path, capsys, which):
+    document["fastnets"]["quick"] = True
+    (tmp_path / "quick.json").write_text(json.dumps(document))
+    runs = {"old": str(RUN), "new": str(RUN)} | {which: str(tmp_path / "quick.json")}
+    assert main(["bench", "compare", *runs.values()]) == 2
+    message = f"fastnets bench: error: the {which} run was one with --quick, whose times mean nothing\n"
+    assert capsys.readouterr().err == message
 
 
 def test_nothing_in_common(document, tmp_path, capsys):

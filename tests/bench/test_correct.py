@@ -10,10 +10,14 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
+from benchmarks import _peers, test_nms, test_soft_nms, test_training
 from benchmarks._candidate import Local, Missing, WrongResult
 from benchmarks._correct import check
 from benchmarks._race import QUICK, NoPeer, Pace, race
+from benchmarks.test_precision_gate_conv2d import check_gates
+from fastnets.ops import precision_gate_conv2d
 
 make = torch.Generator().manual_seed(0)
 x, w = torch.randn(2, 16, 32, 32, generator=make), torch.randn(16, 1, 3, 3, generator=make)
@@ -62,6 +66,27 @@ def test_a_wrong_candidate_fails_the_case(place, fn):
     candidates = {"fastnets": right, "peer": right} | {place: fn}
     with pytest.raises(WrongResult, match=f"^{place} .* is not timed$"):
         race(candidates, EXACT, BRIEF)
+
+
+def test_tolerance_of_a_case():
+    def off_by(error):
+        (y,) = right()
+        y[0, 0, 0, 0] += error * y.abs().max()
+        return (y,)
+
+    def raced(error):
+        return race({"peer": right, "fastnets": lambda: (x, w) and off_by(error)}, EXACT, BRIEF, tolerance=4e-4)
+
+    assert raced(3e-4)["ratio"] > 0
+    with pytest.raises(WrongResult, match="^fastnets is wrong by 5.0e-04"):
+        raced(5e-4)
+
+
+def test_tolerance_of_training_is_that_of_its_sums():
+    """And too small for a batch norm that divides by n - 1, in all layers of MobileNetV2: 7e-4."""
+    norms = nn.Sequential(*(nn.BatchNorm2d(1) for _ in range(52)))
+    tolerance = test_training.tolerance(norms, torch.empty(16, 3, 224, 224))
+    assert tolerance == pytest.approx(2 * 2**-24 * (200704 * 52) ** 0.5) and 1.3e-4 < tolerance < 7e-4
 
 
 def test_right_candidates_are_timed():
@@ -124,6 +149,74 @@ def test_a_candidate_that_remembers_its_result():
         check("lazy", Local(lambda: kept), EXACT)
 
 
+class CopyOfAResult:
+    """Computes once; later calls copy what is kept, in one of the ways to keep it."""
+
+    def __init__(self):
+        self.kept = None
+
+    def __call__(self):
+        if self.kept is None:
+            self.kept = right()
+        return tuple(t.clone() for t in self.kept)
+
+
+def copy_of_a_closure():
+    kept = [t.contiguous(memory_format=torch.channels_last) for t in right()]
+    return lambda: tuple(t.clone() for t in kept)
+
+
+@pytest.mark.parametrize("kind", (CopyOfAResult, copy_of_a_closure), ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("place", ("fastnets", "peer"))
+@pytest.mark.parametrize("pace", (BRIEF, QUICK), ids=("brief", "quick"))
+def test_a_candidate_that_copies_what_it_remembers(kind, place, pace):
+    """New memory each time, and right: only other inputs show that nothing is computed."""
+    before = x.clone(), w.clone()
+    with pytest.raises(WrongResult, match=f"^{place} returns the same whatever its inputs are, and is not timed"):
+        race({"fastnets": right, "peer": right} | {place: kind()}, EXACT, pace)
+    assert torch.equal(before[0], x) and torch.equal(before[1], w)
+
+
+@pytest.mark.parametrize("gates", ("shut", "half", "open"))
+def test_a_kernel_that_ignores_its_gates(gates):
+    """Where all are open or all shut, one of the two ways to ignore them is right."""
+    shape = (32, 96, 7, 3)
+
+    def ignoring(always):
+        return lambda x, w, threshold, *rest, **kw: precision_gate_conv2d(
+            x, w, torch.full_like(threshold, always), *rest, **kw
+        )
+
+    check_gates(precision_gate_conv2d, shape, gates)
+    for always, right_for in ((float("inf"), "shut"), (float("-inf"), "open")):
+        if gates != right_for:
+            with pytest.raises(WrongResult, match="^fastnets is wrong by"):
+                check_gates(ignoring(always), shape, gates)
+
+
+def test_our_own_nms_is_what_is_blamed(monkeypatch):
+    """The reference is no op of ours: where our op is wrong, it is ours that is told, and not a peer."""
+    for module, name, test in (
+        (test_nms, "nms", lambda race: test_nms.test_nms(race, 1000, 60)),
+        (test_nms, "batched_nms", test_nms.test_batched_nms),
+        (test_soft_nms, "batched_soft_nms", test_soft_nms.test_batched_soft_nms),
+    ):
+        real = getattr(module, name)
+
+        def backwards(*args, real=real):
+            y = real(*args)
+            return y.flip(0) if isinstance(y, torch.Tensor) else tuple(t.flip(0) for t in y)
+
+        def checked(group, case, candidates, exact, **cost):
+            check("fastnets", Local(candidates["fastnets"]), exact)
+
+        monkeypatch.setattr(_peers, "onnx_op", lambda *args: {})
+        test(checked)
+        monkeypatch.setattr(module, name, backwards)
+        with pytest.raises(WrongResult, match="^fastnets "):
+            test(checked)
+
+
 def test_integers_are_spoilt_as_well():
     kept = (torch.arange(5),)
     check("new", Local(lambda: (torch.arange(5),)), (torch.arange(5.0, dtype=torch.float64),))
@@ -144,7 +237,7 @@ def test_nobody_to_race_with():
 def test_patience_ends_after_the_fewest_rounds():
     def slow():
         time.sleep(0.005)
-        return right()
+        return (F.conv2d(x, w, padding=1, groups=16),)
 
     pace = replace(BRIEF, fewest=3, least=50, most=50, patience=0.02)
     assert len(race({"peer": slow, "fastnets": slow}, EXACT, pace)["rounds"]) == 3

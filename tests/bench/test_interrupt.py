@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -43,4 +44,6 @@ def test_interrupted_run_is_written(tmp_path):
     run = json.loads(file.read_text())
     assert 1 <= len(run["benchmarks"]) < 12
     assert run["benchmarks"][0]["extra_info"]["ratio"] > 0
-    assert run["fastnets"]["provenance"]["cores"] == os.cpu_count()
+    assert run["fastnets"]["provenance"]["cores"] == len(os.sched_getaffinity(0))
+    assert re.fullmatch(r"after [1-9]\d* of 12 cases", interrupted := run["fastnets"]["provenance"]["interrupted"])
+    assert f"the run was interrupted {interrupted}" in run["fastnets"]["warnings"]

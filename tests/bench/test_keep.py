@@ -33,7 +33,10 @@ def test_one_row_for_each_figure(tmp_path):
     assert figures["32x112x112 3x3/1", "fastnets", "time median"] in ((1e-4, "s"), (2e-4, "s"))
     assert figures["960x7x7 3x3/1", "channels_last", "ratio to the fastest"] == (0.75, "1")
     assert figures["960x7x7 3x3/1", "contiguous", "ratio p80"] == (1.53, "1")
-    assert {"commit", "date", "copy of 256 MiB"} <= {row["figure"] for row in rows if not row["op"]}
+    about = {row["figure"]: row["value"] for row in rows if not row["op"]}
+    assert {"commit", "date", "copy of 256 MiB", "governor"} <= set(about)
+    assert about["load"] == "0.1" and about["openvino"] == "not installed" and about["torch"] == "2.13.0"
+    assert about["warning 1"] == "the ratio is uncertain by more than 2% in 1 of 8 cases"
 
 
 def test_table_between_the_markers(tmp_path):
@@ -55,10 +58,19 @@ def test_markers_must_be_there(marked, tmp_path):
         keep.readme(marked, tmp_path, KNOWN)
 
 
-def test_a_quick_run_is_not_kept(tmp_path):
+@pytest.mark.parametrize(
+    ("quick", "origin", "message"),
+    [
+        (True, {}, "--quick"),
+        (False, {"interrupted": "after 3 of 9 cases"}, "was interrupted after 3 of 9 cases"),
+        (False, {"dirty": True}, "differ from its commit"),
+    ],
+)
+def test_a_run_that_means_little_is_not_kept(tmp_path, quick, origin, message):
     run = read(str(RUN))
-    run.quick = True
-    with pytest.raises(UsageError, match="--quick"):
+    run.quick = quick
+    run.provenance |= origin
+    with pytest.raises(UsageError, match=message):
         keep.keep(run, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -70,11 +82,22 @@ def test_figures_of_other_ops_are_not_lost(tmp_path):
     assert path.name == "made-up-cpu-a-test-4-cores-avx2.csv" and keep.keep(run, tmp_path) == path
     before = path.read_text()
     run.cases[-1] = dataclasses.replace(run.cases[0], op="tune")
-    with pytest.raises(UsageError, match="has figures of nms, which this run lacks"):
+    with pytest.raises(UsageError, match="has figures of 1 cases that this run lacks, the first is nms: forward"):
         keep.keep(run, tmp_path)
     assert path.read_text() == before
     run.cases = run.cases[-1:]
     assert keep.keep(run, tmp_path).name == "made-up-cpu-a-test-4-cores-avx2-tune.csv"
+
+
+def test_a_part_of_an_op_does_not_replace_it(tmp_path):
+    run = read(str(RUN))
+    run.cases = [case for case in run.cases if case.op == "depthwise_conv2d"]
+    path = keep.keep(run, tmp_path)
+    before = path.read_text()
+    run.cases = run.cases[1:]
+    with pytest.raises(UsageError, match=r"depthwise_conv2d\.csv has figures of 1 cases that this run lacks"):
+        keep.keep(run, tmp_path)
+    assert path.read_text() == before
 
 
 def test_runs_with_other_instructions_have_a_file_of_their_own(tmp_path):

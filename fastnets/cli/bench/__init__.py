@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fastnets.cli._terminal import UsageError, one_line
-from fastnets.cli.bench.compare import compare, print_changes
+from fastnets.cli.bench.compare import print_changes
 from fastnets.cli.bench.run_file import read
 
 
@@ -25,7 +25,7 @@ def add_parser(commands: Any) -> None:
     changes = actions.add_parser(
         "compare",
         help="what got faster or slower",
-        description="Compares two runs by each case's ratio to the same peer; exit code 1 where one got slower.",
+        description="Compares two runs by each case's ratio to the same peer; exit code 1 where one got slower or failed.",
     )
     changes.add_argument("old", metavar="OLD.json", help="the earlier run")
     changes.add_argument("new", metavar="NEW.json", help="the later one")
@@ -64,4 +64,4 @@ def _report(args: argparse.Namespace) -> int:
 
 
 def _compare(args: argparse.Namespace) -> int:
-    return print_changes(compare(read(args.old), read(args.new)), args.threshold / 100)
+    return print_changes(read(args.old), read(args.new), args.threshold / 100)

@@ -12,10 +12,11 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fastnets.cli.bench.run_file import OURS, Case, Run, geometric_mean, groups
+from fastnets.cli.bench.run_file import OURS, Case, Run, geometric_mean, groups, rates
 
 # Stand-ins that the page replaces by its own colours, which follow the reader's light or dark screen.
 INK, GRID = "#010203", "#040506"
+LIGHT_GRID = "#d4dae3"  # that of the page on a light screen, for pictures on white
 WIN, LOSS = "#2a9d5c", "#d1495b"
 COLOURS = ("#3b7dd8", "#e08e2b", "#8e5bd0", "#1fa2a6", "#b8578f", "#7f8c2a", "#a0643c", "#6f7c91")
 MARKERS = "o^sD"
@@ -63,19 +64,31 @@ class Drawing:
     def png(self) -> bytes:
         """The same on white."""
         file = io.BytesIO()
+        self._rule_in(LIGHT_GRID)
         with matplotlib.rc_context(STYLE):
             self.figure.savefig(file, format="png", dpi=160, facecolor="white")
+        self._rule_in(GRID)
         return file.getvalue()
+
+    def _rule_in(self, colour: str) -> None:
+        for axes in self.figure.axes:
+            axes.tick_params(which="both", grid_color=colour)
+            axes.spines[:].set_color(colour)
 
 
 def draw(run: Run) -> dict[str, Drawing]:
     """All figures of a run: name -> figure."""
-    drawings = {"roofline": _roofline(run), "bandwidth": _bandwidth(run)}
+    raced = [case for case in run.cases if case.op != "itself"]
+    drawings = {}
+    if any(case.flops for case in raced):
+        drawings["roofline"] = _roofline(run)
+    if raced:
+        drawings["bandwidth"] = _bandwidth(run)
     ops = dict.fromkeys(case.op for case in run.cases)
     for op in ops:
         drawings[f"op_{op}"] = _bars(op, [case for case in run.cases if case.op == op])
-    if "networks" in ops:
-        drawings |= _batches([case for case in run.cases if case.op == "networks"])
+    batches = [case for case in run.cases if case.op == "networks" and re.fullmatch("batch [1-9][0-9]*", case.case)]
+    drawings |= _batches(batches)
     return drawings
 
 
@@ -135,7 +148,7 @@ def _roofline(run: Run) -> Drawing:
     cases = [case for case in run.cases if case.flops and case.op != "itself"]
     sizes = sorted(run.bandwidth)
     with _axes(7.2, 4.8) as (figure, axes):
-        intensities = [case.flops / case.bytes for case in cases] or [1.0]
+        intensities = [case.flops / case.bytes for case in cases]
         span = [min(0.05, *intensities) / 2, max(500.0, *intensities) * 2]
         for size, style in ((max(sizes, key=run.bandwidth.__getitem__), ":"), (sizes[-1], "--")):
             bandwidth = run.bandwidth[size]
@@ -145,15 +158,16 @@ def _roofline(run: Run) -> Drawing:
             axes.annotate(
                 where, (span[0], span[0] * bandwidth), xytext=(12, 2), textcoords="offset points", fontsize=8, va="top"
             )
-        for dtype, rate in run.rate.items():
+        for rate, types in rates(run).items():
             axes.axhline(rate, color=INK, linewidth=1, alpha=0.6, zorder=1)
-            axes.text(span[1] / 1.15, rate * 1.06, f"{dtype} {rate / 1e9:.0f} GFLOP/s", ha="right", fontsize=8)
+            axes.text(span[1] / 1.15, rate * 1.06, f"{types} {rate / 1e9:.0f} GFLOP/s", ha="right", fontsize=8)
         _scatter(axes, run, lambda c: c.flops / c.bytes, lambda c: c.flops / c.times[OURS].median)
         axes.set(xscale="log", yscale="log", xlim=span, xlabel="operations for each byte that must move")
         axes.set_ylim(top=max(run.rate.values()) * 2)
         axes.set_ylabel("operations a second")
         figure.legend(fontsize=8, loc="outside lower center", ncols=5, handletextpad=0.1, columnspacing=0.8)
-    return Drawing(figure, "Each case under the ceilings that this run measured; on a line it can get no faster.")
+    caption = "Each case under the ceilings that this run measured; one that lies above them shows they are too low."
+    return Drawing(figure, caption)
 
 
 def _bandwidth(run: Run) -> Drawing:
@@ -170,7 +184,9 @@ def _bandwidth(run: Run) -> Drawing:
 def _scatter(axes: Axes, run: Run, x: Callable[[Case], float], y: Callable[[Case], float]) -> None:
     ops = [op for op in dict.fromkeys(case.op for case in run.cases) if op != "itself"]
     for i, op in enumerate(ops):
-        cases = [case for case in run.cases if case.op == op and x(case) and y(case)]
+        cases = [case for case in run.cases if case.op == op and y(case)]
+        if not cases:  # what only moves bytes has no place under the roof, nor in its legend
+            continue
         colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i // len(COLOURS) % len(MARKERS)]
         axes.scatter(
             [x(c) for c in cases], [y(c) for c in cases], s=16, alpha=0.75, color=colour, marker=marker, label=op,
@@ -188,6 +204,8 @@ def _batches(cases: Sequence[Case]) -> dict[str, Drawing]:
         with _axes(7.2, 3.8) as (figure, axes):
             for name in names:
                 at = [(n, n / c.times[name].median) for n, c in zip(sizes, members, strict=True) if name in c.times]
+                if not at:
+                    continue
                 axes.plot(
                     *zip(*at, strict=True), "o-", label=name, color=colours[name], markersize=4,
                     linewidth=2.6 if name == OURS else 1.3, zorder=4 if name == OURS else 3,

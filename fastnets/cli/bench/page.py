@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from fastnets.cli.bench.run_file import OURS, Case, Run, geometric_mean, groups, missing
+from fastnets.cli.bench.run_file import OURS, Case, Run, geometric_mean, groups, missing, rates, title
 
 if TYPE_CHECKING:
     from fastnets.cli.bench.figures import Drawing
@@ -24,6 +24,7 @@ def page(run: Run, drawings: Mapping[str, Drawing]) -> str:
     raced = [case for case in run.cases if case.op != "itself"]
     sections = [
         _head(run),
+        *([_section("failed", "Cases that failed", _failed(run))] if run.failed else []),
         *(
             _section(name, "A function against itself", _figure(drawings[name]))
             for name in drawings
@@ -65,6 +66,11 @@ def _head(run: Run) -> str:
         + "<p>A ratio is the time of the fastest peer of the same precision over ours, the median over rounds in which "
         "all take turns: above 1 fastnets is faster. Every result was compared with float64 first.</p>\n</header>"
     )
+
+
+def _failed(run: Run) -> str:
+    rows = (_cell(title(failure.key)) + _cell(failure.message) for failure in run.failed)
+    return _table(("case", "what was wrong"), rows)
 
 
 def _ratio(value: float) -> str:
@@ -119,7 +125,7 @@ def _cases(cases: Iterable[Case]) -> str:
             duration(c.times[c.peer].median),
             f"{spread.p20:.2f}–{spread.p80:.2f}{' ⚠' * c.noisy}",
             duration(c.floor),
-            f"{c.share:.0%}",
+            f"{c.share:.0%}{', beats its floor: the ceiling is measured too low' * c.beats_floor}",
         )
         rows.append(_ratio(c.ratio) + "".join(map(_cell, texts)))
     return _table(heads, rows)
@@ -131,8 +137,8 @@ def _figure(drawing: Drawing) -> str:
 
 
 def _missing(cases: Sequence[Case]) -> str:
-    rows = [_cell(peer) + _cell(why) + _cell(count) for (peer, why), count in missing(cases).items()]
-    return _table(("peer", "why", "cases"), rows) if rows else "<p>None.</p>"
+    rows = ["".join(map(_cell, (*absent, count))) for absent, count in missing(cases).items()]
+    return _table(("op", "peer", "why", "cases"), rows) if rows else "<p>None.</p>"
 
 
 def _origin(run: Run) -> str:
@@ -142,7 +148,7 @@ def _origin(run: Run) -> str:
     facts["governor"] = facts["governor"] or "not readable"
     facts |= {
         "copy": ", ".join(f"{b / 1e9:.0f} GB/s in {size >> 20} MiB" for size, b in sorted(run.bandwidth.items())),
-        "product of matrices": ", ".join(f"{rate / 1e9:.0f} GFLOP/s {dtype}" for dtype, rate in run.rate.items()),
+        "product of matrices": ", ".join(f"{rate / 1e9:.0f} GFLOP/s {types}" for rate, types in rates(run).items()),
     }
     return _table(("", ""), (_cell(name) + _cell("none" if v is None else v) for name, v in facts.items()))
 

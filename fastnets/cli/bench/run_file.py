@@ -6,13 +6,14 @@ import json
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from statistics import median, quantiles
 from typing import Any
 
 from fastnets.cli._terminal import UsageError, one_line, printable
 
 OURS = "fastnets"
+BEATEN = 1.05  # share of the ceiling from which on it was measured too low
 
 
 @dataclass
@@ -80,6 +81,33 @@ class Case:
         """What the case is called in every run."""
         return self.op, self.group, self.case
 
+    @property
+    def beats_floor(self) -> bool:
+        """Whether it took so much less than the least time there is that the ceiling must be higher."""
+        return self.share > BEATEN
+
+
+@dataclass
+class Failure:
+    """A case that failed: a candidate computed something else, or an exception came up.
+
+    Attributes:
+        op: as of a `Case`.
+        group: empty where the case failed before it had come to its race; ``case`` is then the name of its test.
+        case: as of a `Case`.
+        message: what was wrong, in a line.
+    """
+
+    op: str
+    group: str
+    case: str
+    message: str
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """What the case is called in every run."""
+        return self.op, self.group, self.case
+
 
 @dataclass
 class Run:
@@ -87,14 +115,16 @@ class Run:
 
     Attributes:
         cases: in the order in which they ran.
+        failed: those that failed.
         provenance: where the figures come from.
         bandwidth: bytes that a copy reads and writes -> bytes a second.
-        rate: type -> operations a second in a product of matrices.
+        rate: type -> operations a second in a product of matrices; as in float32 where none was faster.
         warnings: what to know before reading the figures.
         quick: whether nothing was measured in earnest.
     """
 
     cases: list[Case]
+    failed: list[Failure]
     provenance: dict[str, Any]
     bandwidth: dict[int, float]
     rate: dict[str, float]
@@ -114,27 +144,84 @@ def read(path: str) -> Run:
             document = json.load(file)
     except OSError as error:
         raise UsageError(f"cannot read {shown}: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{shown} is not JSON: {one_line(error)}") from None
     try:
-        about = document["fastnets"]
-        cases = [case_of(b["extra_info"]) for b in document["benchmarks"] if "ratio" in b["extra_info"]]
-        bandwidth = {int(size): float(value) for size, value in about["ceilings"]["bandwidth"].items()}
-        rate = about["ceilings"]["rate"]
-        run = Run(cases, about["provenance"], bandwidth, rate, about["warnings"], about["quick"])
-    except (KeyError, TypeError, ValueError, AttributeError):
+        run = _run_of(document)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        what = f"lacks {error}" if isinstance(error, KeyError) else one_line(error)
         raise UsageError(
-            f"{shown} is not a run of fastnets' benchmarks (pytest benchmarks --benchmark-json=…)"
+            f"{shown} is not a run of fastnets' benchmarks (pytest benchmarks --benchmark-json=…): {what}"
         ) from None
-    if not cases:
+    if not run.cases and not run.failed:
         raise UsageError(f"{shown} has no case that was raced")
     return run
 
 
+def _run_of(document: dict[str, Any]) -> Run:
+    about = document["fastnets"]
+    cases = [case_of(b["extra_info"]) for b in document["benchmarks"] if "ratio" in b["extra_info"]]
+    failed = [Failure(**failure) for failure in about.get("failed", ())]  # older files have none
+    bandwidth = {
+        int(size): _above_0(f"copy of {size}", value) for size, value in about["ceilings"]["bandwidth"].items()
+    }
+    rate = {dtype: _above_0(f"rate in {dtype}", value) for dtype, value in about["ceilings"]["rate"].items()}
+    if not bandwidth or min(bandwidth) < 1 or not rate:
+        raise ValueError("ceilings are missing")
+    p = about["provenance"]
+    for fact in ("commit", "dirty", "date", "cpu", "gpu", "cores", "threads", "governor", "load"):
+        p[fact]  # or it lacks this one
+    _texts("provenance", p["cpu"], p["date"], p["gpu"] or "", p["isa"]["fastnets"], p["versions"]["torch"])
+    _texts("warnings", *(about["warnings"] if isinstance(about["warnings"], list) else [about["warnings"]]))
+    _texts("failed", *(text for failure in failed for text in (*failure.key, failure.message)))
+    return Run(cases, failed, p, bandwidth, rate, about["warnings"], about["quick"])
+
+
 def case_of(info: dict[str, Any]) -> Case:
-    """The case that a benchmark's ``extra_info`` describes."""
+    """The case that a benchmark's ``extra_info`` describes.
+
+    Raises:
+        KeyError: it lacks a field.
+        TypeError, ValueError: a field is not what it should be.
+    """
     spreads = {field: {name: Spread(**spread) for name, spread in info[field].items()} for field in ("times", "ratios")}
-    return Case(**{field: info[field] for field in Case.__dataclass_fields__} | spreads)
+    case = Case(**{field: info[field] for field in Case.__dataclass_fields__} | spreads)
+    _texts("case", *case.key, case.dtype, case.peer, *case.missing.values())
+    for name in ("bytes", "ratio", "share", "floor"):
+        _above_0(name, getattr(case, name))
+    for spread in (*case.times.values(), *case.ratios.values()):
+        for name, figure in asdict(spread).items():
+            _above_0(name, figure)
+    if case.flops:
+        _above_0("flops", case.flops)
+    if case.peer not in case.ratios or not {OURS, *case.ratios} <= set(case.times):
+        raise ValueError(f"the case {title(case.key)} has no times of {OURS} and its peers")
+    return case
+
+
+def _above_0(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ValueError(f"{name} is {value!r}, not a number above 0")
+    return float(value)
+
+
+def _texts(name: str, *values: Any) -> None:
+    for value in values:
+        if not isinstance(value, str):
+            raise TypeError(f"{name} has {value!r} in place of a text")
+
+
+def title(key: Sequence[str]) -> str:
+    """A case's name in a line; the group is left out where a case has none."""
+    return ": ".join(filter(None, key))
+
+
+def rates(run: Run) -> dict[float, str]:
+    """Operations a second -> the types that reach them, and which of those have no faster instructions of their own."""
+    found: dict[float, str] = {}
+    for dtype, rate in run.rate.items():
+        found[rate] = f"{found[rate]}, {dtype} (as float32: it has no faster instructions)" if rate in found else dtype
+    return found
 
 
 def geometric_mean(values: Sequence[float]) -> float:
@@ -150,6 +237,6 @@ def groups(cases: Sequence[Case]) -> dict[tuple[str, str], list[Case]]:
     return found
 
 
-def missing(cases: Sequence[Case]) -> dict[tuple[str, str], int]:
-    """(peer, why it took no part) -> in how many cases."""
-    return Counter(peer for case in cases for peer in case.missing.items())
+def missing(cases: Sequence[Case]) -> dict[tuple[str, str, str], int]:
+    """(op, peer, why it took no part) -> in how many cases."""
+    return Counter((case.op, *peer) for case in cases for peer in case.missing.items())
