@@ -30,7 +30,8 @@ Layout layout_of(const Convolution& g, bool channels_last, const Operand& x, con
   if (channels_last && x.stride.c == 1 && y.stride.c == 1) return Layout::kChannelsLast;
   const int64_t k = g.kh;
   const bool same = g.kw == k && g.ph == k / 2 && g.pw == k / 2 && g.dh == 1 && g.dw == 1 && g.sh == 1 && g.sw == 1;
-  const bool flat = same && (k == 3 || k == 5) && g.m == 1 && is_dense(x, g.w) && is_dense(y, g.w);
+  const bool fills = g.h * g.w >= 64;  // the vectors of a plane: of 7x7 a fourth one has a single lane
+  const bool flat = same && fills && (k == 3 || k == 5) && g.m == 1 && is_dense(x, g.w) && is_dense(y, g.w);
   return flat ? Layout::kFlat : Layout::kPlanar;
 }
 
@@ -50,11 +51,17 @@ void cut_rows(Problem& p, int64_t bytes) {
   p.strips = std::clamp<int64_t>(strips, 1, g.oh);
 }
 
+constexpr int64_t kThirdLevel = 16 << 20;
+
+// Bytes of x and y.
+int64_t moved(const Problem& p, int64_t bytes) {
+  const Convolution& g = p.g;
+  return bytes * g.n * (g.c * g.h * g.w + g.o * g.oh * g.ow);
+}
+
 // Says how large the arrays are to the kernels that fetch ahead and store past the caches.
 void look_at_caches(Problem& p, int64_t bytes, const Tensor& written) {
-  const Convolution& g = p.g;
-  constexpr int64_t kThirdLevel = 16 << 20;
-  p.prefetches = bytes * g.n * (g.c * g.h * g.w + g.o * g.oh * g.ow) > kThirdLevel;
+  p.prefetches = moved(p, bytes) > kThirdLevel / 2;  // others' arrays may lie there
   p.streams = bytes * written.numel() > kThirdLevel;
 }
 
@@ -66,7 +73,7 @@ int64_t wanted_tasks() { return 2 * torch::stable::get_num_threads(); }
 int64_t forward_pieces(const Problem& p, int64_t bytes) {
   constexpr int64_t kFirstLevel = 24 << 10, kLines = 5 * 64;
   const int64_t pieces = ceil_div(wanted_tasks(), p.units()), pixel = bytes * p.g.c;
-  if (p.layout != Layout::kChannelsLast || p.prefetches) return pieces;
+  if (p.layout != Layout::kChannelsLast || moved(p, bytes) > kThirdLevel) return pieces;
   return std::max(pieces, std::min(pixel / kLines, ceil_div(pixel * p.g.kh * p.g.w, kFirstLevel)));
 }
 

@@ -53,6 +53,8 @@ CASES = [
     case("rest", (1, 24, 5, 13), bias=False),
     case("few channels", (3, 3, 6, 9)),
     case("stride 2", (2, 18, 9, 14), stride=(2, 2)),
+    case("stride 2, tiles of four", (1, 18, 9, 16), stride=(2, 2)),
+    case("channels in pieces", (1, 168, 4, 14)),
     case("5x5", (1, 16, 8, 14), kernel=(5, 5), padding=(2, 2)),
     case("5x5 stride 2", (1, 16, 11, 16), kernel=(5, 5), stride=(2, 2), padding=(2, 2)),
     case("7x7", (1, 16, 8, 8), kernel=(7, 7), padding=(3, 3)),
