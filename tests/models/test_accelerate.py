@@ -49,9 +49,14 @@ def check(model: nn.Module, *inputs: torch.Tensor) -> nn.Module:
 
 
 def kinds(fast: nn.Module) -> list[type]:
-    """The types of its layers, but those that ``accelerate`` adds for itself."""
-    leaves = [type(module) for module in fast.modules() if not list(module.children()) and module is not fast]
-    return [kind for kind in leaves if not kind.__module__.startswith(accelerate.__module__)]
+    """The types of the layers that run in a call, but those that ``accelerate`` adds for itself."""
+    layers = [kind for child in fast.children() for kind in _running(child)]
+    return [kind for kind in layers if not kind.__module__.startswith(accelerate.__module__)]
+
+
+def _running(module: nn.Module) -> list[type]:
+    module = vars(module).get("_network", module)  # of a part that looks as it did
+    return [kind for child in module.children() for kind in _running(child)] or [type(module)]
 
 
 # ---- whole networks --------------------------------------------------------------------------
