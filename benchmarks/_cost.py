@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import torch
 from torch import Tensor, nn
+
+from fastnets.models.count import listen
 
 WINOGRAD = 4  # a dense 3x3 of stride 1 takes 36 multiplications for 4x4 results in place of 144
 
@@ -21,17 +24,14 @@ def fewest_macs(module: nn.Module, x: Tensor) -> float:
         module: is not changed.
         x: its input.
     """
-    calls: list[tuple[nn.Module, Tensor]] = []
     module = copy.deepcopy(module).to("meta").eval()
-    for layer in module.modules():
-        if not [*layer.children()] and not isinstance(layer, nn.Identity):
-            layer.register_forward_hook(lambda layer, _, y: calls.append((layer, y)))
+    layers, macs = listen(module), 0.0
     module(x.to("meta"))
-    macs = 0.0
-    for (layer, y), (after, pooled) in zip(calls, [*calls[1:], calls[-1]], strict=True):
-        if isinstance(layer, nn.Conv2d | nn.Linear):
-            small = pooled if isinstance(after, nn.AvgPool2d) and y.shape[1] == pooled.shape[1] else y
-            macs += min(small.numel(), y.numel()) * layer.weight[0].numel() / (WINOGRAD if _dense_3x3(layer) else 1)
+    for layer, after in zip(layers, [*layers[1:], layers[-1]], strict=True):
+        (channels, *size), (pooled_channels, *pooled) = layer.shapes[0], after.shapes[0]
+        is_pooled = isinstance(module.get_submodule(after.name), nn.AvgPool2d) and channels == pooled_channels
+        share = min(1, math.prod(pooled) / math.prod(size)) if is_pooled else 1
+        macs += layer.macs * share / (WINOGRAD if _dense_3x3(module.get_submodule(layer.name)) else 1)
     return macs
 
 

@@ -59,7 +59,7 @@ def _layer(module: nn.Module | None, with_residual: bool, dtype: torch.dtype | N
     if type(module) in _RUNS and isinstance(module, Conv2d):
         return _convolution(module, with_residual, dtype)
     if module is not None and has_hooks(module):
-        return "PyTorch", "has hooks"
+        return "PyTorch", "has hooks, or a forward of its own"
     return _RUNS.get(type(module), "fastnets" if type(module).__module__.startswith("fastnets.") else "PyTorch"), ""
 
 

@@ -66,7 +66,7 @@ def measure(model: nn.Module, input_size: int) -> Size:
         Layer(name='features.0.0', kind='Conv2d', shapes=((32, 112, 112),), parameters=864, macs=10838016)
     """
     model = copy.deepcopy(model).to("meta").eval().requires_grad_()
-    layers = _listen(model)
+    layers = listen(model)
     own = {_storage(tensor) for tensor in (*model.parameters(), *model.buffers())}
     kept: dict[int, int] = {}
 
@@ -103,8 +103,15 @@ def count(model: nn.Module, input_size: int) -> tuple[int, int]:
     return size.parameters, size.macs
 
 
-def _listen(model: nn.Module) -> list[Layer]:
-    """Makes the modules without modules in them tell of their calls; returns the list that they will fill."""
+def listen(model: nn.Module) -> list[Layer]:
+    """Makes the modules without modules in them tell of their calls.
+
+    Args:
+        model: gets hooks.
+
+    Returns:
+        The list that calls will fill; multiply-accumulates are those of all photos of a call.
+    """
     layers: list[Layer] = []
     names = {module: name for name, module in model.named_modules()}
 

@@ -39,13 +39,30 @@ class Spread:
 
 
 @dataclass
-class Case:
-    """One case of a run.
+class Named:
+    """What a case is called in every run.
 
     Attributes:
         op: the word after ``test_`` in the name of its file.
         group: the cases over which a mean makes sense.
         case: its name in the group.
+    """
+
+    op: str
+    group: str
+    case: str
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """All three."""
+        return self.op, self.group, self.case
+
+
+@dataclass
+class Case(Named):
+    """One case of a run.
+
+    Attributes:
         bytes: that must be moved.
         flops: operations that must be done.
         dtype: of the operations.
@@ -60,9 +77,6 @@ class Case:
         noisy: whether that is uncertain.
     """
 
-    op: str
-    group: str
-    case: str
     bytes: int
     flops: int
     dtype: str
@@ -77,36 +91,22 @@ class Case:
     noisy: bool
 
     @property
-    def key(self) -> tuple[str, str, str]:
-        """What the case is called in every run."""
-        return self.op, self.group, self.case
-
-    @property
     def beats_floor(self) -> bool:
         """Whether it took so much less than the least time there is that the ceiling must be higher."""
         return self.share > BEATEN
 
 
 @dataclass
-class Failure:
+class Failure(Named):
     """A case that failed: a candidate computed something else, or an exception came up.
 
+    One that failed before it had come to its race has no group, and the name of its test.
+
     Attributes:
-        op: as of a `Case`.
-        group: empty where the case failed before it had come to its race; ``case`` is then the name of its test.
-        case: as of a `Case`.
         message: what was wrong, in a line.
     """
 
-    op: str
-    group: str
-    case: str
     message: str
-
-    @property
-    def key(self) -> tuple[str, str, str]:
-        """What the case is called in every run."""
-        return self.op, self.group, self.case
 
 
 @dataclass
