@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fastnets.layers import Branches, Conv2d, ConvNormActivation
 from fastnets.layers.blocks import init_weights
 from fastnets.layers.branches import Convolution, numbered
-from fastnets.models._registry import register_model
+from fastnets.models._registry import TIMM, register_model
 from fastnets.models.inception_v4 import HALF, SAME, reduction_a
 
 
@@ -111,6 +111,8 @@ class InceptionResNet(nn.Module):
         torch.Size([1, 10])
     """
 
+    background = ("classif",)  # published with a class before ImageNet's 1000
+
     def __init__(self, version: int, num_classes: int = 1000) -> None:
         super().__init__()
         features, channels, dropout = (_features_v1(), 1792, 0.2) if version == 1 else (_features_v2(), 1536, 0.0)
@@ -143,7 +145,7 @@ def inception_resnet_v1(num_classes: int = 1000) -> InceptionResNet:
     return InceptionResNet(1, num_classes)
 
 
-@register_model(names_follow="timm", **FACTS)
+@register_model(names_follow="timm", weights_url=TIMM + "v0.1-weights/inception_resnet_v2-940b1cd6.pth", **FACTS)
 def inception_resnet_v2(num_classes: int = 1000) -> InceptionResNet:
     """Inception-ResNet v2 with timm's ``inception_resnet_v2`` state_dict."""
     return InceptionResNet(2, num_classes)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fastnets.layers import Branches, ConvNormActivation, Mixed
 from fastnets.layers.blocks import init_weights
 from fastnets.layers.branches import numbered
-from fastnets.models._registry import register_model
+from fastnets.models._registry import TIMM, register_model
 
 SAME = nn.AvgPool2d(3, 1, 1, count_include_pad=False)
 HALF = nn.MaxPool2d(3, 2)
@@ -102,6 +102,8 @@ class InceptionV4(nn.Module):
         torch.Size([1, 10])
     """
 
+    background = ("last_linear",)  # published with a class before ImageNet's 1000
+
     def __init__(self, num_classes: int = 1000) -> None:
         super().__init__()
         self.features = nn.Sequential(
@@ -126,6 +128,7 @@ class InceptionV4(nn.Module):
     mean=(0.5, 0.5, 0.5),
     std=(0.5, 0.5, 0.5),
     min_size=75,
+    weights_url=TIMM + "v0.1-cadene/inceptionv4-8e4777a0.pth",
 )
 def inception_v4(num_classes: int = 1000) -> InceptionV4:
     """Inception v4 with timm's ``inception_v4`` state_dict."""

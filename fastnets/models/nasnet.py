@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fastnets.layers import Conv2d, ConvNormActivation, DropPath
 from fastnets.layers.blocks import init_weights
-from fastnets.models._registry import register_model
+from fastnets.models._registry import TIMM, register_model
 
 # Figure 4 of the paper: pairs of operations, whose results are added, and the states that they work on. State 0 is
 # the output of the cell before, 1 of the one before that, 2 and on are the sums. A digit is the kernel size of a
@@ -208,6 +208,8 @@ class NASNet(nn.Module):
         torch.Size([1, 10])
     """
 
+    background = ("last_linear",)  # published with a class before ImageNet's 1000
+
     def __init__(
         self,
         cells: int,
@@ -272,6 +274,7 @@ def nasnetamobile(num_classes: int = 1000, drop_path: float = 0.0) -> NASNet:
     names_follow="timm",
     input_size=331,
     crop=0.911,
+    weights_url=TIMM + "v0.1-weights/nasnetalarge-dc4a7b8b.pth",
     **FACTS,
 )
 def nasnetalarge(num_classes: int = 1000, drop_path: float = 0.0) -> NASNet:

@@ -104,6 +104,25 @@ def test_files_without_auxiliary_classifiers_make_networks_without(tmp_path, nam
     assert heads_of(create_model(name, tmp_path / "compiled.pth", num_classes=2)) == names
 
 
+@pytest.mark.parametrize("name", ["inception_v4", "inception_resnet_v2", "nasnetamobile", "nasnetalarge"])
+def test_a_class_before_imagenets_is_left_out(tmp_path, name):
+    """timm and Cadene publish these with 1001 classes, of which the first means none of ImageNet's."""
+    published, file = create_model(name, num_classes=1001), tmp_path / "published.pth"
+    torch.save(published.state_dict(), file)
+    (layer,) = published.background
+    theirs, ours = (m.get_submodule(layer) for m in (published, create_model(name, weights=file)))
+    assert torch.equal(ours.weight, theirs.weight[1:]) and torch.equal(ours.bias, theirs.bias[1:])
+    assert torch.equal(create_model(name, weights=file, num_classes=1001).get_submodule(layer).weight, theirs.weight)
+    with pytest.raises(WeightsError, match=r"2 of another shape"):
+        create_model(name, weights=file, num_classes=1002)
+
+
+def test_one_class_more_is_refused_elsewhere(tmp_path):
+    torch.save(create_model("squeezenet1_1", num_classes=1001).state_dict(), tmp_path / "more.pth")
+    with pytest.raises(WeightsError, match="of another shape"):
+        create_model("squeezenet1_1", weights=tmp_path / "more.pth")
+
+
 def test_safetensors_load(tmp_path):
     save_file = pytest.importorskip("safetensors.torch").save_file
     source, target = network(), network()
