@@ -9,6 +9,7 @@ import csv
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks import _ledger
@@ -143,12 +144,12 @@ def _read(path: Path) -> list[Row]:
         return [*csv.DictReader(file)]
 
 
-def keep(run: Run, results: Path) -> Path:
-    """Writes a run's figures to ``results/<machine>.csv``, or, where it was of one op, ``results/<machine>-<op>.csv``.
+def keep(run: Run, results: Path) -> list[Path]:
+    """Writes a run's figures to ``results/<machine>.csv``, or, where it lacks ops, each op's to a file ``-<op>.csv``.
 
     Raises:
         UsageError: it was a quick run, whose figures mean nothing; an interrupted one, or one of files that no commit
-            has; or figures of cases that it lacks would be lost.
+            has; or figures of cases that it lacks would be lost. Then nothing is written.
     """
     if run.quick:
         raise UsageError("this was a run with --quick, whose times mean nothing")
@@ -157,24 +158,38 @@ def keep(run: Run, results: Path) -> Path:
     if run.provenance["dirty"]:
         raise UsageError("the files of this run differ from its commit: commit them and run again")
     results.mkdir(exist_ok=True)
+    parts = _parts(run, results / f"{machine(run)}.csv")
+    for path, part in parts.items():
+        kept = {(row["op"], row["group"], row["case"]) for row in _read(path) if row["op"] not in ("", "itself")}
+        if lost := sorted(kept - {case.key for case in part.cases}):
+            cases = f"{len(lost)} cases that this run lacks, the first is {title(lost[0])}"
+            raise UsageError(f"{path.name} has figures of {cases}: run these too, or remove the file")
+    for path, part in parts.items():
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows(part))
+    return [*parts]
+
+
+def _parts(run: Run, full: Path) -> dict[Path, Run]:
+    """What goes where: all of it into one file, or, of a run of some of the ops, each op into its own."""
     ops = {case.op for case in run.cases} - {"itself"}
-    path = results / f"{'-'.join([machine(run), *(ops if len(ops) == 1 else ())])}.csv"
-    kept = {(row["op"], row["group"], row["case"]) for row in _read(path) if row["op"] not in ("", "itself")}
-    if lost := sorted(kept - {case.key for case in run.cases}):
-        cases = f"{len(lost)} cases that this run lacks, the first is {title(lost[0])}"
-        raise UsageError(f"{path.name} has figures of {cases}: run these too, or remove the file")
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows(run))
-    return path
+    if len(ops) > 1 and not ops < {row["op"] for row in _read(full)}:
+        return {full: run}
+    own = {op: [case for case in run.cases if case.op in (op, "itself")] for op in sorted(ops)}
+    return {
+        full.with_name(f"{full.stem}-{op.replace(' ', '-')}.csv"): replace(run, cases=cases)
+        for op, cases in own.items()
+    }
 
 
 def main(argv: Sequence[str]) -> int:
     """Keeps the run named in ``argv``, if there is one, and rewrites README.md and the package's evidence."""
     try:
         if argv:
-            print(f"wrote {keep(read(argv[0]), RESULTS).relative_to(ROOT)}")
+            for path in keep(read(argv[0]), RESULTS):
+                print(f"wrote {path.relative_to(ROOT)}")
         known = evidence()
         README.write_text(readme(README.read_text("utf-8"), RESULTS, known), encoding="utf-8")
         EVIDENCE.write_text(evidence_file(known), encoding="utf-8")

@@ -24,7 +24,7 @@ def test_readme_and_the_package_say_what_the_results_say():
 
 
 def test_one_row_for_each_figure(tmp_path):
-    path = keep.keep(read(str(RUN)), tmp_path)
+    (path,) = keep.keep(read(str(RUN)), tmp_path)
     assert path.name == "made-up-cpu-a-test-4-cores-avx2.csv"
     with path.open(newline="") as file:
         rows = [*csv.DictReader(file)]
@@ -78,21 +78,35 @@ def test_a_run_that_means_little_is_not_kept(tmp_path, quick, origin, message):
 def test_figures_of_other_ops_are_not_lost(tmp_path):
     run = read(str(RUN))
     run.cases.append(dataclasses.replace(run.cases[0], op="nms"))
-    path = keep.keep(run, tmp_path)
-    assert path.name == "made-up-cpu-a-test-4-cores-avx2.csv" and keep.keep(run, tmp_path) == path
+    (path,) = keep.keep(run, tmp_path)
+    assert path.name == "made-up-cpu-a-test-4-cores-avx2.csv" and keep.keep(run, tmp_path) == [path]
     before = path.read_text()
     run.cases[-1] = dataclasses.replace(run.cases[0], op="tune")
     with pytest.raises(UsageError, match="has figures of 1 cases that this run lacks, the first is nms: forward"):
         keep.keep(run, tmp_path)
     assert path.read_text() == before
     run.cases = run.cases[-1:]
-    assert keep.keep(run, tmp_path).name == "made-up-cpu-a-test-4-cores-avx2-tune.csv"
+    (other,) = keep.keep(run, tmp_path)
+    assert other.name == "made-up-cpu-a-test-4-cores-avx2-tune.csv" and path.read_text() == before
+
+
+def test_a_run_of_some_ops_has_a_file_for_each(tmp_path):
+    run = read(str(RUN))
+    run.cases += [dataclasses.replace(run.cases[0], op=op) for op in ("nms", "networks in bfloat16")]
+    (full,) = keep.keep(run, tmp_path)
+    before = full.read_text()
+    run.cases = run.cases[-2:]
+    kept = keep.keep(run, tmp_path)
+    assert [path.name.removeprefix(full.stem) for path in kept] == ["-networks-in-bfloat16.csv", "-nms.csv"]
+    for path, op in zip(kept, ("networks in bfloat16", "nms"), strict=True):
+        assert {row["op"] for row in csv.DictReader(path.open(newline=""))} == {"", op}
+    assert full.read_text() == before
 
 
 def test_a_part_of_an_op_does_not_replace_it(tmp_path):
     run = read(str(RUN))
     run.cases = [case for case in run.cases if case.op == "depthwise_conv2d"]
-    path = keep.keep(run, tmp_path)
+    (path,) = keep.keep(run, tmp_path)
     before = path.read_text()
     run.cases = run.cases[1:]
     with pytest.raises(UsageError, match=r"depthwise_conv2d\.csv has figures of 1 cases that this run lacks"):
@@ -102,10 +116,10 @@ def test_a_part_of_an_op_does_not_replace_it(tmp_path):
 
 def test_runs_with_other_instructions_have_a_file_of_their_own(tmp_path):
     run = read(str(RUN))
-    path = keep.keep(run, tmp_path)
+    (path,) = keep.keep(run, tmp_path)
     before = path.read_text()
     run.provenance["isa"]["fastnets"] = "avx512"
-    other = keep.keep(run, tmp_path)
+    (other,) = keep.keep(run, tmp_path)
     assert other.name == "made-up-cpu-a-test-4-cores-avx512.csv" and path.read_text() == before
 
 
