@@ -175,7 +175,7 @@ def keep(run: Run, results: Path) -> list[Path]:
 def _parts(run: Run, full: Path) -> dict[Path, Run]:
     """What goes where: all of it into one file, or, of a run of some of the ops, each op into its own."""
     ops = {case.op for case in run.cases} - {"itself"}
-    if len(ops) > 1 and not ops < {row["op"] for row in _read(full)}:
+    if len(ops) > 1 and not ops < {row["op"] for row in _read(full)} - {"", "itself"}:
         return {full: run}
     own = {op: [case for case in run.cases if case.op in (op, "itself")] for op in sorted(ops)}
     return {
