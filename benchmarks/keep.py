@@ -144,6 +144,11 @@ def _read(path: Path) -> list[Row]:
         return [*csv.DictReader(file)]
 
 
+def _kept(path: Path) -> set[tuple[str, str, str]]:
+    """The keys of the cases that a file has figures of."""
+    return {(row["op"], row["group"], row["case"]) for row in _read(path) if row["op"] not in ("", "itself")}
+
+
 def keep(run: Run, results: Path) -> list[Path]:
     """Writes a run's figures to ``results/<machine>.csv``, or, where it lacks ops, each op's to a file ``-<op>.csv``.
 
@@ -160,8 +165,7 @@ def keep(run: Run, results: Path) -> list[Path]:
     results.mkdir(exist_ok=True)
     parts = _parts(run, results / f"{machine(run)}.csv")
     for path, part in parts.items():
-        kept = {(row["op"], row["group"], row["case"]) for row in _read(path) if row["op"] not in ("", "itself")}
-        if lost := sorted(kept - {case.key for case in part.cases}):
+        if lost := sorted(_kept(path) - {case.key for case in part.cases}):
             cases = f"{len(lost)} cases that this run lacks, the first is {title(lost[0])}"
             raise UsageError(f"{path.name} has figures of {cases}: run these too, or remove the file")
     for path, part in parts.items():
@@ -175,7 +179,7 @@ def keep(run: Run, results: Path) -> list[Path]:
 def _parts(run: Run, full: Path) -> dict[Path, Run]:
     """What goes where: all of it into one file, or, of a run of some of the ops, each op into its own."""
     ops = {case.op for case in run.cases} - {"itself"}
-    if len(ops) > 1 and not ops < {row["op"] for row in _read(full)} - {"", "itself"}:
+    if not (len(ops) == 1 or set() < ops < {op for op, *_ in _kept(full)}):
         return {full: run}
     own = {op: [case for case in run.cases if case.op in (op, "itself")] for op in sorted(ops)}
     return {

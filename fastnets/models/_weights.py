@@ -26,8 +26,8 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
     The file holds a state_dict, by itself or under 'state_dict', 'model' or 'model_state_dict'; its names may
     start with 'module.', or be older ones, which ``model.current_name`` translates. Where no name at all is the
     network's, but the last words of all names (weight, bias, running_mean ...) are, in order, the tensors are
-    matched in that order. Where published weights of a network have a class before ImageNet's 1000 (``model.background``
-    names its classifiers), that one is left out. No code in the file is run.
+    matched in that order. Where published weights of a network have a class before ImageNet's 1000 (in the layer
+    ``model.classifier_with_background``), that one is left out. No code in the file is run.
 
     Args:
         model: takes the weights in place; unchanged if anything is wrong.
@@ -144,7 +144,7 @@ def copy_weights(state: State, model: nn.Module, path: str) -> None:
     for part in (dict, _without_counters):
         if not own.keys() & given.keys() and [*map(_kind, part(given))] == [*map(_kind, part(own))]:
             given = dict(zip(part(own), part(given).values(), strict=True))
-    given = _without_background(given, own, getattr(model, "background", ()))
+    given = _without_background(given, own, getattr(model, "classifier_with_background", None))
     problems = [
         _listed("missing", [key for key in _without_counters(own) if key not in given]),
         _listed("unexpected", [key for key in _without_counters(given) if key not in own]),
@@ -162,11 +162,11 @@ def copy_weights(state: State, model: nn.Module, path: str) -> None:
     model.load_state_dict(given, strict=False)
 
 
-def _without_background(given: State, own: State, layers: tuple[str, ...]) -> State:
+def _without_background(given: State, own: State, layer: str | None) -> State:
     # Weights trained in TensorFlow tell ImageNet's 1000 classes from a class 0, which means none of them.
-    rows = {f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")}
-    extra = {name for name in rows & given.keys() if len(own[name]) == 1000 and given[name].shape[:1] == (1001,)}
-    return {name: tensor[1:] if name in extra else tensor for name, tensor in given.items()}
+    rows = {f"{layer}.weight", f"{layer}.bias"} & given.keys()
+    extra = {name: given[name][1:] for name in rows if len(own[name]) == 1000 and given[name].shape[:1] == (1001,)}
+    return {**given, **extra}
 
 
 def _without_counters(state: State) -> State:

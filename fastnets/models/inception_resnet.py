@@ -111,7 +111,7 @@ class InceptionResNet(nn.Module):
         torch.Size([1, 10])
     """
 
-    background = ("classif",)  # published with a class before ImageNet's 1000
+    classifier_with_background = "classif"  # as published; see load_weights
 
     def __init__(self, version: int, num_classes: int = 1000) -> None:
         super().__init__()

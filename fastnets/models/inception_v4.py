@@ -102,7 +102,7 @@ class InceptionV4(nn.Module):
         torch.Size([1, 10])
     """
 
-    background = ("last_linear",)  # published with a class before ImageNet's 1000
+    classifier_with_background = "last_linear"  # as published; see load_weights
 
     def __init__(self, num_classes: int = 1000) -> None:
         super().__init__()

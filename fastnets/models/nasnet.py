@@ -208,7 +208,7 @@ class NASNet(nn.Module):
         torch.Size([1, 10])
     """
 
-    background = ("last_linear",)  # published with a class before ImageNet's 1000
+    classifier_with_background = "last_linear"  # as published; see load_weights
 
     def __init__(
         self,

@@ -99,7 +99,10 @@ def test_a_run_of_some_ops_has_a_file_for_each(tmp_path):
     kept = keep.keep(run, tmp_path)
     assert [path.name.removeprefix(full.stem) for path in kept] == ["-networks-in-bfloat16.csv", "-nms.csv"]
     for path, op in zip(kept, ("networks in bfloat16", "nms"), strict=True):
-        assert {row["op"] for row in csv.DictReader(path.open(newline=""))} == {"", op}
+        assert {row["op"] for row in csv.DictReader(path.read_text().splitlines())} == {"", op}
+    run.cases = []
+    with pytest.raises(UsageError, match="cases that this run lacks"):
+        keep.keep(run, tmp_path)
     assert full.read_text() == before
 
 

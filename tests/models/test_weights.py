@@ -109,7 +109,7 @@ def test_a_class_before_imagenets_is_left_out(tmp_path, name):
     """timm and Cadene publish these with 1001 classes, of which the first means none of ImageNet's."""
     published, file = create_model(name, num_classes=1001), tmp_path / "published.pth"
     torch.save(published.state_dict(), file)
-    (layer,) = published.background
+    layer = published.classifier_with_background
     theirs, ours = (m.get_submodule(layer) for m in (published, create_model(name, weights=file)))
     assert torch.equal(ours.weight, theirs.weight[1:]) and torch.equal(ours.bias, theirs.bias[1:])
     assert torch.equal(create_model(name, weights=file, num_classes=1001).get_submodule(layer).weight, theirs.weight)
