@@ -164,7 +164,7 @@ def copy_weights(state: State, model: nn.Module, path: str) -> None:
 
 def _without_background(given: State, own: State, layer: str | None) -> State:
     # Weights trained in TensorFlow tell ImageNet's 1000 classes from a class 0, which means none of them.
-    rows = {f"{layer}.weight", f"{layer}.bias"} & given.keys()
+    rows = {f"{layer}.weight", f"{layer}.bias"} & given.keys() & own.keys()
     extra = {name: given[name][1:] for name in rows if len(own[name]) == 1000 and given[name].shape[:1] == (1001,)}
     return {**given, **extra}
 
