@@ -40,8 +40,8 @@ class Candidate:
         """What a call has left in memory at the moment it returns."""
         raise NotImplementedError
 
-    def block(self, calls: int, uncounted: int) -> float:
-        """Seconds of one call, the mean of ``calls`` in a row after ``uncounted`` others."""
+    def block(self, calls: int, warm: float) -> float:
+        """Seconds of one call, the mean of ``calls`` in a row after ``warm`` seconds of others."""
         raise NotImplementedError
 
 
@@ -77,9 +77,10 @@ class Local(Candidate):
                 raise WrongResult(f"returns {type(result).__name__}, not tensors")
         return tuple(results)
 
-    def block(self, calls: int, uncounted: int) -> float:
-        """Seconds of one call, the mean of ``calls`` in a row after ``uncounted`` others."""
-        for _ in range(uncounted):
+    def block(self, calls: int, warm: float) -> float:
+        """Seconds of one call, the mean of ``calls`` in a row after ``warm`` seconds of others."""
+        end = time.perf_counter() + warm
+        while time.perf_counter() < end:
             result = self.fn()
         start = time.perf_counter()
         for _ in range(calls):
@@ -92,12 +93,14 @@ class OnGpu(Local):
 
     FLUSH = 2  # times the size of the second-level cache that is written between calls
 
-    def block(self, calls: int, uncounted: int) -> float:
+    def block(self, calls: int, warm: float) -> float:
         """Seconds of one call whose inputs are no longer in the second-level cache."""
         size = torch.cuda.get_device_properties("cuda").L2_cache_size
         flush = torch.empty(self.FLUSH * size, dtype=torch.uint8, device="cuda")
-        for _ in range(uncounted):
+        end = time.perf_counter() + warm
+        while time.perf_counter() < end:
             self.fn()
+            torch.cuda.synchronize()
         marks = []
         for _ in range(calls):
             flush.fill_(1)

@@ -58,7 +58,7 @@ def measure(quick: bool = False) -> Ceilings:
 def _best(fn: Callable[[], object], lasting: float) -> float:
     candidate, end, seconds = local(lambda: (fn(),)), time.monotonic() + lasting, []
     while not seconds or time.monotonic() < end:
-        seconds.append(candidate.block(max(1, int(5e-4 / seconds[-1])) if seconds else 1, 1))
+        seconds.append(candidate.block(max(1, int(5e-4 / seconds[-1])) if seconds else 1, 0))
     return min(seconds)
 
 

@@ -97,6 +97,6 @@ class Remote(Candidate):
         """What a call has left in memory at the moment it returns."""
         return tuple(torch.from_numpy(array) for array in self._process.ask("result"))
 
-    def block(self, calls: int, uncounted: int) -> float:
-        """Seconds of one call, the mean of ``calls`` in a row after ``uncounted`` others."""
-        return self._process.ask("block", calls, uncounted)
+    def block(self, calls: int, warm: float) -> float:
+        """Seconds of one call, the mean of ``calls`` in a row after ``warm`` seconds of others."""
+        return self._process.ask("block", calls, warm)

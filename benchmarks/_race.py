@@ -16,7 +16,13 @@ from benchmarks._candidate import Candidate, Local, Missing, local
 from benchmarks._correct import check, check_reads
 from fastnets.cli.bench.run_file import OURS, Spread
 
-LONG = 0.05  # seconds of a call for which it does not matter what the candidate before has left in the caches
+LONG = 0.05  # seconds of a call for which it does not matter what the candidate before has left
+# Seconds of uncounted calls before the others. The candidate before has left its own memory in the caches.
+WARM = 0.002
+# And where some have slept meanwhile: threads may wake up on one core, and it takes the system some turns of its
+# scheduler to move them apart. After 2 ms MobileNetV2 took 2.4 ms in OpenVINO, after 12 ms and left alone 1.8; every
+# fourth call of ONNX Runtime took three times as long. Our own threads sleep while a process has its turn.
+WARM_AFTER_SLEEP = 0.012
 NOISY = 0.02  # the standard error of a ratio from which on it is called noisy
 
 
@@ -49,9 +55,9 @@ class Pace:
     patience: float
 
 
-# Blocks shorter than a turn of the system's scheduler, a few milliseconds, and many of them: beside a busy process most
-# are then either disturbed or not.
-FULL = Pace(block=1e-3, slow=2, fewest=5, least=11, most=1000, error=0.004, seconds=1.2, patience=5)
+# Blocks no longer than a turn of the system's scheduler, a few milliseconds: beside a busy process most are then either
+# disturbed or not.
+FULL = Pace(block=1e-3, slow=2, fewest=5, least=11, most=1000, error=0.004, seconds=1.6, patience=5)
 QUICK = Pace(block=0, slow=1, fewest=1, least=1, most=1, error=0, seconds=0, patience=0)
 
 
@@ -116,10 +122,9 @@ def _take_turns(running: dict[str, Candidate], pace: Pace) -> dict[str, list[flo
     """Each candidate's seconds a call, round by round; in a new order in each, so that nobody has one neighbour."""
     if pace is QUICK:
         return {name: [candidate.block(1, 0)] for name, candidate in running.items()}
-    once = {name: _once(candidate) for name, candidate in running.items()}
-    calls = {name: min(100, max(1, round(pace.block / seconds))) for name, seconds in once.items()}
-    # The candidate before has left its own memory in the caches.
-    uncounted = {name: 0 if once[name] > LONG else 1 if calls[name] == 1 else 2 for name in running}
+    warm = WARM if all(isinstance(candidate, Local) for candidate in running.values()) else WARM_AFTER_SLEEP
+    once = {name: _once(candidate, warm) for name, candidate in running.items()}
+    calls = {name: max(1, min(200, round(pace.block / seconds))) for name, seconds in once.items()}
     fastest = min(once[name] for name in _peers(running))
     slow = {name for name, seconds in once.items() if seconds > max(4 * fastest, pace.block) and name != OURS}
     limits = pace.seconds, max(pace.seconds, pace.patience)
@@ -139,16 +144,16 @@ def _take_turns(running: dict[str, Candidate], pace: Pace) -> dict[str, list[flo
                     break
             shuffle(order)
             for name in order:
-                times[name].append(running[name].block(calls[name], uncounted[name]))
+                times[name].append(running[name].block(calls[name], 0 if once[name] > LONG else warm))
     finally:
         gc.enable()
     return times
 
 
-def _once(candidate: Candidate) -> float:
+def _once(candidate: Candidate, warm: float) -> float:
     """About how long a call takes; it has been called before."""
     seconds = candidate.block(1, 0)
-    return seconds if seconds > LONG else min(candidate.block(1, 1) for _ in range(2))
+    return seconds if seconds > LONG else min(candidate.block(1, warm) for _ in range(2))
 
 
 def _ratios(times: dict[str, list[float]], peer: str) -> list[float]:

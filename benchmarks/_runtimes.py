@@ -62,6 +62,8 @@ class Server:
 
     def load(self, model: bytes, inputs: dict[str, Any], threads: int) -> None:
         """Takes a model in place of the one before."""
+        if "torch" in sys.modules:
+            raise RuntimeError("torch is imported in this process too, beside which OpenVINO ran on one thread of two")
         self._run = None
         self._run = self._load(model, inputs, threads)
 
@@ -74,9 +76,10 @@ class Server:
                 array[...] = ~array
         return [array.copy() for array in self._run()]
 
-    def block(self, calls: int, uncounted: int) -> float:
-        """Seconds of one call, the mean of ``calls`` in a row after ``uncounted`` others."""
-        for _ in range(uncounted):
+    def block(self, calls: int, warm: float) -> float:
+        """Seconds of one call, the mean of ``calls`` in a row after ``warm`` seconds of others."""
+        end = time.perf_counter() + warm
+        while time.perf_counter() < end:
             result = self._run()
         start = time.perf_counter()
         for _ in range(calls):
