@@ -24,10 +24,10 @@ def settled(*layers):
     return module
 
 
-def cost(module, x):
+def cost(module, x, size=4):
     """The input and the weights are read and the last result is written; operations are the fewest (``_cost``)."""
     numbers = x.numel() + module(x).numel() + sum(p.numel() for p in module.parameters())
-    return {"nbytes": 4 * numbers, "flops": 2 * fewest_macs(module, x)}
+    return {"nbytes": size * numbers, "flops": 2 * fewest_macs(module, x)}
 
 
 def race_module(race, group, name, module, x):
@@ -76,10 +76,30 @@ def test_preact_conv2d(race, n, shape):
 
 
 @pytest.mark.parametrize("shape", _shapes.STEMS.values(), ids=_shapes.STEMS)
-def test_stem_conv2d(race, shape):
+def test_direct_conv2d(race, shape):
     o, k, stride, padding = shape
     module = settled(nn.Conv2d(3, o, k, stride, padding), nn.ReLU())
-    race_module(race, "stem_conv2d", f"{o} {k}x{k}/{stride}", module, torch.randn(1, 3, 224, 224, generator=seeded(1)))
+    race_module(
+        race, "direct_conv2d", f"{o} {k}x{k}/{stride}", module, torch.randn(1, 3, 224, 224, generator=seeded(1))
+    )
+
+
+@pytest.mark.parametrize("shape", _shapes.DENSE_3X3.values(), ids=_shapes.DENSE_3X3)
+def test_direct_conv2d_in_bfloat16(race, shape):
+    """OpenVINO is given a float32 image, which it converts."""
+    c, o, h = shape
+    module, x = settled(nn.Conv2d(c, o, 3, padding=1), nn.ReLU()), torch.randn(1, c, h, h, generator=seeded(1))
+    fast, half, xh = accelerate(module, dtype=torch.bfloat16), copy.deepcopy(module).bfloat16(), x.bfloat16()
+    last, xl = copy.deepcopy(half).to(memory_format=LAST), xh.contiguous(memory_format=LAST)
+    candidates = {
+        "contiguous": lambda: (half(xh),),
+        "channels_last": lambda: (last(xl),),
+        "compile": _peers.compiled(last, xl),
+        **_peers.runtimes(lambda: _onnx.exported(module, x), {"x": x}, ["openvino bfloat16"]),
+        "fastnets": lambda: (fast(xl),),
+    }
+    exact, costs = copy.deepcopy(module).double()(x.double()), cost(module, x, size=2)
+    race("direct_conv2d, bfloat16", f"{c} to {o} x{h}x{h}", candidates, (exact,), **costs, dtype="bfloat16")
 
 
 def test_pooled_linear(race):

@@ -1,8 +1,8 @@
 // Maximum and mean of windows. Included by isa.h: no guard.
 //
 // Lanes are channels. A task is a row of the result; of each window, four vectors of channels are kept in registers
-// while its pixels go by, row by row: PyTorch's order, and its bits. Rows that windows share come from the second-level
-// cache. Moves the bytes of x and y.
+// while its pixels go by, row by row: PyTorch's order, and but for the sign of zeros in bfloat16 its bits. Rows that
+// windows share come from the second-level cache. Moves the bytes of x and y.
 #include <algorithm>
 
 namespace fastnets::FASTNETS_ISA::pool {
@@ -44,8 +44,54 @@ FASTNETS_INLINE void window(const T* x, int64_t rows, int64_t columns, int64_t r
   }
 }
 
+// The bits of bfloat16 as integers in the order of the numbers, and back. A NaN is above all, or below if negative.
+using Keys = Vec<int16_t, 2 * L>;
+FASTNETS_INLINE Keys keys(Keys v) { return v ^ ((v >> 15) & int16_t{0x7fff}); }
+
+// Of the first `count` numbers.
+FASTNETS_INLINE Keys load_keys(const BFloat16* p, int64_t count) {
+  Keys v{};
+#if FASTNETS_VECTOR_BYTES == 64
+  v = bits<Keys>(_mm512_maskz_loadu_epi16(~__mmask32{0} >> (2 * L - std::min<int64_t>(count, 2 * L)), p));
+#else
+  std::memcpy(&v, p, std::min<size_t>(count * sizeof *p, sizeof v));
+#endif
+  return keys(v);
+}
+
+FASTNETS_INLINE void store_keys(BFloat16* p, Keys v, int64_t count) {
+  v = keys(v);
+#if FASTNETS_VECTOR_BYTES == 64
+  _mm512_mask_storeu_epi16(p, ~__mmask32{0} >> (2 * L - std::min<int64_t>(count, 2 * L)), bits<__m512i>(v));
+#else
+  std::memcpy(p, &v, std::min<size_t>(count * sizeof *p, sizeof v));
+#endif
+}
+
+// The maximum of bfloat16, twice as many channels to a vector; of zeros the positive one.
+template <int U, bool All>
+FASTNETS_INLINE void window_of_keys(const BFloat16* x, int64_t rows, int64_t columns, int64_t row, int64_t pixel,
+                                    BFloat16* y, int64_t count) {
+  constexpr int V = 2 * L;
+  constexpr int16_t kLowest = -0x7f81;  // minus infinity
+  if (All) count = U * V;
+  Keys high[U], low[U];
+  for (int u = 0; u < U; ++u) high[u] = low[u] = kLowest - Keys{};
+  for (int64_t i = 0; i < rows; ++i) {
+    const BFloat16* from = x + i * row;
+    for (int64_t j = 0; j < columns; ++j, from += pixel)
+      for (int u = 0; u < U; ++u) {
+        const Keys v = load_keys(from + u * V, count - u * V);
+        high[u] = v > high[u] ? v : high[u];
+        low[u] = v < low[u] ? v : low[u];
+      }
+  }
+  for (int u = 0; u < U; ++u) store_keys(y + u * V, low[u] < kLowest ? low[u] : high[u], count - u * V);
+}
+
 template <bool Mean, typename T>
 FASTNETS_INLINE void result_row(const Problem<T>& p, int64_t task) {
+  constexpr int V = !Mean && std::is_same_v<T, BFloat16> ? 2 * L : L;  // channels to a vector
   const Convolution& g = p.g;
   const Part h = part(task % g.oh, g.sh, g.ph, g.kh, g.h);
   const int64_t pixel = p.x.pixel, row = g.w * pixel;
@@ -55,15 +101,20 @@ FASTNETS_INLINE void result_row(const Problem<T>& p, int64_t task) {
     const Part w = part(i, g.sw, g.pw, g.kw, g.w);
     const int64_t rows = h.end - h.begin, columns = w.end - w.begin;
     const float divisor = p.counts_padding ? h.padded * w.padded : rows * columns;
-    for (int64_t c = 0; c < g.c; c += 4 * L) {
+    for (int64_t c = 0; c < g.c; c += 4 * V) {
       const T* const from = x + w.begin * pixel + c;
-      const int64_t count = std::min<int64_t>(4 * L, g.c - c);
+      const int64_t count = std::min<int64_t>(4 * V, g.c - c);
       const auto take = [&](auto vectors) {
         constexpr int U = decltype(vectors)::value;
-        if (count == U * L) return window<Mean, U, true>(from, rows, columns, row, pixel, divisor, y + c, count);
-        window<Mean, U, false>(from, rows, columns, row, pixel, divisor, y + c, count);
+        const auto run = [&](auto all) {
+          if constexpr (V > L)
+            window_of_keys<U, decltype(all)::value>(from, rows, columns, row, pixel, y + c, count);
+          else
+            window<Mean, U, decltype(all)::value>(from, rows, columns, row, pixel, divisor, y + c, count);
+        };
+        count == U* V ? run(std::true_type()) : run(std::false_type());
       };
-      switch (ceil_div(count, L)) {
+      switch (ceil_div(count, V)) {
         case 4:
           take(std::integral_constant<int, 4>());
           break;

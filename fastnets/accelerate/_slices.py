@@ -18,8 +18,8 @@ LAST = torch.channels_last
 
 # Kernels of ours that write results into channels of larger images, and those that read such too.
 _READ = {"pointwise_conv2d", "winograd_conv2d", "max_pool2d", "avg_pool2d"}
-_READ_PLANES = {"stem_conv2d"}
-_WRITE = {*_READ, "add_images", "stem_conv2d", "inverted_residual", "preact_conv2d"}
+_READ_PLANES = {"direct_conv2d"}
+_WRITE = {*_READ, "add_images", "direct_conv2d", "inverted_residual", "preact_conv2d"}
 
 
 def concatenate_in_place(graph: fx.Graph) -> None:

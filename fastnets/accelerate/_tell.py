@@ -87,8 +87,8 @@ def _preact(module: PackedPreactConv2d, dtype: torch.dtype | None) -> tuple[str,
 def _convolution(conv: Any, with_residual: bool, dtype: torch.dtype | None) -> tuple[str, str]:
     runs = _RUNS[type(conv)]
     if type(conv) is PackedConv2d and _is_in(TYPES, conv, dtype):
-        if conv.is_stem():
-            runs = "fastnets stem_conv2d"
+        if conv.is_direct(dtype or conv.weight.dtype) and not with_residual:
+            runs = "fastnets direct_conv2d"
         elif conv.is_pointwise():
             runs = "fastnets pointwise_conv2d, or oneDNN where it is large"
         elif conv.is_winograd() and _is_in((torch.float32,), conv, dtype):

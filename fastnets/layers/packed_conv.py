@@ -14,10 +14,10 @@ from fastnets.ops._convolution import output_size
 from fastnets.ops._packed import (
     Packs,
     compiled_kernels,
+    direct_conv2d,
     pack_for_cpu,
     pack_winograd,
     pointwise_conv2d,
-    stem_conv2d,
     winograd_conv2d,
 )
 
@@ -34,18 +34,19 @@ _POST_OPS: dict[str | None, tuple[str, list[float], str]] = {
 
 
 _SIZES = 256  # of inputs, at most, whose weights a layer knows the order of
-_STEM = 4  # input channels at most of a network's first convolution
+_STEM = 4  # input channels at most of a network's first convolution, whose numbers are float32
 
 
 class PackedConv2d(Packs, GroupedConv2d):
     """Convolves, adds a residual and applies an activation in one pass, on weights in the order that kernels read.
 
     The kernels are oneDNN's and our own: in float32 and bfloat16 for pointwise convolutions that are not large and for a
-    network's first convolution, of at most four channels, and in float32 for 3x3 convolutions of stride 1 by Winograd's
-    algorithm (A. Lavin, S. Gray 2016), whose rounding errors are some 1e-6 of the largest result and which spreads what
-    is not finite over a tile of 4x4 results. The packed weights are made by the first call and again after the weights
-    have changed; they are not part of the state_dict, nor of copies. Where there is no such kernel (other layouts than
-    channels_last, other types and devices, gradients, tracing), the same is computed in three steps.
+    network's first convolution, of at most four channels, in bfloat16 for kernels of at most nine places, and in float32
+    for 3x3 convolutions of stride 1 by Winograd's algorithm (A. Lavin, S. Gray 2016), whose rounding errors are some 1e-6
+    of the largest result and which spreads what is not finite over a tile of 4x4 results. The packed weights are made by
+    the first call and again after the weights have changed; they are not part of the state_dict, nor of copies. Where
+    there is no such kernel (other layouts than channels_last, other types and devices, gradients, tracing), the same is
+    computed in three steps.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode,
@@ -97,8 +98,8 @@ class PackedConv2d(Packs, GroupedConv2d):
                     "panels", lambda: pack_for_cpu(self.weight, self.bias), self.weight, self.bias
                 )
                 return pointwise_conv2d.run(input, panels, self.out_channels, bias, residual, self.activation)
-            if self.is_stem() and residual is None:
-                return self._stem(input)
+            if self.is_direct(input.dtype) and residual is None:
+                return self._direct(input)
         if compiled_kernels(input, self.weight, [torch.float32]) and (side := self._winograd_side(input)):
             return self._winograd(input, residual, side)
         return None
@@ -147,17 +148,21 @@ class PackedConv2d(Packs, GroupedConv2d):
             return False
         return self.in_channels >= 16
 
-    def is_stem(self) -> bool:
-        """Whether it is a network's first convolution, of few channels, for which there is a kernel of its own."""
-        return self.in_channels <= _STEM and self.groups == 1 and self.dilation == (1, 1)
+    def is_direct(self, dtype: torch.dtype) -> bool:
+        """Whether ours is the faster direct one: of a network's first convolution, and of small kernels in bfloat16."""
+        plain = self.groups == 1 and self.dilation == (1, 1)
+        small = self.kernel_size[0] * self.kernel_size[1] <= 9 and not self.is_pointwise()
+        pairs = dtype == torch.bfloat16 and self.in_channels % 2 == 0
+        return plain and (self.in_channels <= _STEM or (small and pairs))
 
-    def _stem(self, input: Tensor) -> Tensor:
+    def _direct(self, input: Tensor) -> Tensor:
         def rows() -> tuple[Tensor, Tensor | None]:
-            return pack_for_cpu(self.weight.permute(0, 2, 3, 1).flatten(1).float(), self.bias)
+            weight = self.weight.permute(0, 2, 3, 1).flatten(1)
+            return pack_for_cpu(weight.float() if self.in_channels <= _STEM else weight, self.bias)
 
         panels, bias = self._pack("rows", rows, self.weight, self.bias)
         geometry = self.kernel_size, self.stride, self._rows_and_columns()
-        return stem_conv2d.run(input, panels, self.out_channels, *geometry, bias, self.activation)
+        return direct_conv2d.run(input, panels, self.out_channels, *geometry, bias, self.activation)
 
     def is_winograd(self) -> bool:
         """Whether Winograd's algorithm applies; in few channels, its lanes and panels would stand empty."""

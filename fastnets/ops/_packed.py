@@ -183,8 +183,8 @@ inverted_residual.native(
         x, expand is not None, kernel, stride, dilation
     ),
 )
-stem_conv2d = _op(
-    "stem_conv2d(Tensor x, Tensor panels, int out, int[2] kernel, int[2] stride, int[2] padding, Tensor? bias, "
+direct_conv2d = _op(
+    "direct_conv2d(Tensor x, Tensor panels, int out, int[2] kernel, int[2] stride, int[2] padding, Tensor? bias, "
     "str? activation, Tensor? into=None, int channel=0) -> Tensor"
 )
 winograd_conv2d = _op(
@@ -269,8 +269,8 @@ def _inverted_residual(
     return _pointwise_conv2d(y, project, out, project_bias, residual, project_activation, into, channel)
 
 
-@stem_conv2d.backend("reference")
-def _stem_conv2d(
+@direct_conv2d.backend("reference")
+def _direct_conv2d(
     x: Tensor,
     panels: Tensor,
     out: int,
@@ -282,7 +282,8 @@ def _stem_conv2d(
     into: Tensor | None = None,
     channel: int = 0,
 ) -> Tensor:
-    weight = unpack_panels(panels, out, panels.shape[1]).view(out, *kernel, x.shape[1]).permute(0, 3, 1, 2).to(x.dtype)
+    c = x.shape[1]
+    weight = unpack_panels(panels, out, kernel[0] * kernel[1] * c).view(out, *kernel, c).permute(0, 3, 1, 2).to(x.dtype)
     x = x.contiguous(memory_format=torch.channels_last)
     return _placed(ACTIVATIONS[activation](F.conv2d(x, weight, _like(bias, x), stride, padding)), into, channel)
 

@@ -153,14 +153,14 @@ def test_eight_threads_at_once():
     ("make", "op"),
     (
         (lambda: PackedConv2d(32, 8, 1), "pointwise_conv2d"),
-        (lambda: PackedConv2d(3, 8, 3), "stem_conv2d"),
+        (lambda: PackedConv2d(3, 8, 3), "direct_conv2d"),
         (lambda: PackedPreactConv2d(torch.nn.BatchNorm2d(32), PackedConv2d(32, 8, 1)), "preact_conv2d"),
     ),
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_both_types_run_on_our_kernels(cpu_kernels, make, op, dtype):
     conv = make().eval().requires_grad_(False).to(dtype)
-    x = torch.randn(1, 3 if op == "stem_conv2d" else 32, 7, 7).to(dtype).contiguous(memory_format=torch.channels_last)
+    x = torch.randn(1, 3 if op == "direct_conv2d" else 32, 7, 7).to(dtype).contiguous(memory_format=torch.channels_last)
     fastnets.backend_report(reset=True)
     conv(x)
     assert fastnets.backend_report(reset=True)[op]["calls"] == {"cpu": 1}

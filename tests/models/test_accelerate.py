@@ -563,15 +563,15 @@ def test_the_table_names_every_layer(capsys):
     accelerate(create_model("mobilenetv1_100", width=0.25).eval(), verbose=True)
     printed = capsys.readouterr().out
     assert printed.count("fastnets inverted_residual  with relu6") == 26
-    assert printed.startswith("layer ") and "fastnets stem_conv2d" in printed and "fastnets pooled_linear" in printed
+    assert printed.startswith("layer ") and "fastnets direct_conv2d" in printed and "fastnets pooled_linear" in printed
     accelerate(create_model("mobilenetv1_100", width=0.25).eval(), dtype=torch.bfloat16, verbose=True)
     printed = capsys.readouterr().out
     assert printed.count("fastnets inverted_residual  with relu6") == 26
-    assert "fastnets stem_conv2d" in printed and "fastnets pooled_linear" in printed
+    assert "fastnets direct_conv2d" in printed and "fastnets pooled_linear" in printed
     accelerate(create_model("mobilenetv1_100", width=0.25).eval(), dtype=torch.float64, verbose=True)
     printed = capsys.readouterr().out
     assert printed.count("fastnets depthwise_conv2d  with relu6") == 13 and "oneDNN, packed" in printed
-    assert "inverted_residual" not in printed and "stem_conv2d" not in printed
+    assert "inverted_residual" not in printed and "direct_conv2d" not in printed
 
 
 def test_the_table_knows_the_layers_of_fastnets(capsys):

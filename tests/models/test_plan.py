@@ -157,8 +157,8 @@ def test_a_network_copies_no_photos():
     fast = accelerate(settle(nn.Sequential(nn.Conv2d(3, 8, 3))).eval())
     planned(fast, x := image(2, 9))
     (plan,) = fast._plans.plans.values()
-    assert counts(lambda: nn.Module.__call__(fast, x)) == {"contiguous": 1, "stem_conv2d": 1}
-    assert counts(lambda: plan(fast._plans.arena, x)) == {"stem_conv2d": 1}
+    assert counts(lambda: nn.Module.__call__(fast, x)) == {"contiguous": 1, "direct_conv2d": 1}
+    assert counts(lambda: plan(fast._plans.arena, x)) == {"direct_conv2d": 1}
 
 
 @torch.inference_mode()
@@ -234,7 +234,7 @@ def test_kernels_that_follow_one_another_are_one_call(name):
     assert (
         counts(lambda: plan(arena, x))["inverted_residual"] > 12
     )  # the first call in a thread writes down what they do
-    assert counts(lambda: plan(arena, x)) == {"stem_conv2d": 1, "run_steps": 1, "pooled_linear": 1}
+    assert counts(lambda: plan(arena, x)) == {"direct_conv2d": 1, "run_steps": 1, "pooled_linear": 1}
 
 
 @torch.inference_mode()

@@ -55,7 +55,7 @@ def calls(dtype=torch.float32):
             image(2, 40, 4, 7),
             "relu",
         ),
-        "stem_conv2d": (
+        "direct_conv2d": (
             image(2, 3, 9, 8),
             _packed.pack_panels(torch.randn(40, 3 * 3 * 3, generator=make)),
             40,

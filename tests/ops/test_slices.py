@@ -32,7 +32,7 @@ def whole_inputs(op, o):
     """All arguments of kernels that read images without gaps, n = 2, results of 7x5."""
     make = torch.Generator().manual_seed(2)
     weights = lambda *size: torch.randn(size, generator=make)
-    if op == "stem_conv2d":
+    if op == "direct_conv2d":
         return image(2, 3, 14, 9), pack_panels(weights(o, 27)), o, (3, 3), (2, 2), (1, 1), weights(o), "relu"
     if op == "preact_conv2d":
         xs = [image(2, 16, 14, 10), image(2, 8, 14, 10)]
@@ -65,7 +65,7 @@ def test_cpu_slices(cpu_kernels, op, c, o, first, size):
     assert into[:, :first].isnan().all() and into[:, first + o :].isnan().all()
 
 
-@pytest.mark.parametrize("op", ("stem_conv2d", "inverted_residual", "preact_conv2d"))
+@pytest.mark.parametrize("op", ("direct_conv2d", "inverted_residual", "preact_conv2d"))
 @pytest.mark.parametrize("o", (16, 37, 70))
 @pytest.mark.parametrize("first", (0, 3, 16))
 def test_cpu_results_in_slices(cpu_kernels, op, o, first):

@@ -1,4 +1,4 @@
-"""The kernel of a network's first convolution, which PackedConv2d calls, against F.conv2d in float64."""
+"""The direct kernel of dense convolutions, which PackedConv2d calls, against F.conv2d in float64."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def check(x, o, activation=None, bias=True, **geometry):
     for p in conv.parameters():
         p.copy_(whole(*p.shape))
     conv, x = conv.to(x.dtype), x.contiguous(memory_format=LAST)
-    assert conv.is_stem()
+    assert conv.is_direct(x.dtype)
     exact = F.conv2d(x.double(), conv.weight.double(), conv.bias.double() if bias else None, conv.stride, conv.padding)
     fastnets.backend_report(reset=True)
-    got = conv._stem(x)
-    assert torch.equal(got, conv._stem(x.contiguous()))
-    assert fastnets.backend_report(reset=True)["stem_conv2d"]["calls"] == {"cpu": 2}
+    got = conv._direct(x)
+    assert torch.equal(got, conv._direct(x.contiguous()))
+    assert fastnets.backend_report(reset=True)["direct_conv2d"]["calls"] == {"cpu": 2}
     assert got.is_contiguous(memory_format=LAST) and torch.equal(got, ACTIVATIONS[activation](exact).to(x.dtype))
 
 
@@ -40,6 +40,39 @@ def check(x, o, activation=None, bias=True, **geometry):
 @types
 def test_cpu_edges(cpu_kernels, dtype, c, width, o):
     check(whole(2, c, 7, 2 * width - 1).to(dtype), o, "relu6", kernel_size=3, stride=2, padding=1)
+
+
+# Weights of more channels are bfloat16 as well, in pairs.
+@pytest.mark.parametrize("o", (1, 32, 70))
+@pytest.mark.parametrize("width", (1, 13, 14, 30))
+@pytest.mark.parametrize("c", (6, 16, 50))
+def test_cpu_edges_in_pairs(cpu_kernels, c, width, o):
+    check(whole(2, c, 5, width).bfloat16(), o, "relu", kernel_size=3, padding=1)
+
+
+@pytest.mark.parametrize("bias", (True, False))
+@pytest.mark.parametrize(
+    "geometry",
+    (
+        {"kernel_size": 3, "stride": 2, "padding": 1},
+        {"kernel_size": (1, 7), "padding": (0, 3)},
+        {"kernel_size": (7, 1), "padding": (3, 0)},
+        {"kernel_size": 2, "stride": (1, 3), "padding": 3},
+    ),
+    ids=str,
+)
+def test_cpu_geometries_in_pairs(cpu_kernels, geometry, bias):
+    check(whole(2, 12, 20, 23).bfloat16(), 40, "relu6", bias, **geometry)
+
+
+def test_an_odd_number_of_channels_is_left_to_others(cpu_kernels):
+    conv = PackedConv2d(5, 8, 3).eval().requires_grad_(False).bfloat16()
+    assert not conv.is_direct(torch.bfloat16)
+    panels = whole(1, 23, 32, 2).bfloat16()  # 45 numbers in pairs
+    good = [whole(1, 6, 9, 9).bfloat16(), whole(1, 27, 32, 2).bfloat16(), 32, [3, 3], [1, 1], [1, 1], None, None]
+    torch.ops.fastnets_cpu.direct_conv2d.default(*good)
+    with pytest.raises(RuntimeError, match="expected float32 weights for 5 channels"):
+        torch.ops.fastnets_cpu.direct_conv2d.default(whole(1, 5, 9, 9).bfloat16(), panels, *good[2:])
 
 
 @pytest.mark.parametrize("bias", (True, False))
@@ -83,4 +116,4 @@ def test_cpu_wrong_arguments_raise(cpu_kernels, wrong):
         "kernel": (3, [12, 12]),
         "stride": (4, [0, 1]),
     }
-    check_refuses(torch.ops.fastnets_cpu.stem_conv2d.default, good, *bad[wrong])
+    check_refuses(torch.ops.fastnets_cpu.direct_conv2d.default, good, *bad[wrong])
