@@ -112,7 +112,8 @@ FASTNETS_INLINE void result_row(const Problem<T>& p, int64_t task) {
           else
             window<Mean, U, decltype(all)::value>(from, rows, columns, row, pixel, divisor, y + c, count);
         };
-        count == U* V ? run(std::true_type()) : run(std::false_type());
+        if (count == U * V) return run(std::true_type());
+        run(std::false_type());
       };
       switch (ceil_div(count, V)) {
         case 4:

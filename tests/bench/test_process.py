@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import _onnx, _peers
+from benchmarks import _onnx, _peers, _runtimes
 from benchmarks._candidate import Missing
 from benchmarks._correct import check
 from benchmarks._process import Process, Remote
@@ -51,6 +51,11 @@ def test_is_stopped_while_others_run():
     assert stopped(remote._process)
     remote.block(1, 0)
     assert stopped(remote._process)
+
+
+def test_no_runtime_beside_torch():
+    with pytest.raises(RuntimeError, match="torch is imported in this process too"):
+        _runtimes.Server("onnxruntime").load(b"", {}, 1)
 
 
 def test_is_gone_at_the_end():
