@@ -28,6 +28,8 @@ Kernels kernels(ScalarType type) {
   return FASTNETS_FOR_THIS_CPU(precision_gate_kernels)(type);
 }
 
+constexpr int64_t kGroup = 2 << 20;  // bytes of the parts of a group of images
+
 // Runs f(begin, end) over `count` tasks of `work` steps each; a thread is worth some 2^15.
 template <typename F>
 void run(int64_t count, int64_t work, const F& f) {
@@ -67,7 +69,8 @@ Tensor lay_out(Problem& p, const Kernels& kernels, const Tensor& x) {
   p.vectors = (g.m + p.lanes - 1) / p.lanes;
   p.pixel = g.groups * p.channels, p.row = (g.w + 2 * g.pw) * p.pixel, p.image = (g.h + 2 * g.ph) * p.row;
   const auto lines = [](int64_t bytes) { return (bytes + 63) / 64 * 64; };
-  const int64_t part = lines(g.n * p.image + gate::kWindow);  // a window of the last pixel passes its end
+  p.images = std::clamp<int64_t>(kGroup / (2 * p.image), 1, g.n);
+  const int64_t part = lines(p.images * p.image + gate::kWindow);  // a window of the last pixel passes its end
   const int64_t weights = lines(g.groups * p.vectors * p.vector_bytes());
   const int64_t sums = g.groups * p.vectors * p.lanes * sizeof(int32_t);
   const Tensor memory = empty_strided(x, {2 * part + weights + sums}, {1}, aoti_torch_dtype_uint8());
@@ -101,16 +104,21 @@ std::tuple<Tensor, Tensor> precision_gate_conv2d(
   p.x = x.const_data_ptr(), p.w = w.const_data_ptr(), p.y = y.mutable_data_ptr();
   p.threshold = threshold.const_data_ptr(), p.bias = bias ? bias->const_data_ptr() : nullptr;
   p.x_stride = strides_of(x), p.w_stride = strides_of(w), p.y_stride = strides_of(y);
+  constexpr int64_t kThirdLevel = 16 << 20;
+  p.streams = y.numel() * static_cast<int64_t>(y.element_size()) > kThirdLevel;
   p.threshold_step = threshold.stride(0), p.bias_step = bias ? bias->stride(0) : 0;
   p.x_scale = scale ? number(*scale) : largest(x, kernel), p.w_scale = largest(w, kernel);
   const Tensor memory = lay_out(p, kernel, x);
 
   const int64_t rows = g.h + 2 * g.ph, terms = g.kh * g.kw * g.depth;
-  run(g.n * rows, p.row, [&](int64_t begin, int64_t end) { kernel.quantize(p, begin, end); });
   run(g.groups * p.vectors, terms * p.lanes, [&](int64_t begin, int64_t end) { kernel.pack(p, begin, end); });
   std::atomic<int64_t> count{0};
-  run(p.chunks() * g.groups * p.blocks(), p.chunk * terms,
-      [&](int64_t begin, int64_t end) { count += kernel.convolve(p, begin, end); });
+  for (const int64_t group = p.images; p.image0 < g.n; p.image0 += group) {
+    p.images = std::min(group, g.n - p.image0);
+    run(p.images * rows, p.row, [&](int64_t begin, int64_t end) { kernel.quantize(p, begin, end); });
+    run(p.chunks() * g.groups * p.blocks(), p.chunk * terms,
+        [&](int64_t begin, int64_t end) { count += kernel.convolve(p, begin, end); });
+  }
   *mutable_data<int64_t>(open) = count;
   return {y, open};
 }

@@ -26,7 +26,10 @@ struct Problem {
   int64_t threshold_step, bias_step;
   double x_scale = 0, w_scale = 0;
 
-  // The input's parts, one byte a number, as [n][padded h][padded w][groups][channels, up to a multiple of 4]; what is
+  // Images go by in groups: parts that stay in the caches until they are read. This is one of them.
+  int64_t image0 = 0, images = 0;
+
+  // The group's parts, one byte a number, as [n][padded h][padded w][groups][channels, up to a multiple of 4]; what is
   // stored is the number + zero(part), so that it is never negative.
   uint8_t* parts[2];
   int64_t channels, pixel, row, image;  // channels of a group; bytes
@@ -38,12 +41,13 @@ struct Problem {
   std::vector<std::vector<Excess>> excess;  // [vector]
   std::vector<int64_t> tap_offset;          // bytes
   int64_t chunk = 1;                        // output pixels in a task
+  bool streams = false;                     // whether y is more than a third-level cache keeps for its reader
 
   int32_t zero(int part) const { return 1 << (part == 0 ? bits.high : bits.low); }
   int64_t vector_bytes() const { return g.kh * g.kw * channels * lanes; }
   int64_t windows() const { return (g.depth + kWindow - 1) / kWindow; }  // of a tap
   int64_t blocks() const { return (vectors + kMostVectors - 1) / kMostVectors; }
-  int64_t pixels() const { return g.n * g.oh * g.ow; }
+  int64_t pixels() const { return images * g.oh * g.ow; }
   int64_t chunks() const { return (pixels() + chunk - 1) / chunk; }
 };
 

@@ -7,6 +7,7 @@
 // two parts cost half of a float32 convolution, and the excess of weights over a byte some 10 to 20 % of that.
 #include "precision_gate_conv2d_dot.h"
 #include "precision_gate_conv2d_quantize.h"
+#include "transpose.h"
 // Above: what the next is written with.
 #include "precision_gate_conv2d_pack.h"
 
@@ -56,59 +57,71 @@ void tile(const Problem& p, int part, int64_t vector, const int64_t* offset, int
       std::memcpy(&w, e.weight, sizeof w);
       for (int m = 0; m < M; ++m) sums[m][n] = dot(sums[m][n], pick(pixel[m] + c, e.index), w);
     }
-  std::memcpy(out, sums, sizeof sums);
+  // One by one: as a whole the compiler copies them twice, by way of the stack.
+  for (int m = 0; m < M; ++m)
+    for (int n = 0; n < N; ++n) std::memcpy(out + (m * N + n) * L, &sums[m][n], sizeof sums[m][n]);
 }
 
-// What a vector of output channels needs beside its sums.
-template <typename A>
+// What makes results of sums: numbers of `count` output channels, and of none up to all that a tile has.
+template <typename T>
 struct Finish {
-  A factor;
-  A threshold[kWords * kTileVectors], bias[kWords * kTileVectors];
-};
-
-template <typename T>
-Finish<Sum<T>> finish_of(const Problem& p, int64_t o, int64_t count) {
   using A = Sum<T>;
-  Finish<A> f;
-  f.factor = (static_cast<A>(p.x_scale) / static_cast<A>(p.bits.levels)) *
+  static constexpr int L = kNumbers<T>;
+  using Numbers = Vec<A, L>;
+  using Sums = Vec<int32_t, L>;
+
+  Finish(const Problem& p, int64_t o, int64_t count_) : count(count_), step(p.y_stride.c), shift(p.bits.low) {
+    factor = (static_cast<A>(p.x_scale) / static_cast<A>(p.bits.levels)) *
              (static_cast<A>(p.w_scale) / static_cast<A>(p.bits.weight_levels));
-  const T *threshold = static_cast<const T*>(p.threshold), *bias = static_cast<const T*>(p.bias);
-  for (int64_t i = 0; i < kWords * kTileVectors; ++i) {
-    f.threshold[i] = i < count ? static_cast<A>(threshold[(o + i) * p.threshold_step]) : A(INFINITY);  // stays closed
-    f.bias[i] = bias && i < count ? static_cast<A>(bias[(o + i) * p.bias_step]) : A(0);
+    const T *from = static_cast<const T*>(p.threshold), *b = static_cast<const T*>(p.bias);
+    for (int64_t i = 0; i < kWords * kTileVectors; ++i) {
+      threshold[i] = i < count ? static_cast<A>(from[(o + i) * p.threshold_step]) : A(INFINITY);  // stays closed
+      bias[i] = b && i < count ? static_cast<A>(b[(o + i) * p.bias_step]) : A(-0.0);
+    }
+    streams = p.streams && count % L == 0 && can_stream<T, L>(static_cast<T*>(p.y) + o, p.y_stride.w);
   }
-  return f;
-}
 
-// gate = sum * factor > threshold, to mask as -1 or 0; returns how many are open. The sums are in units of 2^low_bits.
-template <typename A>
-int64_t find_gates(int32_t* sums, const Finish<A>& f, int32_t unit, int64_t count, int32_t* mask) {
-  int32_t open = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    sums[i] *= unit;
-    mask[i] = static_cast<A>(sums[i]) * f.factor > f.threshold[i] ? -1 : 0;
-    open -= mask[i];
+  // Sums of the high part are in units of 2^low bits.
+  FASTNETS_INLINE Sums high_sums(const int32_t* high) const {
+    Sums sum;
+    std::memcpy(&sum, high, sizeof sum);
+    return sum << shift;
   }
-  return open;
-}
+  FASTNETS_INLINE Numbers number(Sums sum) const { return __builtin_convertvector(sum, Numbers) * factor; }
+  FASTNETS_INLINE Sums open(Sums high, int64_t i) const {  // -1 or 0
+    return __builtin_convertvector(number(high) > load<A, L>(threshold + i), Sums);
+  }
 
-// `step`: between output channels.
-template <typename T>
-void write(const int32_t* sums, const Finish<Sum<T>>& f, bool bias, int64_t count, T* y, int64_t step) {
-  using A = Sum<T>;
-  constexpr int L = kNumbers<T>;
-  for (int64_t i = 0; i < count; i += L) {
-    Vec<int32_t, L> sum;
-    std::memcpy(&sum, sums + i, sizeof sum);
-    const Vec<A, L> value = __builtin_convertvector(sum, Vec<A, L>) * f.factor;
-    const Vec<A, L> result = bias ? value + load<A, L>(f.bias + i) : value;
-    if (i + L <= count) {
-      store_strided<T, L>(y + i * step, result, step);
-    } else {
-      for (int64_t k = 0; k < count - i; ++k) y[(i + k) * step] = static_cast<T>(result[k]);
+  // Of the K sums of a pixel.
+  template <int K>
+  FASTNETS_INLINE Sums count_open(const int32_t* high) const {
+    Sums count{};
+    for (int i = 0; i < K; i += L) count -= open(high_sums(high + i), i);
+    return count;
+  }
+
+  template <int K>
+  FASTNETS_INLINE void write(const int32_t* high, const int32_t* low, T* y) const {
+    for (int i = 0; i < K && i < count; i += L) {
+      Sums sum = high_sums(high + i);
+      if (low) {
+        Sums rest;
+        std::memcpy(&rest, low + i, sizeof rest);
+        sum += rest & open(sum, i);
+      }
+      const Numbers result = number(sum) + load<A, L>(bias + i);
+      if (step == 1)
+        streams ? stream<T, L>(y + i, result) : store_first<T, L>(y + i, result, count - i);
+      else
+        for (int64_t k = 0; k < L && k < count - i; ++k) y[(i + k) * step] = static_cast<T>(result[k]);
     }
   }
-}
+
+  int64_t count, step;
+  int32_t shift;
+  A factor, threshold[kWords * kTileVectors], bias[kWords * kTileVectors];
+  bool streams;  // whether y is whole cache lines, and more than the caches keep
+};
 
 // Output pixels [begin, end) of N vectors of a group; returns how many gates are open.
 template <typename T, int N>
@@ -117,29 +130,26 @@ int64_t convolve_block(const Problem& p, int64_t group, int64_t vector, int64_t 
   const Convolution& g = p.g;
   const int64_t first = vector * kWords, count = std::min<int64_t>(K, g.m - first);
   const int64_t o = group * g.m + first, at = group * p.vectors + vector;
-  const Finish<Sum<T>> f = finish_of<T>(p, o, count);
-  const int32_t unit = 1 << p.bits.low;
-  alignas(64) int32_t high[M * K], low[M * K], mask[M * K];
+  const Finish<T> finish(p, o, count);
+  alignas(64) int32_t high[M * K], low[M * K];
   int64_t open = 0, n = begin / (g.oh * g.ow), i = begin / g.ow % g.oh, j = begin % g.ow;
   for (int64_t from = begin; from < end; from += M) {
     int64_t offset[M], out[M];
     for (int64_t m = 0; m < M; ++m) {
       offset[m] = n * p.image + i * g.sh * p.row + j * g.sw * p.pixel + group * p.channels;
-      out[m] = n * p.y_stride.n + o * p.y_stride.c + i * p.y_stride.h + j * p.y_stride.w;
+      out[m] = (p.image0 + n) * p.y_stride.n + o * p.y_stride.c + i * p.y_stride.h + j * p.y_stride.w;
       if (from + m + 1 >= end) continue;  // beyond the end: the last pixel again
       if (++j == g.ow) j = 0, ++i;
       if (i == g.oh) i = 0, ++n;
     }
     const int64_t valid = std::min<int64_t>(M, end - from);
     tile<N>(p, 0, at, offset, high);
-    int64_t here = 0;
-    for (int64_t m = 0; m < valid; ++m) here += find_gates(high + m * K, f, unit, K, mask + m * K);
-    if (here > 0) {
-      tile<N>(p, 1, at, offset, low);
-      for (int64_t i = 0; i < valid * K; ++i) high[i] += low[i] & mask[i];
-    }
+    typename Finish<T>::Sums opened{};
+    for (int64_t m = 0; m < valid; ++m) opened += finish.template count_open<K>(high + m * K);
+    const int64_t here = sum<int32_t, kNumbers<T>>(opened);
+    if (here > 0) tile<N>(p, 1, at, offset, low);
     for (int64_t m = 0; m < valid; ++m)
-      write<T>(high + m * K, f, p.bias != nullptr, count, static_cast<T*>(p.y) + out[m], p.y_stride.c);
+      finish.template write<K>(high + m * K, here > 0 ? low + m * K : nullptr, static_cast<T*>(p.y) + out[m]);
     open += here;
   }
   return open;
@@ -170,6 +180,7 @@ int64_t convolve(const Problem& p, int64_t begin, int64_t end) {
 #endif
       }
   }
+  if (p.streams) finish_streams();
   return open;
 }
 

@@ -1,129 +1,147 @@
-// Weights to bytes, in vectors of output channels as dot products want them. Reads each weight once and writes a byte
-// for it, and two more where its magnitude passes 127. Included by isa.h: no guard.
+// Weights to bytes, in vectors of output channels as dot products want them. Lanes are output channels, whose weights
+// are transposed in registers. Reads each weight once and writes a byte for it, and two more where its magnitude passes
+// 127. Included by isa.h: no guard.
 
 namespace fastnets::FASTNETS_ISA {
 
 using gate::Excess;
 using gate::kWindow;
 
-// What a weight has beyond a byte. A window is one of a tap's kWindow channels.
-struct Rest {
-  uint32_t window;
-  uint8_t lane, index;
-  int16_t value;
+// Writes first + i for each lane i that is not 0, and up to a vector behind; returns where to go on.
+FASTNETS_INLINE int32_t* list_lanes(Words v, int32_t first, int32_t* to) {
+#if FASTNETS_VECTOR_BYTES == 64
+  const __mmask16 mask = _mm512_test_epi32_mask(bits<__m512i>(v), bits<__m512i>(v));
+  const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  _mm512_storeu_si512(to, _mm512_maskz_compress_epi32(mask, _mm512_add_epi32(lanes, _mm512_set1_epi32(first))));
+  return to + __builtin_popcount(mask);
+#else
+  for (unsigned left = lane_bits(v != 0); left != 0; left &= left - 1) *to++ = first + __builtin_ctz(left);
+  return to;
+#endif
+}
+
+// Deals what the weights of a vector have beyond a byte to windows of a tap's channels: four places for each lane in an
+// Excess, in as many of these as the fullest lane needs.
+class Dealer {
+ public:
+  explicit Dealer(int64_t taps) : used_(taps * kWords), count_(taps), at_(taps * kMost) {}
+
+  void next_window() {
+    std::fill(used_.begin(), used_.end(), 0);
+    std::fill(count_.begin(), count_.end(), 0);
+  }
+
+  void add(int64_t tap, int64_t channel, int64_t lane, int32_t rest) {
+    while (rest != 0) {  // 128, which no signed byte holds, takes two places
+      const int32_t byte = std::min(rest, 127), place = used_[tap * kWords + lane]++;
+      if (place / 4 == count_[tap]) {
+        at_[tap * kMost + count_[tap]++] = list.size();
+        list.push_back({tap, channel / kWindow * kWindow, {}, {}});
+      }
+      Excess& e = list[at_[tap * kMost + place / 4]];
+      e.index[4 * lane + place % 4] = static_cast<uint8_t>(channel % kWindow);
+      e.weight[4 * lane + place % 4] = static_cast<int8_t>(byte);
+      rest -= byte;
+    }
+  }
+
+  std::vector<Excess> list;
+
+ private:
+  static constexpr int64_t kMost = 2 * kWindow / 4;
+  std::vector<uint8_t> used_;   // places, [tap][lane]
+  std::vector<uint8_t> count_;  // of the window's Excesses, [tap]
+  std::vector<size_t> at_;      // where they are, [tap][kMost]
 };
 
-// A bit for each number that is not 0.
-template <int L>
-FASTNETS_INLINE uint32_t nonzero(Vec<int32_t, L> v) {
-#if FASTNETS_VECTOR_BYTES == 64
-  if constexpr (L == 16) return _mm512_test_epi32_mask(bits<__m512i>(v), bits<__m512i>(v));
-#elif FASTNETS_VECTOR_BYTES == 32
-  if constexpr (L == 8) return _mm256_movemask_ps(bits<__m256>(v != 0));
-#endif
-  uint32_t mask = 0;
-  for (int i = 0; i < L; ++i) mask |= uint32_t{v[i] != 0} << i;
-  return mask;
-}
-
-// The weights of one output channel as [channel][tap]: their bytes to out, the rests to `rests`; returns their sum.
+// The integers of `channels` channels from c on, at most kNumbers<T>, of the vector of output channels from o on, as
+// [channel][tap][lane]; zeros where there is no output channel.
 template <typename T>
-int32_t quantize_weights(const Problem& p, int64_t o, int64_t lane, int8_t* out, std::vector<Rest>& rests) {
+void quantize_weights(const Problem& p, int64_t o, int64_t lanes, int64_t c, int64_t channels, int32_t* out) {
   using A = Sum<T>;
-  constexpr int L = kNumbers<T>;
+  constexpr int N = kNumbers<T>;
   const Convolution& g = p.g;
-  const T* const w = static_cast<const T*>(p.w) + o * p.w_stride.n;
+  const Four& step = p.w_stride;
   const A scale = static_cast<A>(p.w_scale), levels = static_cast<A>(p.bits.weight_levels);
-  const int64_t area = g.kh * g.kw, count = g.depth * area;
-  const bool dense = p.w_stride.w == 1 && p.w_stride.h == g.kw && p.w_stride.c == area;
-  const uint32_t taps = static_cast<uint32_t>(area), windows = static_cast<uint32_t>(p.windows());
-  A values[L];
-  Vec<int32_t, L> sums{};
-  for (int64_t k = 0; k < count; k += L) {
-    const int64_t some = std::min<int64_t>(L, count - k);
-    for (int64_t i = 0; !dense && i < some; ++i) {
-      const int64_t c = (k + i) / area, tap = (k + i) % area;
-      values[i] = static_cast<A>(w[c * p.w_stride.c + tap / g.kw * p.w_stride.h + tap % g.kw * p.w_stride.w]);
-    }
-    const Vec<A, L> v = dense ? load_some<T>(w + k, some, 1) : load_some<A>(values, some, 1);
-    const Vec<int32_t, L> m = magnitude<A>(v, scale, levels), s = __builtin_convertvector(v < A(0), Vec<int32_t, L>);
-    const Vec<int32_t, L> q = (m ^ s) - s, low = q < -128 ? Vec<int32_t, L>{} - 128 : q,
-                          byte = low > 127 ? Vec<int32_t, L>{} + 127 : low;
-    const Vec<int32_t, L> rest = q - byte;
-    sums += q;
-    store_bytes<L>(out + k, byte, some);
-    for (uint32_t left = nonzero<L>(rest); left != 0; left &= left - 1) {
-      const int i = __builtin_ctz(left);
-      const uint32_t at = static_cast<uint32_t>(k + i), c = at / taps, window = (at - c * taps) * windows + c / kWindow;
-      rests.push_back(
-          {window, static_cast<uint8_t>(lane), static_cast<uint8_t>(c % kWindow), static_cast<int16_t>(rest[i])});
-    }
-  }
-  int32_t total = 0;
-  for (int i = 0; i < L; ++i) total += sums[i];
-  return total;
-}
-
-// Deals the rests of a vector to windows of channels: four places for each lane in an Excess, in as many of these as
-// the fullest lane needs. 128, which no signed byte holds, takes two places.
-inline void pack_rests(const Problem& p, const std::vector<Rest>& rests, std::vector<Excess>& list) {
-  constexpr int L = kLanes<int32_t>;
-  const int64_t windows = p.windows(), count = p.g.kh * p.g.kw * windows;
-  std::vector<uint8_t> taken(count * L);
-  std::vector<size_t> first(count + 1);
-  for (const Rest& r : rests) {
-    const size_t used = taken[r.window * L + r.lane] += r.value == 128 ? 2 : 1;
-    first[r.window + 1] = std::max(first[r.window + 1], (used + 3) / 4);
-  }
-  for (int64_t window = 0; window < count; ++window) first[window + 1] += first[window];
-  list.resize(first[count]);
-  for (int64_t window = 0; window < count; ++window)
-    for (size_t i = first[window]; i < first[window + 1]; ++i)
-      list[i].tap = window / windows, list[i].channel = window % windows * kWindow;
-  std::fill(taken.begin(), taken.end(), 0);
-  for (const Rest& r : rests) {
-    for (int32_t left = r.value; left != 0; left -= std::min(left, 127)) {
-      const size_t place = taken[r.window * L + r.lane]++;
-      Excess& e = list[first[r.window] + place / 4];
-      e.index[4 * r.lane + place % 4] = r.index;
-      e.weight[4 * r.lane + place % 4] = static_cast<int8_t>(std::min(left, 127));
-    }
-  }
-}
-
-template <typename T>
-void pack_vector(Problem& p, int64_t vector, std::vector<int8_t>& rows, std::vector<Rest>& rests) {
-  constexpr int L = kLanes<int32_t>;
-  const Convolution& g = p.g;
-  const int64_t first = vector % p.vectors * L, lanes = std::min<int64_t>(L, g.m - first);
-  const int64_t o = vector / p.vectors * g.m + first, taps = g.kh * g.kw, count = p.channels * taps;
-  rows.assign(L * count, 0);  // zeros beyond the group's channels
-  rests.clear();
-  int32_t* const sums = p.sums + vector * L;
-  std::fill(sums, sums + L, 0);
-  for (int64_t lane = 0; lane < lanes; ++lane)
-    sums[lane] = quantize_weights<T>(p, o + lane, lane, rows.data() + lane * count, rests);
-  int8_t* const packed = p.weights + vector * p.vector_bytes();
-  for (int64_t c = 0; c < p.channels; c += 4)
-    for (int64_t tap = 0; tap < taps; ++tap)
-      for (int64_t lane = 0; lane < L; ++lane) {
-        const int8_t* const from = rows.data() + lane * count + c * taps + tap;
-        int8_t* const to = packed + (tap * p.channels + c) * L + 4 * lane;
-        if (taps == 1) {
-          std::memcpy(to, from, 4);
-        } else {
-          const int8_t four[4] = {from[0], from[taps], from[2 * taps], from[3 * taps]};
-          std::memcpy(to, four, 4);
-        }
+  const int64_t taps = g.kh * g.kw;
+  const bool dense = step.w == 1 && step.h == g.kw && step.c == taps;  // [channel][tap]: both in one row
+  for (int64_t chunk = 0; chunk < taps; ++chunk) {
+    const int64_t count = dense ? std::clamp<int64_t>(channels * taps - chunk * N, 0, N) : channels;
+    const int64_t at = dense ? chunk * N : chunk / g.kw * step.h + chunk % g.kw * step.w;
+    const T* const from = static_cast<const T*>(p.w) + o * step.n + c * step.c + at;
+    const int64_t next = dense ? 1 : step.c, to = dense ? kWords : taps * kWords;
+    int32_t* const chunk_out = out + (dense ? chunk * N : chunk) * kWords;
+    for (int64_t lane = 0; lane < kWords; lane += N) {
+      const bool whole = next == 1 && count == N && lane + N <= lanes;
+      Vec<A, N> v[N];
+      if (whole) {
+        for (int i = 0; i < N; ++i) v[i] = load<T, N>(from + (lane + i) * step.n);
+      } else {
+        for (int i = 0; i < N; ++i) v[i] = load_some<T>(from + (lane + i) * step.n, lane + i < lanes ? count : 0, next);
       }
-  pack_rests(p, rests, p.excess[vector]);
+      transpose<A, N>(v);
+      for (int i = 0; i < count; ++i) {
+        const Vec<int32_t, N> sign = __builtin_convertvector(v[i] < A(0), Vec<int32_t, N>);  // -1 or 0
+        const Vec<int32_t, N> q = (magnitude<A>(v[i], scale, levels) ^ sign) - sign;
+        std::memcpy(chunk_out + i * to + lane, &q, sizeof q);
+      }
+    }
+  }
+}
+
+// The bytes of these integers to the vector's weights; adds the integers to `sums`; returns how many do not fit a byte,
+// whose places it lists.
+inline int64_t pack_bytes(const Problem& p, const int32_t* integers, int64_t channels, int8_t* weights, Words& sums,
+                          int32_t* places) {
+  const int64_t taps = p.g.kh * p.g.kw, step = taps * kWords;  // between channels
+  int32_t* end = places;
+  for (int64_t k = 0; k < channels; k += 4)
+    for (int64_t tap = 0; tap < taps; ++tap) {
+      const int64_t from = k * step + tap * kWords;
+      Words four{};
+      for (int j = 0; j < 4; ++j) {
+        Words q;
+        std::memcpy(&q, integers + from + j * step, sizeof q);
+        const Words low = q < -128 ? Words{} - 128 : q, byte = low > 127 ? Words{} + 127 : low;
+        sums += q;
+        four |= (byte & 255) << (8 * j);
+        end = list_lanes(q ^ byte, static_cast<int32_t>(from + j * step), end);
+      }
+      std::memcpy(weights + (tap * p.channels + k) * kWords, &four, sizeof four);
+    }
+  return end - places;
 }
 
 template <typename T>
 void pack(Problem& p, int64_t begin, int64_t end) {
-  std::vector<int8_t> rows;
-  std::vector<Rest> rests;
-  for (int64_t i = begin; i < end; ++i) pack_vector<T>(p, i, rows, rests);
+  constexpr int N = kNumbers<T>, B = std::max(N, 4);  // of four channels, bytes are written together
+  const Convolution& g = p.g;
+  const int64_t taps = g.kh * g.kw, size = B * taps * kWords;
+  std::vector<int32_t> integers(size), places(size + kWords);
+  Dealer dealer(taps);
+  for (int64_t vector = begin; vector < end; ++vector) {
+    const int64_t first = vector % p.vectors * kWords, lanes = std::min<int64_t>(kWords, g.m - first);
+    int8_t* const weights = p.weights + vector * p.vector_bytes();
+    Words sums{};
+    dealer.list.clear();
+    for (int64_t c = 0; c < g.depth; c += B) {
+      const int64_t channels = std::min<int64_t>(B, g.depth - c);
+      if (c % kWindow == 0) dealer.next_window();
+      for (int64_t k = 0; k < channels; k += N)
+        quantize_weights<T>(p, vector / p.vectors * g.m + first, lanes, c + k, std::min<int64_t>(N, channels - k),
+                            integers.data() + k * taps * kWords);
+      std::fill(integers.begin() + channels * taps * kWords, integers.end(), 0);
+      const int64_t count = pack_bytes(p, integers.data(), channels, weights + c * kWords, sums, places.data());
+      for (int64_t i = 0; i < count; ++i) {
+        const uint32_t place = static_cast<uint32_t>(places[i]), at = place / kWords;
+        const uint32_t channel = at / static_cast<uint32_t>(taps), tap = at - channel * static_cast<uint32_t>(taps);
+        const int32_t q = integers[place];
+        dealer.add(tap, c + channel, place % kWords, q > 0 ? q - 127 : q + 128);
+      }
+    }
+    std::memcpy(p.sums + vector * kWords, &sums, sizeof sums);
+    p.excess[vector].assign(dealer.list.begin(), dealer.list.end());
+  }
 }
 
 }  // namespace fastnets::FASTNETS_ISA

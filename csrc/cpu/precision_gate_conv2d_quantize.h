@@ -24,15 +24,24 @@ FASTNETS_INLINE Vec<int32_t, kLanes<A>> nearest(Vec<A, kLanes<A>> v) {  // ties 
   return rounded;
 }
 
+template <typename A>
+using Integer = std::conditional_t<sizeof(A) == 4, int32_t, int64_t>;
+
+// |v| as integers, whose order is that of the numbers; a NaN is above all.
+template <typename A>
+FASTNETS_INLINE Vec<Integer<A>, kLanes<A>> absolute(Vec<A, kLanes<A>> v) {
+  return bits<Vec<Integer<A>, kLanes<A>>>(v) & std::numeric_limits<Integer<A>>::max();
+}
+
 // round(clamp(|v| / scale, 0, 1) * levels); 0 where |v| / scale is NaN.
 template <typename A>
 FASTNETS_INLINE Vec<int32_t, kLanes<A>> magnitude(Vec<A, kLanes<A>> v, A scale, A levels) {
-  constexpr int L = kLanes<A>;
-  const Vec<A, L> zero{}, one = zero + A(1);
-  Vec<A, L> share = (v < zero ? -v : v) / scale;
-  share = share < one ? share : (share >= one ? one : zero);
-  share = share > zero ? share : zero;
-  return nearest<A>(share * levels);
+  using Numbers = Vec<A, kLanes<A>>;
+  Numbers zero{}, one = zero + A(1);
+  hold(zero), hold(one);  // against what is not known to be 0 or 1 the compiler takes a maximum, else a comparison
+  Numbers share = bits<Numbers>(absolute<A>(v)) / scale;
+  share = share > zero ? share : zero;  // NaN fails the comparison
+  return nearest<A>((share < one ? share : one) * levels);
 }
 
 // The first `count` numbers, zeros behind them.
@@ -54,8 +63,8 @@ template <int L>
 FASTNETS_INLINE void store_bytes(void* to, Vec<int32_t, L> v, int64_t count) {
 #if FASTNETS_VECTOR_BYTES == 64
   if constexpr (L == 16) {
-    const __mmask16 mask = static_cast<__mmask16>(count >= L ? 0xffff : (1 << count) - 1);
-    return _mm512_mask_cvtepi32_storeu_epi8(to, mask, bits<__m512i>(v));
+    if (count >= L) return _mm_storeu_si128(static_cast<__m128i*>(to), _mm512_cvtepi32_epi8(bits<__m512i>(v)));
+    return _mm512_mask_cvtepi32_storeu_epi8(to, static_cast<__mmask16>((1 << count) - 1), bits<__m512i>(v));
   }
 #endif
   const auto narrow = __builtin_convertvector(v, Vec<int8_t, L>);
@@ -68,15 +77,16 @@ FASTNETS_INLINE void store_bytes(void* to, Vec<int32_t, L> v, int64_t count) {
 template <typename T>
 double largest(const void* from, int64_t count, int64_t step) {
   using A = Sum<T>;
+  using I = Integer<A>;
   constexpr int L = kNumbers<T>;
-  Vec<A, L> most{};
+  Vec<I, L> most{};
   for (int64_t i = 0; i < count; i += L) {
-    const Vec<A, L> v = load_some<T>(static_cast<const T*>(from) + i * step, count - i, step), size = v < A(0) ? -v : v;
-    most = (size <= most) | (most != most) ? most : size;  // NaN fails the comparison, enters and stays
+    const Vec<I, L> size = absolute<A>(load_some<T>(static_cast<const T*>(from) + i * step, count - i, step));
+    most = size > most ? size : most;
   }
-  A result = most[0];
-  for (int i = 1; i < L; ++i) result = most[i] <= result || result != result ? result : most[i];
-  return result;
+  I result = 0;
+  for (int i = 0; i < L; ++i) result = std::max<I>(result, most[i]);
+  return bits<A>(result);
 }
 
 // Numbers of the input to their two parts, each with the sign and raised to be positive.
@@ -107,15 +117,14 @@ template <typename T>
 void quantize_channels(const Problem& p, const T* x, uint8_t* high, uint8_t* low) {
   constexpr int L = kNumbers<T>;
   const Split<T> split(p);
-  const int64_t channels = p.g.depth, missing = p.channels - channels;
+  const int64_t channels = p.g.depth;
   for (int64_t w = 0; w < p.g.w; ++w, x += p.x_stride.w)
     for (int64_t group = 0; group < p.g.groups; ++group, high += p.channels, low += p.channels) {
-      for (int64_t c = 0; c < channels; c += L) {
+      for (int64_t c = 0; c < p.channels; c += L) {
         Vec<int32_t, L> h, l;
         split(load_some<T>(x + group * channels + c, channels - c, 1), h, l);
-        store_bytes<L>(high + c, h, channels - c), store_bytes<L>(low + c, l, channels - c);
+        store_bytes<L>(high + c, h, p.channels - c), store_bytes<L>(low + c, l, p.channels - c);
       }
-      std::memset(high + channels, split.zero_high, missing), std::memset(low + channels, split.zero_low, missing);
     }
 }
 
@@ -156,7 +165,7 @@ void quantize_row(const Problem& p, int64_t n, int64_t padded_row) {
   }
   for (const int64_t start : {int64_t{0}, p.row - border})
     std::memset(high + start, p.zero(0), border), std::memset(low + start, p.zero(1), border);
-  const T* const x = static_cast<const T*>(p.x) + n * p.x_stride.n + h * p.x_stride.h;
+  const T* const x = static_cast<const T*>(p.x) + (p.image0 + n) * p.x_stride.n + h * p.x_stride.h;
   const bool neighbours = p.x_stride.c == 1 && g.depth > 1;
   neighbours ? quantize_channels(p, x, high + border, low + border)
              : quantize_pixels(p, x, high + border, low + border);

@@ -400,8 +400,20 @@ def test_threads_do_not_change_a_bit(cpu_kernels):
     check_thread_counts(lambda: precision_gate_conv2d(*case, **kwargs, return_density=True))
 
 
+@pytest.mark.parametrize("outputs", [150, 160])  # whose last vector is a part of one; whose vectors are cache lines
+def test_images_by_groups_and_results_past_the_caches(cpu_kernels, outputs):
+    """Two images have 2 MB of parts, the third is a group of its own; the result is over 16 MB."""
+    (x, *case), kwargs = tensors((3, 48, 100, 100), outputs, (1, 1), scale=2.0)
+    case = [x.contiguous(memory_format=torch.channels_last), *case[:2]]  # a bias is added with one rounding or two
+    case = cast(case, torch.float32)
+    y, density = precision_gate_conv2d(*case, **kwargs, return_density=True)
+    expected, of_expected = reference(*case, **kwargs, return_density=True)
+    assert y.nbytes > 16 << 20 and torch.equal(y, expected) and density == of_expected
+
+
 def test_memory_beside_the_result_is_as_documented(cpu_kernels):
-    """Two bytes for each number of the padded input, about two for each of the weight, and no more."""
+    """Two bytes for each number of the padded input, about two for each of the weight, and no more; of many images,
+    2 MB of the former."""
     (x, w, threshold, bias), kwargs = tensors((4, 64, 30, 30), 64, padding=1)
     case = [t.float().contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t.float()
             for t in (x, w, threshold, bias)]  # fmt: skip
@@ -409,6 +421,9 @@ def test_memory_beside_the_result_is_as_documented(cpu_kernels):
     padded, weights = 4 * 64 * 32 * 32, w.numel()
     beside = allocated(lambda: precision_gate_conv2d(*case, **kwargs)) - y.nbytes
     assert 2 * padded <= beside <= 2 * padded + 2 * weights + 4096
+    many = torch.cat([case[0]] * 8)
+    beside = allocated(lambda: precision_gate_conv2d(many, *case[1:], **kwargs)) - 8 * y.nbytes
+    assert beside <= (2 << 20) + 2 * weights + 4096
 
 
 @hypothesis.settings(max_examples=100, deadline=None)
