@@ -123,10 +123,13 @@ void finish_tile(const Problem& p, const Activate<float>& activate, int64_t tile
     from_points<side>(m, y);
     const int64_t first = (at.image * g.oh + at.row + i) * g.ow + at.column;
     for (int j = 0; j < side; ++j) y[j] += bias;
-    for (int64_t j = 0; residual.data && j < columns; ++j)
-      y[j] += load_first<float, L>(residual.data + (first + j) * residual.pixel + o, count);
+    // Loops of a fixed length, so that y stays in registers.
+    for (int j = 0; j < side; ++j)
+      if (residual.data && j < columns)
+        y[j] += load_first<float, L>(residual.data + (first + j) * residual.pixel + o, count);
     activate.template operator()<L, side>(y);
-    for (int64_t j = 0; j < columns; ++j) store_first<float, L>(to.data + (first + j) * to.pixel + o, y[j], count);
+    for (int j = 0; j < side; ++j)
+      if (j < columns) store_first<float, L>(to.data + (first + j) * to.pixel + o, y[j], count);
   }
 }
 
