@@ -401,7 +401,7 @@ def test_threads_do_not_change_a_bit(cpu_kernels):
 
 
 @pytest.mark.parametrize("outputs", [150, 160])  # whose last vector is a part of one; whose vectors are cache lines
-def test_images_by_groups_and_results_past_the_caches(cpu_kernels, outputs):
+def test_geometry_of_several_groups_of_images_past_the_caches(cpu_kernels, outputs):
     """Two images have 2 MB of parts, the third is a group of its own; the result is over 16 MB."""
     (x, *case), kwargs = tensors((3, 48, 100, 100), outputs, (1, 1), scale=2.0)
     case = [x.contiguous(memory_format=torch.channels_last), *case[:2]]  # a bias is added with one rounding or two
