@@ -32,7 +32,7 @@ Tensor run(Problem p, Pass pass, const Tensor& x, bool last, bool one_lane) {
     p.chunk = cut(p.lanes, kLine, pass == Pass::kForward ? kMost : kMost / 4, p.images);
   else
     p.chunk = pass == Pass::kSum ? p.rows / p.images : cut(p.rows, kBlock, kRows, 1);
-  constexpr int64_t kThirdLevel = 16 << 20, kTask = 1 << 15;
+  constexpr int64_t kTask = 1 << 15;
   p.streams = y.numel() * static_cast<int64_t>(y.element_size()) > kThirdLevel;
   const int64_t tasks = one_lane ? ceil_div(p.rows, p.chunk) : p.images * p.chunks();
   const corner::Kernel kernel = FASTNETS_FOR_THIS_CPU(corner_pool_kernel)(x.scalar_type(), one_lane, p.reverse, pass);

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "../corner_pool.h"
+#include "work.h"
 
 namespace fastnets::corner {
 

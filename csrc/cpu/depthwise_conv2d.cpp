@@ -51,8 +51,6 @@ void cut_rows(Problem& p, int64_t bytes) {
   p.strips = std::clamp<int64_t>(strips, 1, g.oh);
 }
 
-constexpr int64_t kThirdLevel = 16 << 20;
-
 // Bytes of x and y.
 int64_t moved(const Problem& p, int64_t bytes) {
   const Convolution& g = p.g;

@@ -43,7 +43,7 @@ struct ProblemOf {
 };
 using Problem = ProblemOf<float>;
 
-inline bool streams(const Four& y) { return y.n * y.c * y.h * y.w * sizeof(float) > 16 << 20; }
+inline bool streams(const Four& y) { return y.n * y.c * y.h * y.w * static_cast<int64_t>(sizeof(float)) > kThirdLevel; }
 
 // Blocks of pixels, each for every panel: `block` pixels to a task where tasks go panels first, else pixels first.
 struct Tasks {

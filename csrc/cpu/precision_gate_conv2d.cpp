@@ -104,7 +104,6 @@ std::tuple<Tensor, Tensor> precision_gate_conv2d(
   p.x = x.const_data_ptr(), p.w = w.const_data_ptr(), p.y = y.mutable_data_ptr();
   p.threshold = threshold.const_data_ptr(), p.bias = bias ? bias->const_data_ptr() : nullptr;
   p.x_stride = strides_of(x), p.w_stride = strides_of(w), p.y_stride = strides_of(y);
-  constexpr int64_t kThirdLevel = 16 << 20;
   p.streams = y.numel() * static_cast<int64_t>(y.element_size()) > kThirdLevel;
   p.threshold_step = threshold.stride(0), p.bias_step = bias ? bias->stride(0) : 0;
   p.x_scale = scale ? number(*scale) : largest(x, kernel), p.w_scale = largest(w, kernel);
@@ -113,8 +112,8 @@ std::tuple<Tensor, Tensor> precision_gate_conv2d(
   const int64_t rows = g.h + 2 * g.ph, terms = g.kh * g.kw * g.depth;
   run(g.groups * p.vectors, terms * p.lanes, [&](int64_t begin, int64_t end) { kernel.pack(p, begin, end); });
   std::atomic<int64_t> count{0};
-  for (const int64_t group = p.images; p.image0 < g.n; p.image0 += group) {
-    p.images = std::min(group, g.n - p.image0);
+  for (const int64_t group = p.images; p.first_image < g.n; p.first_image += group) {
+    p.images = std::min(group, g.n - p.first_image);
     run(p.images * rows, p.row, [&](int64_t begin, int64_t end) { kernel.quantize(p, begin, end); });
     run(p.chunks() * g.groups * p.blocks(), p.chunk * terms,
         [&](int64_t begin, int64_t end) { count += kernel.convolve(p, begin, end); });

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../precision_gate_conv2d.h"
+#include "work.h"
 
 namespace fastnets::gate {
 
@@ -26,8 +27,8 @@ struct Problem {
   int64_t threshold_step, bias_step;
   double x_scale = 0, w_scale = 0;
 
-  // Images go by in groups: parts that stay in the caches until they are read. This is one of them.
-  int64_t image0 = 0, images = 0;
+  // Images go by in groups, whose parts stay in the caches until they are read: the one that is under way.
+  int64_t first_image = 0, images = 0;
 
   // The group's parts, one byte a number, as [n][padded h][padded w][groups][channels, up to a multiple of 4]; what is
   // stored is the number + zero(part), so that it is never negative.
@@ -45,7 +46,6 @@ struct Problem {
 
   int32_t zero(int part) const { return 1 << (part == 0 ? bits.high : bits.low); }
   int64_t vector_bytes() const { return g.kh * g.kw * channels * lanes; }
-  int64_t windows() const { return (g.depth + kWindow - 1) / kWindow; }  // of a tap
   int64_t blocks() const { return (vectors + kMostVectors - 1) / kMostVectors; }
   int64_t pixels() const { return images * g.oh * g.ow; }
   int64_t chunks() const { return (pixels() + chunk - 1) / chunk; }

@@ -76,7 +76,7 @@ struct Finish {
     const T *from = static_cast<const T*>(p.threshold), *b = static_cast<const T*>(p.bias);
     for (int64_t i = 0; i < kWords * kTileVectors; ++i) {
       threshold[i] = i < count ? static_cast<A>(from[(o + i) * p.threshold_step]) : A(INFINITY);  // stays closed
-      bias[i] = b && i < count ? static_cast<A>(b[(o + i) * p.bias_step]) : A(-0.0);
+      bias[i] = b && i < count ? static_cast<A>(b[(o + i) * p.bias_step]) : A(-0.0);  // v + -0 is v, also for -0
     }
     streams = p.streams && count % L == 0 && can_stream<T, L>(static_cast<T*>(p.y) + o, p.y_stride.w);
   }
@@ -137,7 +137,7 @@ int64_t convolve_block(const Problem& p, int64_t group, int64_t vector, int64_t 
     int64_t offset[M], out[M];
     for (int64_t m = 0; m < M; ++m) {
       offset[m] = n * p.image + i * g.sh * p.row + j * g.sw * p.pixel + group * p.channels;
-      out[m] = (p.image0 + n) * p.y_stride.n + o * p.y_stride.c + i * p.y_stride.h + j * p.y_stride.w;
+      out[m] = (p.first_image + n) * p.y_stride.n + o * p.y_stride.c + i * p.y_stride.h + j * p.y_stride.w;
       if (from + m + 1 >= end) continue;  // beyond the end: the last pixel again
       if (++j == g.ow) j = 0, ++i;
       if (i == g.oh) i = 0, ++n;

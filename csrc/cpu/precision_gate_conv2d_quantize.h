@@ -48,11 +48,8 @@ FASTNETS_INLINE Vec<int32_t, kLanes<A>> magnitude(Vec<A, kLanes<A>> v, A scale, 
 template <typename T>
 FASTNETS_INLINE Vec<Sum<T>, kNumbers<T>> load_some(const T* from, int64_t count, int64_t step) {
   constexpr int L = kNumbers<T>;
+  if (step == 1) return load_first<T, L>(from, count);
   if (count >= L) return load_strided<T, L>(from, step);
-#if FASTNETS_VECTOR_BYTES == 64
-  if constexpr (std::is_same_v<T, float>)
-    if (step == 1) return bits<Vec<float, L>>(_mm512_maskz_loadu_ps(static_cast<__mmask16>((1 << count) - 1), from));
-#endif
   Vec<Sum<T>, L> v{};
   for (int i = 0; i < count; ++i) v[i] = static_cast<Sum<T>>(from[i * step]);
   return v;
@@ -165,7 +162,7 @@ void quantize_row(const Problem& p, int64_t n, int64_t padded_row) {
   }
   for (const int64_t start : {int64_t{0}, p.row - border})
     std::memset(high + start, p.zero(0), border), std::memset(low + start, p.zero(1), border);
-  const T* const x = static_cast<const T*>(p.x) + (p.image0 + n) * p.x_stride.n + h * p.x_stride.h;
+  const T* const x = static_cast<const T*>(p.x) + (p.first_image + n) * p.x_stride.n + h * p.x_stride.h;
   const bool neighbours = p.x_stride.c == 1 && g.depth > 1;
   neighbours ? quantize_channels(p, x, high + border, low + border)
              : quantize_pixels(p, x, high + border, low + border);

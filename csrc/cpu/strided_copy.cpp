@@ -15,7 +15,7 @@ BlockKernel kernel_for(Block& block) { return FASTNETS_FOR_THIS_CPU(block_kernel
 
 // Whether all vectors of the result are whole cache lines, and there are more than a third-level cache keeps.
 bool should_stream(const StridedCopy& copy) {
-  constexpr int64_t kThirdLevel = 16 << 20, kLine = 64;
+  constexpr int64_t kLine = 64;
   if (copy.elements() * copy.bytes <= kThirdLevel) return false;
   uintptr_t places = reinterpret_cast<uintptr_t>(copy.to);
   for (const Axis& axis : copy.axes)

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../strided_copy.h"
+#include "work.h"
 
 namespace fastnets {
 

@@ -76,7 +76,6 @@ Tensor strip_pool_backward(const Tensor& drows, const Tensor& dcolumns, bool cha
   if (dx.numel() == 0) return dx;
   Problem p = problem(s, channels_last);
   cut(p, s.h, 1);
-  constexpr int64_t kThirdLevel = 16 << 20;
   p.streams = dx.numel() * static_cast<int64_t>(dx.element_size()) > kThirdLevel;
   p.x = dx.mutable_data_ptr();
   p.rows = const_cast<void*>(from_rows.const_data_ptr()), p.columns = const_cast<void*>(from_columns.const_data_ptr());

@@ -45,7 +45,6 @@ struct Call {
         work(3 * map.c),
         p{Cut(map, sizeof(T))},
         kernels(FASTNETS_FOR_THIS_CPU(batch_norm::kernels<T>)(p.cut)) {
-    constexpr int64_t kThirdLevel = 16 << 20;
     p.x = x.const_data_ptr(), p.out = out.mutable_data_ptr(), p.eps = eps;
     p.weight = weights.data(), p.bias = biases.data();
     p.scale = work.data(), p.shift = work.data() + map.c, p.slope = work.data() + 2 * map.c;

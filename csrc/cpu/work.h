@@ -7,6 +7,9 @@
 
 namespace fastnets {
 
+// Bytes that a third-level cache keeps for the next kernel; results that are larger are stored past the caches.
+constexpr int64_t kThirdLevel = 16 << 20;
+
 // The share of `count` things that falls to piece i of n.
 struct Range {
   int64_t begin, end;

@@ -412,8 +412,7 @@ def test_geometry_of_several_groups_of_images_past_the_caches(cpu_kernels, outpu
 
 
 def test_memory_beside_the_result_is_as_documented(cpu_kernels):
-    """Two bytes for each number of the padded input, about two for each of the weight, and no more; of many images,
-    2 MB of the former."""
+    """Two bytes for each number of the padded input, 2 MB of many images, about two for each of the weight."""
     (x, w, threshold, bias), kwargs = tensors((4, 64, 30, 30), 64, padding=1)
     case = [t.float().contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t.float()
             for t in (x, w, threshold, bias)]  # fmt: skip
