@@ -46,6 +46,13 @@ DENSE_3X3 = {
 TRANSITIONS = {"transition1": (256, 128, 56), "transition2": (512, 256, 28), "transition3": (1024, 512, 14)}
 # First convolutions of photos: results, kernel, stride, padding. The same two papers
 STEMS = {"MobileNetV2": (32, 3, 2, 1), "ResNet": (64, 7, 2, 3)}
+# The same and the windows of 3 by 3 and stride 2 behind them: results, kernel and padding, padding and ceil_mode. N. Ma et
+# al. 2018, arXiv:1807.11164; F. Iandola et al. 2016, arXiv:1602.07360, as version 1.1.
+POOLED_STEMS = {
+    "ShuffleNetV2": (24, 3, 1, 1, False),
+    "SqueezeNet 1.1": (64, 3, 0, 0, True),
+    "ResNet": (64, 7, 3, 1, False),
+}
 # Poolings: kind, channels, size, stride, padding, of windows of 3 by 3. K. He et al. 2015, arXiv:1512.03385; C. Szegedy
 # et al. 2014, arXiv:1409.4842 and 2015, arXiv:1512.00567.
 POOLS = {

@@ -84,6 +84,15 @@ def test_direct_conv2d(race, shape):
     )
 
 
+@pytest.mark.parametrize("shape", _shapes.POOLED_STEMS.values(), ids=_shapes.POOLED_STEMS)
+@pytest.mark.parametrize("n", (1, 16))
+def test_direct_max_pool2d(race, n, shape):
+    o, k, padding, pool_padding, ceil_mode = shape
+    module = settled(nn.Conv2d(3, o, k, 2, padding), nn.ReLU(), nn.MaxPool2d(3, 2, pool_padding, ceil_mode=ceil_mode))
+    x = torch.randn(n, 3, 224, 224, generator=seeded(1))
+    race_module(race, f"direct_max_pool2d, batch {n}", f"{o} {k}x{k}/2, pool 3/2", module, x)
+
+
 @pytest.mark.parametrize("shape", _shapes.DENSE_3X3.values(), ids=_shapes.DENSE_3X3)
 def test_direct_conv2d_in_bfloat16(race, shape):
     """OpenVINO is given a float32 image, which it converts."""

@@ -1,10 +1,12 @@
-// A direct dense convolution on a CPU: arguments, the cut into tasks, registration. The kernel is in the header.
+// A direct dense convolution on a CPU, and the maxima of windows of its results: arguments, the cut into tasks,
+// registration. The kernels are in the header.
 #include <algorithm>
 #include <memory>
 #include <optional>
 #include <string>
 
 #include "pointwise_conv2d.h"
+#include "pool2d.h"
 
 namespace fastnets::direct {
 
@@ -14,6 +16,9 @@ struct Problem {
   const T* x = nullptr;                // without gaps
   bool in_planes = false;              // else in channels_last
   pointwise::ProblemOf<X, T> product;  // its x is made row by row
+  pool::Problem<T> pool;               // where it has windows, the product's y is its x, made row by row too
+
+  bool pools() const { return pool.y.data != nullptr; }
 };
 template <typename X, typename T>
 using Kernel = void (*)(const Problem<X, T>&, int64_t begin, int64_t end);
@@ -28,50 +33,78 @@ using Kernel = void (*)(const Problem<X, T>&, int64_t begin, int64_t end);
 namespace fastnets {
 namespace {
 
+using Pair = std::vector<int64_t>;
+using Into = std::optional<Tensor>;  // images whose channels from a given one on the results become
+using Windows = std::optional<Convolution>;
+
 // What is multiplied is X, float32 or the type of the images, T.
 template <typename X, typename T>
-Tensor convolve(const Tensor& x, const Tensor& panels, const Convolution& g, const std::optional<Tensor>& bias,
-                Activation activation, const std::optional<Tensor>& into, int64_t channel,
+Tensor convolve(const Tensor& x, const Tensor& panels, const Convolution& g, const Windows& windows,
+                const std::optional<Tensor>& bias, Activation activation, const Into& into, int64_t channel,
                 direct::Kernel<X, T> kernel) {
-  const Four size{g.n, g.o, g.oh, g.ow};
+  const Four size{g.n, g.o, windows ? windows->oh : g.oh, windows ? windows->ow : g.ow};
   const pointwise::Results<T> y(x, size, into, channel);
-  direct::Problem<X, T> p{g, data<T>(x), !is_dense(x, true), {}};
+  direct::Problem<X, T> p{g, data<T>(x), !is_dense(x, true), {}, {}};
   p.product.in = g.kh * g.kw * g.c, p.product.out = g.o, p.product.activation = activation;
   p.product.w = pointwise::check_panels<X>(panels, p.product.in, g.o);
-  p.product.bias = pointwise::check_bias(bias, g.o), p.product.y = y.pixels;
-  p.product.streams = pointwise::streams(size);
-  const int64_t results = g.n * g.oh * g.ow * g.o;
-  if (results == 0) return y.images;
-  pointwise::run(g.n * g.oh * p.product.panels(), results * p.product.in,
+  p.product.bias = pointwise::check_bias(bias, g.o);
+  if (windows)
+    p.product.y.pixel = g.o, p.pool = {*windows, {nullptr, g.o}, y.pixels};
+  else
+    p.product.y = y.pixels, p.product.streams = pointwise::streams(size);
+  if (size.n * size.c * size.h * size.w == 0) return y.images;
+  pointwise::run(size.n * size.h * (windows ? 1 : p.product.panels()), g.n * g.oh * g.ow * g.o * p.product.in,
                  [p, kernel](int64_t begin, int64_t end) { kernel(p, begin, end); });
   return y.images;
 }
 
 // Of x in either layout and weights in panels, of the numbers below a kernel in the order of its rows and columns, as
 // channels of `into` from `channel` on where that is given. Weights are float32 or, for an even number of channels, of
-// the type of x.
-Tensor direct_conv2d(const Tensor& x, const Tensor& panels, int64_t out, const std::vector<int64_t>& kernel,
-                     const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
-                     const std::optional<Tensor>& bias, const std::optional<std::string>& activation,
-                     const std::optional<Tensor>& into, int64_t channel) {
+// the type of x. Of the sizes of the results, windows_of makes the windows whose maxima are taken, if any.
+template <typename F>
+Tensor direct(const Tensor& x, const Tensor& panels, int64_t out, const Pair& kernel, const Pair& stride,
+              const Pair& padding, const std::optional<Tensor>& bias, const std::optional<std::string>& activation,
+              const Into& into, int64_t channel, const F& windows_of) {
   STD_TORCH_CHECK(kernel.size() == 2, "expected pairs");
   return pointwise::with_type(x, [&](auto type) {
     using T = decltype(type);
     STD_TORCH_CHECK(x.dim() == 4 && (is_dense(x, true) || is_dense(x, false)), "expected images without gaps");
     const Convolution g = geometry(sizes_of(x), {out, x.size(1), kernel[0], kernel[1]}, stride, padding, {1, 1}, 1);
+    const Windows windows = windows_of(Four{g.n, g.o, g.oh, g.ow});
     const Activation kind = parse_activation(activation);
     if constexpr (!std::is_same_v<T, float>) {
       if (panels.scalar_type() == x.scalar_type()) {
         STD_TORCH_CHECK(g.c % pointwise::kTogether<T> == 0, "expected float32 weights for ", g.c, " channels");
-        return convolve<T, T>(x, panels, g, bias, kind, into, channel,
+        return convolve<T, T>(x, panels, g, windows, bias, kind, into, channel,
                               FASTNETS_FOR_THIS_CPU_AND(T, direct::forward_as_it_is));
       }
     }
-    return convolve<float, T>(x, panels, g, bias, kind, into, channel, FASTNETS_FOR_THIS_CPU_AND(T, direct::forward));
+    return convolve<float, T>(x, panels, g, windows, bias, kind, into, channel,
+                              FASTNETS_FOR_THIS_CPU_AND(T, direct::forward));
   });
+}
+
+Tensor direct_conv2d(const Tensor& x, const Tensor& panels, int64_t out, const Pair& kernel, const Pair& stride,
+                     const Pair& padding, const std::optional<Tensor>& bias,
+                     const std::optional<std::string>& activation, const Into& into, int64_t channel) {
+  return direct(x, panels, out, kernel, stride, padding, bias, activation, into, channel,
+                [](const Four&) -> Windows { return {}; });
+}
+
+Tensor direct_max_pool2d(const Tensor& x, const Tensor& panels, int64_t out, const Pair& kernel, const Pair& stride,
+                         const Pair& padding, const std::optional<Tensor>& bias,
+                         const std::optional<std::string>& activation, const Pair& pool_kernel, const Pair& pool_stride,
+                         const Pair& pool_padding, bool ceil_mode, const Into& into, int64_t channel) {
+  return direct(x, panels, out, kernel, stride, padding, bias, activation, into, channel,
+                [&](const Four& size) -> Windows {
+                  return pool::windows(size, pool_kernel, pool_stride, pool_padding, ceil_mode);
+                });
 }
 
 }  // namespace
 }  // namespace fastnets
 
-STABLE_TORCH_LIBRARY_IMPL(fastnets_cpu, CPU, m) { m.impl("direct_conv2d", TORCH_BOX(&fastnets::direct_conv2d)); }
+STABLE_TORCH_LIBRARY_IMPL(fastnets_cpu, CPU, m) {
+  m.impl("direct_conv2d", TORCH_BOX(&fastnets::direct_conv2d));
+  m.impl("direct_max_pool2d", TORCH_BOX(&fastnets::direct_max_pool2d));
+}

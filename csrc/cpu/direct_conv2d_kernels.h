@@ -7,8 +7,11 @@
 // (kh / stride * x + y), and of the weights for each row of y, from the second-level cache as long as they fit there.
 #include "interleave.h"
 #include "pointwise_conv2d_tile.h"
+#include "pool2d_kernels.h"
 
 namespace fastnets::FASTNETS_ISA::direct {
+
+using fastnets::direct::Problem;
 
 // `count` pixels of G planes, each `plane` after the one before, to side by side.
 template <int G, typename T>
@@ -26,7 +29,7 @@ void interleave_row(const T* x, int64_t plane, int64_t count, float* to) {
 }
 
 template <typename X, typename T>
-void copy_row(const fastnets::direct::Problem<X, T>& p, int64_t image, int64_t row, X* to) {
+void copy_row(const Problem<X, T>& p, int64_t image, int64_t row, X* to) {
   const Convolution& g = p.g;
   const int64_t plane = g.h * g.w, count = g.w * g.c;
   const T* const x = p.x + image * plane * g.c + row * (p.in_planes ? g.w : count);
@@ -42,38 +45,87 @@ void copy_row(const fastnets::direct::Problem<X, T>& p, int64_t image, int64_t r
   for (int64_t i = 0; i < count; ++i) to[i] = static_cast<X>(x[i % g.c * plane + i / g.c]);
 }
 
+// Makes rows of results. What a row reads, `take` lays between zeros.
 template <typename X, typename T>
-void convolve(const fastnets::direct::Problem<X, T>& p, int64_t begin, int64_t end) {
-  const Convolution& g = p.g;
-  const int64_t width = (g.w + 2 * g.pw) * g.c, row = g.w * g.c;
-  const std::unique_ptr<X[]> padded(new X[g.kh * width]());
-  fastnets::pointwise::ProblemOf<X, T> product = p.product;
-  product.x = {padded.get(), g.sw * g.c, width, g.kw * g.c};
-  const int64_t panels = product.panels();
-  for (int64_t task = begin; task < end; ++task) {
-    const int64_t image = task / panels / g.oh, first = task / panels % g.oh * g.sh - g.ph;
-    for (int64_t i = 0; i < g.kh && (task == begin || task % panels == 0); ++i) {
-      X* const to = padded.get() + i * width + g.pw * g.c;
-      if (first + i < 0 || first + i >= g.h)
-        std::fill(to, to + row, X(0));
-      else
-        copy_row(p, image, first + i, to);
-    }
-    product.y.data = p.product.y.data + task / panels * g.ow * product.y.pixel;
-    pointwise::multiply(product, {0, g.ow}, task % panels);
+class Rows {
+ public:
+  explicit Rows(const Problem<X, T>& p)
+      : p_(p), width_((p.g.w + 2 * p.g.pw) * p.g.c), padded_(new X[p.g.kh * width_]()), product_(p.product) {
+    product_.x = {padded_.get(), p.g.sw * p.g.c, width_, p.g.kw * p.g.c};
   }
+
+  void take(int64_t image, int64_t row) {
+    const Convolution& g = p_.g;
+    for (int64_t i = 0; i < g.kh; ++i) {
+      const int64_t from = row * g.sh - g.ph + i;
+      X* const to = padded_.get() + i * width_ + g.pw * g.c;
+      if (from < 0 || from >= g.h)
+        std::fill_n(to, g.w * g.c, X(0));
+      else
+        copy_row(p_, image, from, to);
+    }
+  }
+
+  void multiply(int64_t panel, T* y) {
+    product_.y.data = y;
+    pointwise::multiply(product_, {0, p_.g.ow}, panel);
+  }
+
+ private:
+  const Problem<X, T>& p_;
+  const int64_t width_;
+  const std::unique_ptr<X[]> padded_;
+  fastnets::pointwise::ProblemOf<X, T> product_;
+};
+
+template <typename X, typename T>
+void convolve(const Problem<X, T>& p, int64_t begin, int64_t end) {
+  const int64_t panels = p.product.panels();
+  Rows<X, T> rows(p);
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t row = task / panels, panel = task % panels;
+    if (task == begin || panel == 0) rows.take(row / p.g.oh, row % p.g.oh);
+    rows.multiply(panel, p.product.y.data + row * p.g.ow * p.product.y.pixel);
+  }
+}
+
+// A task is a row of maxima. The rows that it has in common with the one before are still there.
+template <typename X, typename T>
+void convolve_and_pool(const Problem<X, T>& p, int64_t begin, int64_t end) {
+  const Convolution& g = p.pool.g;
+  const int64_t length = g.w * g.c;
+  const Scratch scratch(g.kh * length);
+  T* const kept = reinterpret_cast<T*>(scratch.data);
+  Rows<X, T> rows(p);
+  int64_t first = 0, last = 0;  // the rows that are kept
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t image = task / g.oh;
+    const pool::Part h = pool::part(task % g.oh, g.sh, g.ph, g.kh, g.h);
+    if (task == begin || task % g.oh == 0 || last < h.begin) first = last = h.begin;
+    std::copy(kept + (h.begin - first) * length, kept + (last - first) * length, kept);
+    for (first = h.begin; last < h.end; ++last) {
+      rows.take(image, last);
+      for (int64_t panel = 0; panel < p.product.panels(); ++panel) rows.multiply(panel, kept + (last - first) * length);
+    }
+    pool::result_row<false>(p.pool, h, kept, p.pool.y.data + task * g.ow * p.pool.y.pixel);
+  }
+}
+
+template <typename X, typename T>
+void run(const Problem<X, T>& p, int64_t begin, int64_t end) {
+  p.pools() ? convolve_and_pool(p, begin, end) : convolve(p, begin, end);
 }
 
 // Multiplied in float32.
 template <typename T>
-void forward(const fastnets::direct::Problem<float, T>& p, int64_t begin, int64_t end) {
-  convolve(p, begin, end);
+void forward(const Problem<float, T>& p, int64_t begin, int64_t end) {
+  run(p, begin, end);
 }
 
 // Multiplied in the type of the images.
 template <typename T>
-void forward_as_it_is(const fastnets::direct::Problem<T, T>& p, int64_t begin, int64_t end) {
-  convolve(p, begin, end);
+void forward_as_it_is(const Problem<T, T>& p, int64_t begin, int64_t end) {
+  run(p, begin, end);
 }
 
 }  // namespace fastnets::FASTNETS_ISA::direct

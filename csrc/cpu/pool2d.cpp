@@ -13,20 +13,6 @@ namespace {
 
 using Pair = std::vector<int64_t>;
 
-// With ceil_mode a last window may begin within the image, or the padding before it, and end beyond.
-Convolution windows(const Four& s, const Pair& kernel, const Pair& stride, const Pair& padding, bool ceil_mode) {
-  STD_TORCH_CHECK(kernel.size() == 2 && stride.size() == 2 && padding.size() == 2, "expected pairs");
-  STD_TORCH_CHECK(2 * padding[0] <= kernel[0] && 2 * padding[1] <= kernel[1],
-                  "expected a padding of at most half of the kernel");
-  const int64_t more_h = ceil_mode ? stride[0] - 1 : 0, more_w = ceil_mode ? stride[1] - 1 : 0;
-  Convolution g =
-      geometry({s.n, s.c, s.h + more_h, s.w + more_w}, {s.c, 1, kernel[0], kernel[1]}, stride, padding, {1, 1}, s.c);
-  g.h = s.h, g.w = s.w;
-  if ((g.oh - 1) * g.sh >= g.h + g.ph) --g.oh;
-  if ((g.ow - 1) * g.sw >= g.w + g.pw) --g.ow;
-  return g;
-}
-
 using Into = std::optional<Tensor>;  // images whose channels from a given one on the results become
 
 Tensor pool(const Tensor& x, const Pair& kernel, const Pair& stride, const Pair& padding, bool ceil_mode, bool mean,
@@ -34,7 +20,7 @@ Tensor pool(const Tensor& x, const Pair& kernel, const Pair& stride, const Pair&
   return pointwise::with_type(x, [&](auto type) {
     using T = decltype(type);
     const auto from = pointwise::check_slice<T>(x);
-    const Convolution g = windows(sizes_of(x), kernel, stride, padding, ceil_mode);
+    const Convolution g = pool::windows(sizes_of(x), kernel, stride, padding, ceil_mode);
     const pointwise::Results<T> y(x, {g.n, g.c, g.oh, g.ow}, into, channel);
     const pool::Problem<T> p{g, from, y.pixels, mean, counts_padding};
     const int64_t rows = g.n * g.oh, row = g.ow * g.c * g.kh * g.kw;

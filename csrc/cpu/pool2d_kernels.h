@@ -89,14 +89,12 @@ FASTNETS_INLINE void window_of_keys(const BFloat16* x, int64_t rows, int64_t col
   for (int u = 0; u < U; ++u) store_keys(y + u * V, low[u] < kLowest ? low[u] : high[u], count - u * V);
 }
 
+// The windows whose rows h are, the first of which x is.
 template <bool Mean, typename T>
-FASTNETS_INLINE void result_row(const Problem<T>& p, int64_t task) {
+FASTNETS_INLINE void result_row(const Problem<T>& p, const Part& h, const T* x, T* y) {
   constexpr int V = !Mean && std::is_same_v<T, BFloat16> ? 2 * L : L;  // channels to a vector
   const Convolution& g = p.g;
-  const Part h = part(task % g.oh, g.sh, g.ph, g.kh, g.h);
   const int64_t pixel = p.x.pixel, row = g.w * pixel;
-  const T* const x = p.x.data + (task / g.oh * g.h + h.begin) * row;
-  T* y = p.y.data + task * g.ow * p.y.pixel;
   for (int64_t i = 0; i < g.ow; ++i, y += p.y.pixel) {
     const Part w = part(i, g.sw, g.pw, g.kw, g.w);
     const int64_t rows = h.end - h.begin, columns = w.end - w.begin;
@@ -134,7 +132,13 @@ FASTNETS_INLINE void result_row(const Problem<T>& p, int64_t task) {
 
 template <typename T>
 void rows(const Problem<T>& p, int64_t begin, int64_t end) {
-  for (int64_t task = begin; task < end; ++task) p.mean ? result_row<true>(p, task) : result_row<false>(p, task);
+  const Convolution& g = p.g;
+  for (int64_t task = begin; task < end; ++task) {
+    const Part h = part(task % g.oh, g.sh, g.ph, g.kh, g.h);
+    const T* const x = p.x.data + (task / g.oh * g.h + h.begin) * g.w * p.x.pixel;
+    T* const y = p.y.data + task * g.ow * p.y.pixel;
+    p.mean ? result_row<true>(p, h, x, y) : result_row<false>(p, h, x, y);
+  }
 }
 
 }  // namespace fastnets::FASTNETS_ISA::pool

@@ -16,7 +16,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from fastnets._backends import BACKENDS
 from fastnets.accelerate._arena import Layout, lay_out
-from fastnets.accelerate._slices import add_where_they_lie, concatenate_in_place, read_slices
+from fastnets.accelerate._slices import add_where_they_lie, concatenate_in_place, pool_what_is_made, read_slices
 from fastnets.accelerate._steps import function_of, gather_steps
 
 
@@ -66,6 +66,7 @@ class Recorder(TorchDispatchMode):
         graph, held = self._graph, self._held
         graph.output(pytree.tree_map(self._node, result))
         if BACKENDS["cpu"].missing() is None:
+            pool_what_is_made(graph)
             add_where_they_lie(graph)
             concatenate_in_place(graph)
         read_slices(graph)

@@ -1,4 +1,4 @@
-"""Images that are written and read where they lie: concatenations, splits and first layers without copies.
+"""Images that are written and read where they lie, or never written: concatenations, splits and first layers without copies.
 
 These passes work on the graph of a plan, whose nodes are operators and have the tensors of the recorded call in
 ``meta["val"]``, as sketches without numbers: sizes and layouts are known.
@@ -18,8 +18,19 @@ LAST = torch.channels_last
 
 # Kernels of ours that write results into channels of larger images, and those that read such too.
 _READ = {"pointwise_conv2d", "winograd_conv2d", "max_pool2d", "avg_pool2d"}
-_READ_PLANES = {"direct_conv2d"}
-_WRITE = {*_READ, "add_images", "direct_conv2d", "inverted_residual", "preact_conv2d"}
+_READ_PLANES = {"direct_conv2d", "direct_max_pool2d"}
+_WRITE = {*_READ, *_READ_PLANES, "add_images", "inverted_residual", "preact_conv2d"}
+
+
+def pool_what_is_made(graph: fx.Graph) -> None:
+    """Lets the direct convolution take the maxima of its results, which then stay in the caches."""
+    cpu = torch.ops.fastnets_cpu
+    for pool in graph.find_nodes(op="call_function", target=cpu.max_pool2d.default):
+        conv = pool.args[0]
+        is_made_for_it = is_ours(conv, {"direct_conv2d"}) and [*conv.users] == [pool]
+        if is_made_for_it and not _is_written(graph, conv.args[0].meta["val"], conv):
+            pool.target, pool.args = cpu.direct_max_pool2d.default, (*conv.args, *pool.args[1:])
+            graph.erase_node(conv)
 
 
 def concatenate_in_place(graph: fx.Graph) -> None:

@@ -187,6 +187,11 @@ direct_conv2d = _op(
     "direct_conv2d(Tensor x, Tensor panels, int out, int[2] kernel, int[2] stride, int[2] padding, Tensor? bias, "
     "str? activation, Tensor? into=None, int channel=0) -> Tensor"
 )
+direct_max_pool2d = _op(
+    "direct_max_pool2d(Tensor x, Tensor panels, int out, int[2] kernel, int[2] stride, int[2] padding, Tensor? bias, "
+    "str? activation, int[2] pool_kernel, int[2] pool_stride, int[2] pool_padding, bool ceil_mode, Tensor? into=None, "
+    "int channel=0) -> Tensor"
+)
 winograd_conv2d = _op(
     "winograd_conv2d(Tensor x, Tensor panels, int out, int[2] padding, Tensor? bias, Tensor? residual, str? activation, "
     "Tensor? into=None, int channel=0) -> Tensor"
@@ -286,6 +291,16 @@ def _direct_conv2d(
     weight = unpack_panels(panels, out, kernel[0] * kernel[1] * c).view(out, *kernel, c).permute(0, 3, 1, 2).to(x.dtype)
     x = x.contiguous(memory_format=torch.channels_last)
     return _placed(ACTIVATIONS[activation](F.conv2d(x, weight, _like(bias, x), stride, padding)), into, channel)
+
+
+@direct_max_pool2d.backend("reference")
+def _direct_max_pool2d(
+    x: Tensor, panels: Tensor, out: int, kernel: list[int], stride: list[int], padding: list[int], bias: Tensor | None,
+    activation: str | None, pool_kernel: list[int], pool_stride: list[int], pool_padding: list[int], ceil_mode: bool,
+    into: Tensor | None = None, channel: int = 0,
+) -> Tensor:  # fmt: skip
+    y = _direct_conv2d(x, panels, out, kernel, stride, padding, bias, activation)
+    return _max_pool2d(y, pool_kernel, pool_stride, pool_padding, ceil_mode, into, channel)
 
 
 @winograd_conv2d.backend("reference")

@@ -162,6 +162,34 @@ def test_a_network_copies_no_photos():
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("more", ("nothing", "a reader", "written"))
+def test_maxima_are_taken_where_the_convolution_is_made(more):
+    """Not where something else reads the convolution's result, or where the photo is written over in between."""
+
+    class First(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.last = nn.Conv2d(3, 18, 3), nn.Conv2d(18, 18, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = x.mul(2)
+            y = self.conv(x)
+            if more == "written":
+                x.add_(1)
+            z = self.last(nn.functional.max_pool2d(y, 3, 2, ceil_mode=True))
+            return z + y.mean() if more == "a reader" else z + x.mean()
+
+    model = settle(First()).eval()
+    fast = accelerate(model)
+    for seed in range(4):
+        x = image(2, 12, seed)
+        assert difference(fast(x), model(x)) < 1e-5
+    (plan,) = fast._plans.plans.values()
+    plan(fast._plans.arena, x)
+    assert counts(lambda: plan(fast._plans.arena, x))["direct_max_pool2d"] == (more == "nothing")
+
+
+@torch.inference_mode()
 def test_concatenations_of_other_kinds_stay():
     class Others(nn.Module):
         def __init__(self) -> None:
@@ -234,7 +262,8 @@ def test_kernels_that_follow_one_another_are_one_call(name):
     assert (
         counts(lambda: plan(arena, x))["inverted_residual"] > 12
     )  # the first call in a thread writes down what they do
-    assert counts(lambda: plan(arena, x)) == {"direct_conv2d": 1, "run_steps": 1, "pooled_linear": 1}
+    first = "direct_max_pool2d" if name.startswith("shufflenet") else "direct_conv2d"
+    assert counts(lambda: plan(arena, x)) == {first: 1, "run_steps": 1, "pooled_linear": 1}
 
 
 @torch.inference_mode()

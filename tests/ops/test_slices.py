@@ -34,6 +34,9 @@ def whole_inputs(op, o):
     weights = lambda *size: torch.randn(size, generator=make)
     if op == "direct_conv2d":
         return image(2, 3, 14, 9), pack_panels(weights(o, 27)), o, (3, 3), (2, 2), (1, 1), weights(o), "relu"
+    if op == "direct_max_pool2d":
+        conv = image(2, 3, 14, 9), pack_panels(weights(o, 27)), o, (3, 3), (1, 1), (1, 1), weights(o), "relu"
+        return *conv, (3, 3), (2, 2), (1, 1), False
     if op == "preact_conv2d":
         xs = [image(2, 16, 14, 10), image(2, 8, 14, 10)]
         return weights(2, 24 + 16), xs, 2, pack_panels(weights(o, 24)), o, None, None
@@ -65,7 +68,7 @@ def test_cpu_slices(cpu_kernels, op, c, o, first, size):
     assert into[:, :first].isnan().all() and into[:, first + o :].isnan().all()
 
 
-@pytest.mark.parametrize("op", ("direct_conv2d", "inverted_residual", "preact_conv2d"))
+@pytest.mark.parametrize("op", ("direct_conv2d", "direct_max_pool2d", "inverted_residual", "preact_conv2d"))
 @pytest.mark.parametrize("o", (16, 37, 70))
 @pytest.mark.parametrize("first", (0, 3, 16))
 def test_cpu_results_in_slices(cpu_kernels, op, o, first):
