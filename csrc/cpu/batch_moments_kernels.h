@@ -151,7 +151,7 @@ struct BlockDeviations {
   Sum<T>*s, *q;
 
   template <int L, int W>
-  void at(int64_t c, int64_t slot) const {
+  FASTNETS_INLINE void at(int64_t c, int64_t slot) const {
     using A = Sum<T>;
     Vec<A, L> p[W], s0[W] = {}, q0[W] = {};
     for (int k = 0; k < W; ++k) p[k] = load<A, L>(pivot + slot + k * L);

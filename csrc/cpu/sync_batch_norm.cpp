@@ -48,7 +48,8 @@ struct Call {
     p.x = x.const_data_ptr(), p.out = out.mutable_data_ptr(), p.eps = eps;
     p.weight = weights.data(), p.bias = biases.data();
     p.scale = work.data(), p.shift = work.data() + map.c, p.slope = work.data() + 2 * map.c;
-    p.streams = static_cast<int64_t>(sizeof(T)) * out.numel() > kThirdLevel;
+    // What is read stays in a third-level cache for the next pass, unless the result drives it from there.
+    p.streams = 2 * static_cast<int64_t>(sizeof(T)) * out.numel() > kThirdLevel;
     p.activation = parse_activation(activation);
   }
 

@@ -19,7 +19,7 @@ struct Problem {
   void *scale = nullptr, *shift = nullptr, *slope = nullptr;
   void* sums = nullptr;  // [part][2][c]: of dz, of dz * xhat
   double count = 0;      // values that the statistics are of
-  bool streams = false;  // whether the result is more than a third-level cache keeps for its reader
+  bool streams = false;  // whether the result is stored past the caches
   Activation activation = Activation::kNone;
 };
 

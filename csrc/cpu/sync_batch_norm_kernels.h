@@ -68,12 +68,13 @@ struct Gradient {
   FASTNETS_INLINE void fetch(int64_t i) const { __builtin_prefetch(x + i, 0, 2), __builtin_prefetch(dy + i, 0, 2); }
 };
 
-// Writes a plane. A stream writes whole cache lines: W vectors at a time, single values up to the first line.
+// Writes a plane. A stream writes whole cache lines: W vectors at a time, single values up to the first line; of a
+// plane of a few lines too much would be written so.
 template <typename T, typename F>
 FASTNETS_INLINE void write_plane(const F& f, int64_t length, bool streams) {
-  constexpr int64_t L = kLanes<Sum<T>>, W = 64 / FASTNETS_VECTOR_BYTES;
+  constexpr int64_t L = kLanes<Sum<T>>, W = 64 / FASTNETS_VECTOR_BYTES, kLeast = 512 / sizeof(T);
   int64_t i = 0;
-  if (length >= L && streams && are_lines<T, L, W>) {
+  if (length >= kLeast && streams && are_lines<T, L, W>) {
     for (; i < length && !can_stream<T, L, W>(f.out + i, W * L); ++i) store<T, 1>(f.out + i, f.template at<1>(i));
     for (; i + W * L <= length; i += W * L) {
       f.fetch(i + length);
@@ -231,7 +232,7 @@ struct NormalizeRows {
   bool streams;
 
   template <int L, int W>
-  void at(int64_t c, int64_t) const {
+  FASTNETS_INLINE void at(int64_t c, int64_t) const {
     using A = Sum<T>;
     Vec<A, L> m[W], s[W], b[W];
     for (int k = 0; k < W; ++k) {
@@ -260,7 +261,7 @@ struct GradientRows {
   bool streams;
 
   template <int L, int W>
-  void at(int64_t c, int64_t) const {
+  FASTNETS_INLINE void at(int64_t c, int64_t) const {
     using A = Sum<T>;
     Vec<A, L> m[W], s[W], b[W], h[W], o[W];
     for (int k = 0; k < W; ++k) {
@@ -290,7 +291,7 @@ struct BlockProducts {
   Sum<T>*s, *q;
 
   template <int L, int W>
-  void at(int64_t c, int64_t slot) const {
+  FASTNETS_INLINE void at(int64_t c, int64_t slot) const {
     using A = Sum<T>;
     Vec<A, L> m[W], z1[W], z0[W], s0[W] = {}, q0[W] = {};
     for (int k = 0; k < W; ++k) {
@@ -327,21 +328,20 @@ struct SumsOfSlots {
 };
 
 // Calls f with the first of some rows and their number: the last part first, as the pass before left it in the caches.
-// In a part memory is written in its order, as processors foresee it: one row at a time, unless that is one step of
-// for_channels.
-template <typename A, typename F>
+// 32 rows at a time share what a channel has to load.
+template <typename F>
 FASTNETS_INLINE void for_rows(const Cut& cut, Range parts, const F& f) {
-  const int64_t block = cut.map.c <= 4 * kLanes<A> ? 64 : 1;
+  constexpr int64_t kBlock = 32;
   for (int64_t part = parts.end - 1; part >= parts.begin; --part) {
     const Range r = share(cut.blocks, part, cut.parts);
-    for (int64_t i = r.begin; i < r.end; i += block) f(i, std::min(block, r.end - i));
+    for (int64_t i = r.begin; i < r.end; i += kBlock) f(i, std::min(kBlock, r.end - i));
   }
 }
 
 template <typename T>
 void forward_rows(const Problem& p, int64_t begin, int64_t end) {
   const int64_t c = p.cut.map.c;
-  for_rows<Sum<T>>(p.cut, {begin, end}, [&](int64_t first, int64_t count) {
+  for_rows(p.cut, {begin, end}, [&](int64_t first, int64_t count) {
     const int64_t at = first * c;
     const NormalizeRows<T> rows{static_cast<const T*>(p.x) + at,
                                 static_cast<T*>(p.out) + at,
@@ -360,7 +360,7 @@ void forward_rows(const Problem& p, int64_t begin, int64_t end) {
 template <typename T>
 void dx_rows(const Problem& p, int64_t begin, int64_t end) {
   const int64_t c = p.cut.map.c;
-  for_rows<Sum<T>>(p.cut, {begin, end}, [&](int64_t first, int64_t count) {
+  for_rows(p.cut, {begin, end}, [&](int64_t first, int64_t count) {
     const int64_t at = first * c;
     const GradientRows<T> rows{static_cast<const T*>(p.dy) + at,
                                static_cast<const T*>(p.x) + at,
