@@ -91,11 +91,13 @@ bool is_product(const Convolution& g, const Problem& p, const Tensor& source, co
          is_dense(result, true) && !shares_vectors(p, k) && p.bias_step == 1;
 }
 
-void multiply(const Problem& p, const Kernels& kernels, bool streams) {
+void multiply(const Problem& p, const Kernels& kernels) {
+  constexpr int64_t kSecondLevel = 1 << 20;
   const int64_t pixels = p.n * p.rows.size * p.columns.size;
   pointwise::Problem first;
   first.x = {static_cast<const float*>(p.source.data), p.groups * p.in}, first.in = p.in;
-  first.y = {static_cast<float*>(p.result.data), p.groups * p.out}, first.out = p.out, first.streams = streams;
+  first.y = {static_cast<float*>(p.result.data), p.groups * p.out}, first.out = p.out;
+  first.fetches = pixels * p.groups * p.out * static_cast<int64_t>(sizeof(float)) > kSecondLevel;
   first.bias = static_cast<const float*>(p.bias), first.activation = p.activation;
   const pointwise::Tasks tasks = pointwise::tasks_of(first, pixels, p.groups);
   pointwise::run(tasks.count(), pixels * p.groups * p.in * p.out,
@@ -103,7 +105,7 @@ void multiply(const Problem& p, const Kernels& kernels, bool streams) {
 }
 
 void correlate(const Convolution& g, Problem p, const Kernels& kernels, const Tensor& source, const Tensor& result) {
-  if (is_product(g, p, source, result, kernels)) return multiply(p, kernels, pointwise::streams(sizes_of(result)));
+  if (is_product(g, p, source, result, kernels)) return multiply(p, kernels);
   cut(p, kernels, source.element_size());
   run(p, p.chunks() * p.n * p.strips, [=](int64_t begin, int64_t end) { kernels.correlate(p, begin, end); });
 }

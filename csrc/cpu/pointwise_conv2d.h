@@ -37,6 +37,7 @@ struct ProblemOf {
   int64_t in = 0, out = 0;
   Activation activation = Activation::kNone;
   bool streams = false;  // whether y is more than a third-level cache keeps for its reader
+  bool fetches = false;  // whether the next tile's part of y is fetched, as it is in no near cache
 
   int64_t panels() const { return ceil_div(out, kPanel); }
   const X* weights(int64_t panel) const { return w + panel * kPanel * ceil_div(in, kTogether<X>) * kTogether<X>; }

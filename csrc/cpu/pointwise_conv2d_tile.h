@@ -136,6 +136,10 @@ void tile(const ProblemOf<X, Y>& p, const Activate<float>& activate, int64_t pix
   if (p.bias)
     for (int i = 0; i < W; ++i) bias[i] = load_first<float, L>(p.bias + o + i * L, i + 1 < W ? L : left);
   begin(bias, z);
+  Y* const y = p.y.data + pixel * p.y.pixel + o / kPanel * p.y.panel + o % kPanel;
+  if (p.fetches)
+    for (int r = 0; r < R; ++r)
+      for (int i = 0; i < W; ++i) __builtin_prefetch(y + (r + R) * p.y.pixel + i * L, 1);
   for (int64_t first = 0; first < in; first += length, x += p.x.panel) {
     const X* base[kBases];
     for (int i = 0; i < kBases; ++i) base[i] = x + i * kStep * step;
@@ -144,7 +148,6 @@ void tile(const ProblemOf<X, Y>& p, const Activate<float>& activate, int64_t pix
     if (count % kTogether<X>) multiply_step<false, R, W, kStep>(base, step, w, z);
   }
   const Y* const residual = p.residual.data ? p.residual.data + pixel * p.residual.pixel + o : nullptr;
-  Y* const y = p.y.data + pixel * p.y.pixel + o / kPanel * p.y.panel + o % kPanel;
   if (activate.kind <= Activation::kRelu6) {
     const int64_t step = p.residual.pixel;
     if (left < L) return finish<R, W, Lanes::kPart>(residual, step, activate, y, p.y.pixel, left, z);
