@@ -212,6 +212,17 @@ def test_concatenations_of_other_kinds_stay():
     assert ran(fast, x)[1]
 
 
+@torch.inference_mode()
+def test_a_layer_tells_the_density_of_each_call():
+    layer = fastnets.layers.PrecisionGateConv2d(3, 8, 3)
+    layer.scale.fill_(1.0)
+    fast = accelerate(nn.Sequential(layer, nn.Conv2d(8, 8, 1)).eval())
+    (gated,) = [m for m in fast.modules() if isinstance(m, fastnets.layers.PrecisionGateConv2d)]
+    for x in (image(1), image(1), image(1), torch.zeros(1, 3, 12, 12), image(1)):
+        fast(x)
+        assert (gated.density > 0) == x.any()
+
+
 def counts(call) -> Counter[str]:
     """The operators that a call runs."""
     with looked_on(recorder := Recorder()):
