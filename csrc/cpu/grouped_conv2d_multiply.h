@@ -1,7 +1,9 @@
 // 1x1 kernels on pixels that lie side by side: for each group a product of matrices. Included by isa.h: no guard.
 //
 // The tile is that of pointwise_conv2d_tile.h, on a group's channels of each pixel. A thread packs each panel of
-// weights when it first meets it. Moves 4 bytes * (pixels * groups * (in + out) + groups * in * out).
+// weights when it first meets it. Of a large result a tile fetches the lines that the next one writes over: they are in
+// no near cache, and places in which each pixel gets a few lines are not foreseen. Moves 4 bytes * (pixels * groups *
+// (in + out) + groups * in * out).
 
 namespace fastnets::FASTNETS_ISA::grouped {
 

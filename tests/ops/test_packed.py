@@ -22,6 +22,16 @@ def calls(dtype=torch.float32):
     expand, kernels, project = (torch.randn(s, generator=make) for s in ((48, 20), (48, 1, 3, 3), (40, 48)))
     bias = torch.randn(48, generator=make)
     pairs = [3, 3], [2, 1], [1, 1], [1, 1]
+    direct = (
+        image(2, 3, 9, 8),
+        _packed.pack_panels(torch.randn(40, 3 * 3 * 3, generator=make)),
+        40,
+        [3, 3],
+        [2, 1],
+        [1, 1],
+        None,
+        "relu",
+    )
     return {
         "pointwise_conv2d": (
             image(2, 20, 5, 6),
@@ -55,30 +65,8 @@ def calls(dtype=torch.float32):
             image(2, 40, 4, 7),
             "relu",
         ),
-        "direct_conv2d": (
-            image(2, 3, 9, 8),
-            _packed.pack_panels(torch.randn(40, 3 * 3 * 3, generator=make)),
-            40,
-            [3, 3],
-            [2, 1],
-            [1, 1],
-            None,
-            "relu",
-        ),
-        "direct_max_pool2d": (
-            image(2, 3, 9, 8),
-            _packed.pack_panels(torch.randn(40, 3 * 3 * 3, generator=make)),
-            40,
-            [3, 3],
-            [1, 1],
-            [1, 1],
-            bias[:40],
-            "relu",
-            [3, 2],
-            [2, 1],
-            [1, 0],
-            True,
-        ),
+        "direct_conv2d": direct,
+        "direct_max_pool2d": (*direct, [3, 2], [2, 1], [1, 0], True),
         "winograd_conv2d": (
             image(2, 20, 9, 8),
             _packed.pack_winograd(torch.randn(40, 20, 3, 3, generator=make), 4),
