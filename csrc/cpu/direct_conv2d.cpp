@@ -33,8 +33,8 @@ using Kernel = void (*)(const Problem<X, T>&, int64_t begin, int64_t end);
 namespace fastnets {
 namespace {
 
-using Pair = std::vector<int64_t>;
-using Into = std::optional<Tensor>;  // images whose channels from a given one on the results become
+using pool::Into;
+using pool::Pair;
 using Windows = std::optional<Convolution>;
 
 // What is multiplied is X, float32 or the type of the images, T.

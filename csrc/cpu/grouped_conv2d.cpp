@@ -92,12 +92,12 @@ bool is_product(const Convolution& g, const Problem& p, const Tensor& source, co
 }
 
 void multiply(const Problem& p, const Kernels& kernels) {
-  constexpr int64_t kSecondLevel = 1 << 20;
+  constexpr int64_t kNear = 1 << 20;  // bytes that a second-level cache may have of it
   const int64_t pixels = p.n * p.rows.size * p.columns.size;
   pointwise::Problem first;
   first.x = {static_cast<const float*>(p.source.data), p.groups * p.in}, first.in = p.in;
   first.y = {static_cast<float*>(p.result.data), p.groups * p.out}, first.out = p.out;
-  first.fetches = pixels * p.groups * p.out * static_cast<int64_t>(sizeof(float)) > kSecondLevel;
+  first.fetches = pixels * p.groups * p.out * static_cast<int64_t>(sizeof(float)) > kNear;
   first.bias = static_cast<const float*>(p.bias), first.activation = p.activation;
   const pointwise::Tasks tasks = pointwise::tasks_of(first, pixels, p.groups);
   pointwise::run(tasks.count(), pixels * p.groups * p.in * p.out,

@@ -11,9 +11,8 @@
 namespace fastnets {
 namespace {
 
-using Pair = std::vector<int64_t>;
-
-using Into = std::optional<Tensor>;  // images whose channels from a given one on the results become
+using pool::Into;
+using pool::Pair;
 
 Tensor pool(const Tensor& x, const Pair& kernel, const Pair& stride, const Pair& padding, bool ceil_mode, bool mean,
             bool counts_padding, const Into& into, int64_t channel) {

@@ -5,10 +5,12 @@
 
 namespace fastnets::pool {
 
+using Pair = std::vector<int64_t>;
+using Into = std::optional<Tensor>;  // images whose channels from a given one on the results become
+
 // Windows on images of the sizes s. With ceil_mode a last one may begin within the image, or the padding before it, and
 // end beyond.
-inline Convolution windows(const Four& s, const std::vector<int64_t>& kernel, const std::vector<int64_t>& stride,
-                           const std::vector<int64_t>& padding, bool ceil_mode) {
+inline Convolution windows(const Four& s, const Pair& kernel, const Pair& stride, const Pair& padding, bool ceil_mode) {
   STD_TORCH_CHECK(kernel.size() == 2 && stride.size() == 2 && padding.size() == 2, "expected pairs");
   STD_TORCH_CHECK(2 * padding[0] <= kernel[0] && 2 * padding[1] <= kernel[1],
                   "expected a padding of at most half of the kernel");

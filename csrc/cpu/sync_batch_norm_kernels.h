@@ -68,8 +68,8 @@ struct Gradient {
   FASTNETS_INLINE void fetch(int64_t i) const { __builtin_prefetch(x + i, 0, 2), __builtin_prefetch(dy + i, 0, 2); }
 };
 
-// Writes a plane. A stream writes whole cache lines: W vectors at a time, single values up to the first line; of a
-// plane of a few lines too much would be written so.
+// Writes a plane. A stream writes whole cache lines: W vectors at a time, single values before the first line and
+// behind the last, which a plane of a few lines is not worth.
 template <typename T, typename F>
 FASTNETS_INLINE void write_plane(const F& f, int64_t length, bool streams) {
   constexpr int64_t L = kLanes<Sum<T>>, W = 64 / FASTNETS_VECTOR_BYTES, kLeast = 512 / sizeof(T);

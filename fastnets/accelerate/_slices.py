@@ -1,4 +1,4 @@
-"""Images that are written and read where they lie, or never written: concatenations, splits and first layers without copies.
+"""Images that lie where they are written and read, or never lie: concatenations, splits, first layers without copies.
 
 These passes work on the graph of a plan, whose nodes are operators and have the tensors of the recorded call in
 ``meta["val"]``, as sketches without numbers: sizes and layouts are known.

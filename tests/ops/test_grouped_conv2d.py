@@ -197,7 +197,7 @@ def test_weights_in_any_layout(backend, layout):
 
 
 # 1x1 kernels that are products of matrices on a CPU: a group's results are a panel of 32 and a part of one, a part, a
-# panel; so many pixels that all panels go over a block of them before the next, with results stored past the caches.
+# panel; so many pixels that all panels go over a block of them before the next, with lines of results fetched ahead.
 PRODUCTS = [
     case("panels and a rest", (2, 30, 5, 9), 123, 3, kernel=(1, 1), padding=(0, 0), activation="relu6"),
     case("part of a panel", (1, 80, 3, 5), 21, 1, kernel=(1, 1), padding=(0, 0), activation="silu"),

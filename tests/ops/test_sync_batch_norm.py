@@ -19,6 +19,7 @@ from edges import allocated, check_at_once, check_thread_counts, error_of
 from fastnets._backends import INTERPRETED
 from fastnets.ops import batch_moments, sync_batch_norm
 from fastnets.ops._activation import ACTIVATIONS
+from fastnets.ops._batch_norm import op_dx, op_local, op_local_backward
 from fastnets.ops._exchange import exchange_moments
 from fastnets.ops.batch_moments import channel_dims, per_channel, sum_type
 
@@ -173,6 +174,29 @@ def test_literal_gradients(backend):
     mean, m2, _ = batch_moments(x)
     (10 * mean + m2).sum().backward()
     assert x.grad.flatten().tolist() == [3.0, 7.0]
+
+
+# Planes that are streams, and planes too short for it; whole cache lines of channels.
+@in_both_layouts
+@pytest.mark.parametrize("shape", [(4, 64, 130, 135), (800, 144, 6, 7)], ids=str)
+def test_cpu_results_past_the_caches(cpu_kernels, shape, layout):
+    x, w, b = (t.float() for t in tensors(shape))
+    x, dy = (t.contiguous(memory_format=layout) for t in (x, x.flip(0)))
+    tolerance = {"rtol": 1e-5, "atol": 1e-5}
+    for training in (True, False):
+        mean, var = torch.zeros(shape[1]), torch.ones(shape[1])
+        leaves = [t.detach().requires_grad_() for t in (x, x.double())]
+        y = sync_batch_norm(leaves[0], mean.clone(), var.clone(), w, b, training)
+        exact = F.batch_norm(leaves[1], mean.double(), var.double(), w.double(), b.double(), training)
+        torch.testing.assert_close(y.double(), exact, **tolerance)
+        (dx,), (exact_dx,) = (
+            torch.autograd.grad(*pair) for pair in ((y, leaves[0], dy), (exact, leaves[1], dy.double()))
+        )
+        torch.testing.assert_close(dx.double(), exact_dx, **tolerance)
+    _, mean, var = op_local(x, w, b, 1e-5, None)
+    dx, sums = op_local_backward(dy, x, mean, var, w, b, 1e-5, None)
+    count = torch.tensor(float(x.numel() // shape[1]))
+    torch.testing.assert_close(op_dx(dy, x, mean, var, w, b, sums, count, 1e-5, None), dx, **tolerance)
 
 
 @in_both_layouts
