@@ -135,6 +135,7 @@ class State:
         tensors = [t for t in self.held if isinstance(t, Tensor)]
         self.tensors = [t for t in tensors if type(t) in (Tensor, nn.Parameter) and t.layout == torch.strided]
         self.versioned = [t for t in self.tensors if not t.is_inference()]
+        self.memory = [t.untyped_storage() for t in self.tensors]  # kept too: an address may become another tensor's
         self.marks = self._marks()
         self.hooks_made = RemovableHandle.next_id
         self.is_known = not any(self.hooks) and all(map(_is_known, modules)) and len(self.tensors) == len(tensors)

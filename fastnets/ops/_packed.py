@@ -29,17 +29,18 @@ LANES = 16  # that the number of hidden channels is brought to a multiple of; kL
 class Packs:
     """A module that keeps what it made of tensors until they change; not in its state_dict, nor in copies of it."""
 
-    _packed: tuple[Any, dict[str, Any]] | None = None  # of what they were made, and what, by how
+    # Of what they were made, its memory, which as long as it is held becomes no other tensor's, and what, by how.
+    _packed: tuple[Any, list[torch.UntypedStorage], dict[str, Any]] | None = None
 
     def _pack(self, how: str, make: Callable[[], Any], *tensors: Tensor | None) -> Any:
         """What ``make`` makes, kept as ``how``. An input of another size may take another kernel, with other packs."""
         made_of = tuple([None if t is None else (t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors])
         kept = self._packed
         if kept is None or kept[0] != made_of:
-            kept = self._packed = made_of, {}
-        if how not in kept[1]:
-            kept[1][how] = make()
-        return kept[1][how]
+            kept = self._packed = made_of, [t.untyped_storage() for t in tensors if t is not None], {}
+        if how not in kept[2]:
+            kept[2][how] = make()
+        return kept[2][how]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_packed": None}

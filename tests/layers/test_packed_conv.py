@@ -97,13 +97,23 @@ def test_it_packs_once_and_again_after_the_weights_changed():
     torch.testing.assert_close(conv(x), conv.bias.view(1, -1, 1, 1).expand(1, 6, 4, 4))
 
 
+def test_new_weights_where_old_ones_lay_are_packed():
+    conv = PackedConv2d(64, 64, 1, bias=False).eval().requires_grad_(False)
+    x = torch.randn(1, 64, 4, 4).contiguous(memory_format=torch.channels_last)
+    for _ in range(200):
+        conv(x)
+        for _ in range(2):  # the second may get the memory that the first gives back
+            conv.weight.data = torch.randn_like(conv.weight)
+        torch.testing.assert_close(conv(x), F.conv2d(x, conv.weight), rtol=1e-4, atol=1e-4)
+
+
 def test_packs_for_several_sizes_are_kept():
     conv = PackedConv2d(16, 16, 3, padding=1).eval().requires_grad_(False)
     small, large = (torch.randn(n, 16, 14, 14).contiguous(memory_format=torch.channels_last) for n in (1, 4))
     conv(small), conv(large)
-    packs = dict(conv._packed[1])
+    packs = dict(conv._packed[-1])
     conv(small), conv(large)
-    assert packs.keys() == conv._packed[1].keys() and all(conv._packed[1][how] is pack for how, pack in packs.items())
+    assert packs.keys() == conv._packed[-1].keys() and all(conv._packed[-1][how] is pack for how, pack in packs.items())
 
 
 @torch.inference_mode()

@@ -491,6 +491,17 @@ def test_a_backend_that_is_asked_for_runs_and_is_counted():
     }
 
 
+@torch.no_grad()
+def test_new_weights_where_old_ones_lay_are_seen():
+    fast, x = accelerate(nn.Sequential(nn.Conv2d(8, 64, 3, bias=False)).eval()), torch.randn(1, 8, 9, 9)
+    (weight,) = fast.parameters()
+    for _ in range(200):
+        planned(fast, x)
+        for _ in range(2):  # the second may get the memory that the first gives back
+            weight.data = torch.randn_like(weight)
+        assert difference(fast(x), nn.functional.conv2d(x, weight)) < 1e-5
+
+
 @torch.inference_mode()
 @pytest.mark.parametrize("make", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["copy", "pickle"])
 def test_copies_plan_for_themselves(make):
