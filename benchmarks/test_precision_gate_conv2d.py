@@ -13,6 +13,7 @@ from benchmarks import _shapes
 from benchmarks._candidate import Local
 from benchmarks._correct import check
 from benchmarks._inputs import seeded
+from fastnets.layers import PrecisionGateConv2d
 from fastnets.ops import precision_gate_conv2d
 
 LAYERS = [*_shapes.RESNET_CONVOLUTIONS.values(), *_shapes.SHUFFLENET_V2_POINTWISE.values()]
@@ -68,22 +69,30 @@ def float_emulation(x, w, threshold, b, padding, scale):
     return y + (y > threshold.view(-1, 1, 1)) * low + b.view(-1, 1, 1)
 
 
-def check_gates(op, shape, gates):
+def frozen(make, w, b, **ours):
+    """A layer with these weights for inference; ``ours``: beside weight and bias."""
+    o, c, k = w.shape[:3]
+    layer = make(c, o, k, padding=k // 2).eval().requires_grad_(False)
+    layer.load_state_dict({"weight": w, "bias": b, **ours})
+    return layer
+
+
+def check_gates(run, shape, gates):
     """On an input with a low part, which the race against F.conv2d cannot have: who ignores the gates is wrong."""
     x, w, b, scale = layer(1, *shape, bits=8)
-    padding, threshold = shape[3] // 2, thresholds(shape[1], gates)
-    exact = float_emulation(x.double(), w.double(), threshold, b.double(), padding, scale)
-    check("fastnets", Local(lambda: (op(x, w, threshold, b, 1, padding, scale=scale),)), (exact,))
+    threshold = thresholds(shape[1], gates)
+    exact = float_emulation(x.double(), w.double(), threshold, b.double(), shape[3] // 2, scale)
+    check("fastnets", Local(lambda: (run(x, w, threshold, b, scale),)), (exact,))
 
 
 @pytest.mark.parametrize("gates", GATES)
 @pytest.mark.parametrize("shape", LAYERS, ids=lambda s: name(*s))
 @pytest.mark.parametrize("n", (1, 16))
 def test_forward(race, n, shape, gates):
-    check_gates(precision_gate_conv2d, shape, gates)
+    padding, threshold = shape[3] // 2, thresholds(shape[1], gates)
+    check_gates(lambda x, w, t, b, scale: precision_gate_conv2d(x, w, t, b, 1, padding, scale=scale), shape, gates)
     x, w, b, scale = layer(n, *shape, bits=4)
-    padding, xc, wl = shape[3] // 2, x.contiguous(), w.contiguous(memory_format=LAST)
-    threshold = thresholds(shape[1], gates)
+    xc, wl = x.contiguous(), w.contiguous(memory_format=LAST)
     race(
         f"forward, batch {n}, gates {gates}",
         name(*shape),
@@ -93,6 +102,33 @@ def test_forward(race, n, shape, gates):
             "fastnets": lambda: (precision_gate_conv2d(x, w, threshold, b, 1, padding, scale=scale),),
         },
         (F.conv2d(x.double(), w.double(), b.double(), 1, padding),),
+        **cost(n, *shape, gates),
+    )
+
+
+@pytest.mark.parametrize("gates", GATES)
+@pytest.mark.parametrize("shape", LAYERS, ids=lambda s: name(*s))
+@pytest.mark.parametrize("n", (1, 16))
+def test_layer(race, n, shape, gates):
+    """As a network has it: the weights are quantised and packed before."""
+
+    def gated(w, threshold, b, scale):
+        return frozen(PrecisionGateConv2d, w, b, threshold=threshold, scale=scale)
+
+    threshold = thresholds(shape[1], gates)
+    check_gates(lambda x, w, t, b, scale: gated(w, t, b, scale)(x), shape, gates)
+    x, w, b, scale = layer(n, *shape, bits=4)
+    xc, plain, ours = x.contiguous(), frozen(torch.nn.Conv2d, w, b), gated(w, threshold, b, scale)
+    last = frozen(torch.nn.Conv2d, w, b).to(memory_format=LAST)
+    race(
+        f"layer, batch {n}, gates {gates}",
+        name(*shape),
+        {
+            "contiguous": lambda: (plain(xc),),
+            "channels_last": lambda: (last(x),),
+            "fastnets": lambda: (ours(x),),
+        },
+        (F.conv2d(x.double(), w.double(), b.double(), 1, shape[3] // 2),),
         **cost(n, *shape, gates),
     )
 

@@ -27,9 +27,8 @@ inline void check_numbers(const Tensor& x, const Tensor& t, int64_t count, const
                   name, " of ", count, " numbers of the input's type, on its device");
 }
 
-inline void check(const Tensor& x, const Tensor& w, const Tensor& threshold, const MaybeTensor& bias,
-                  const MaybeTensor& scale, const Convolution& g, const Bits& b) {
-  check_numbers(x, w, w.numel(), "weight");
+inline void check(const Tensor& x, const Tensor& threshold, const MaybeTensor& bias, const MaybeTensor& scale,
+                  const Convolution& g, const Bits& b) {
   check_numbers(x, threshold, g.o, "threshold");
   STD_TORCH_CHECK(threshold.dim() == 1, "expected a threshold of one dimension");
   if (bias) check_numbers(x, *bias, g.o, "bias");

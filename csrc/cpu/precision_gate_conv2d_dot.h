@@ -7,6 +7,14 @@ constexpr int kWords = kLanes<int32_t>;
 using Words = Vec<int32_t, kWords>;
 using Bytes = Vec<int8_t, 4 * kWords>;
 
+FASTNETS_INLINE Words words(const int32_t* from) {
+  Words v;
+  std::memcpy(&v, from, sizeof v);
+  return v;
+}
+
+FASTNETS_INLINE void put(Words v, int32_t* to) { std::memcpy(to, &v, sizeof v); }
+
 #if !defined(FASTNETS_VNNI)
 
 // Pairs of 16-bit products, added.
@@ -42,7 +50,7 @@ FASTNETS_INLINE Words four_activations(const uint8_t* from) {
   return splat<int32_t, kWords>(four);
 }
 
-// The bytes of a window that `index` names.
+// The bytes of a window that `index` names, which may be any bytes: nothing else is read.
 FASTNETS_INLINE Words pick(const uint8_t* window, const uint8_t* index) {
 #if defined(FASTNETS_VNNI)
   return bits<Words>(_mm512_permutexvar_epi8(_mm512_loadu_si512(index), _mm512_loadu_si512(window)));
@@ -59,7 +67,7 @@ FASTNETS_INLINE Words pick(const uint8_t* window, const uint8_t* index) {
   return bits<Words>(picked);
 #else
   uint8_t picked[sizeof(Words)];
-  for (size_t i = 0; i < sizeof picked; ++i) picked[i] = window[index[i]];
+  for (size_t i = 0; i < sizeof picked; ++i) picked[i] = window[index[i] % gate::kWindow];
   Words words;
   std::memcpy(&words, picked, sizeof words);
   return words;

@@ -4,7 +4,8 @@
 // Lanes are output channels. A tile is M pixels by N vectors, its sums in registers: under each tap, four channels of
 // the M pixels are broadcast and meet the N vectors of weights. First the high part; then the low part, by the same
 // code, unless all of the tile's gates are closed. An instruction does 64 multiply-adds with VNNI (fp32: 16), so the
-// two parts cost half of a float32 convolution, and the excess of weights over a byte some 10 to 20 % of that.
+// two parts cost half of a float32 convolution, and the excess of weights over a byte some 10 to 20 % of that. Weights
+// are packed by panels of 16 output channels for every instruction set, so that who keeps them need not know which.
 #include "precision_gate_conv2d_dot.h"
 #include "precision_gate_conv2d_quantize.h"
 #include "transpose.h"
@@ -23,43 +24,51 @@ constexpr int kTileSums = 8, kTileVectors = 2;
 template <int N>
 inline constexpr int kPixels = std::min(kTileSums / N, 12);
 
-// Integer sums of `part` for N vectors from `vector` on, to out [pixel][N][lane]. `offset`: bytes of the pixels in the
-// group's part of the padded input.
+// f of 0 to N - 1 as constants: of a loop the compiler would unroll too late to keep sums in registers.
+template <int N, typename F>
+FASTNETS_INLINE void unrolled(const F& f) {
+  [&]<int... i>(std::integer_sequence<int, i...>) {
+    (f(std::integral_constant<int, i>()), ...);
+  }(std::make_integer_sequence<int, N>());
+}
+
+// Integer sums of `part` for N vectors of output channels from the `vector`th of all panels on, to out
+// [pixel][N][lane]. `offset`: bytes of the pixels in the group's part of the padded input.
 template <int N>
 void tile(const Problem& p, int part, int64_t vector, const int64_t* offset, int32_t* out) {
   constexpr int M = kPixels<N>, L = kWords;
+  constexpr int64_t V = gate::kLanes / L;  // vectors of a panel, of which the N are some if it has more than one
+  static_assert(V == 1 || V % kTileVectors == 0);
   Words sums[M][N];
-  for (int n = 0; n < N; ++n) {
-    Words start;
-    std::memcpy(&start, p.sums + (vector + n) * L, sizeof start);
-    start *= -p.zero(part);
-    for (int m = 0; m < M; ++m) sums[m][n] = start;
-  }
+  unrolled<N>([&](auto n) {
+    const Words start = words(p.sums + (vector + n) * L) * -p.zero(part);
+    unrolled<M>([&](auto m) { sums[m][n] = start; });
+  });
   const uint8_t* pixel[M];
-  for (int m = 0; m < M; ++m) pixel[m] = p.parts[part] + offset[m];
-  const int64_t taps = p.g.kh * p.g.kw, channels = p.channels, vector_bytes = p.vector_bytes();
-  const int8_t* weights = p.weights + vector * vector_bytes;
+  unrolled<M>([&](auto m) { pixel[m] = p.parts[part] + offset[m]; });
+  const int64_t taps = p.g.kh * p.g.kw, channels = p.channels, lane = vector % V * L;
+  const int64_t next = V == 1 ? p.panel_bytes() : 4 * L;  // vector
+  const int8_t* weights = p.weights + vector / V * p.panel_bytes() + 4 * lane;
   for (int64_t tap = 0; tap < taps; ++tap) {
     const int64_t start = p.tap_offset[tap];
-    for (int64_t c = start; c < start + channels; c += 4, weights += 4 * L) {
+    for (int64_t c = start; c < start + channels; c += 4, weights += 4 * gate::kLanes) {
       Bytes w[N];
-      for (int n = 0; n < N; ++n) std::memcpy(&w[n], weights + n * vector_bytes, sizeof w[n]);
-      for (int m = 0; m < M; ++m) {
+      unrolled<N>([&](auto n) { std::memcpy(&w[n], weights + n * next, sizeof w[n]); });
+      unrolled<M>([&](auto m) {
         const Words a = four_activations(pixel[m] + c);
-        for (int n = 0; n < N; ++n) sums[m][n] = dot(sums[m][n], a, w[n]);
-      }
+        unrolled<N>([&](auto n) { sums[m][n] = dot(sums[m][n], a, w[n]); });
+      });
     }
   }
-  for (int n = 0; n < N; ++n)
-    for (const Excess& e : p.excess[vector + n]) {
-      const int64_t c = p.tap_offset[e.tap] + e.channel;
+  unrolled<N>([&](auto n) {
+    for (const Excess& e : p.excess[(vector + n) / V]) {
+      const int64_t c = p.tap_offset[e.tap] + e.channel, at = 4 * ((vector + n) % V * L);
       Bytes w;
-      std::memcpy(&w, e.weight, sizeof w);
-      for (int m = 0; m < M; ++m) sums[m][n] = dot(sums[m][n], pick(pixel[m] + c, e.index), w);
+      std::memcpy(&w, e.weight + at, sizeof w);
+      unrolled<M>([&](auto m) { sums[m][n] = dot(sums[m][n], pick(pixel[m] + c, e.index + at), w); });
     }
-  // One by one: as a whole the compiler copies them twice, by way of the stack.
-  for (int m = 0; m < M; ++m)
-    for (int n = 0; n < N; ++n) std::memcpy(out + (m * N + n) * L, &sums[m][n], sizeof sums[m][n]);
+  });
+  unrolled<M>([&](auto m) { unrolled<N>([&](auto n) { put(sums[m][n], out + (m * N + n) * L); }); });
 }
 
 // What makes results of sums: numbers of `count` output channels, and of none up to all that a tile has.
@@ -129,7 +138,7 @@ int64_t convolve_block(const Problem& p, int64_t group, int64_t vector, int64_t 
   constexpr int M = kPixels<N>, K = N * kWords;
   const Convolution& g = p.g;
   const int64_t first = vector * kWords, count = std::min<int64_t>(K, g.m - first);
-  const int64_t o = group * g.m + first, at = group * p.vectors + vector;
+  const int64_t o = group * g.m + first, at = group * p.panels * (gate::kLanes / kWords) + vector;
   const Finish<T> finish(p, o, count);
   alignas(64) int32_t high[M * K], low[M * K];
   int64_t open = 0, n = begin / (g.oh * g.ow), i = begin / g.ow % g.oh, j = begin % g.ow;
@@ -143,6 +152,9 @@ int64_t convolve_block(const Problem& p, int64_t group, int64_t vector, int64_t 
       if (i == g.oh) i = 0, ++n;
     }
     const int64_t valid = std::min<int64_t>(M, end - from);
+    if (p.fetches)
+      for (int64_t m = 0; m < valid; ++m)
+        for (int64_t i = 0; i < count; i += 64 / sizeof(T)) __builtin_prefetch(static_cast<T*>(p.y) + out[m] + i, 1);
     tile<N>(p, 0, at, offset, high);
     typename Finish<T>::Sums opened{};
     for (int64_t m = 0; m < valid; ++m) opened += finish.template count_open<K>(high + m * K);
@@ -158,11 +170,12 @@ int64_t convolve_block(const Problem& p, int64_t group, int64_t vector, int64_t 
 template <typename T>
 int64_t convolve(const Problem& p, int64_t begin, int64_t end) {
   int64_t open = 0;
-  const int64_t blocks = p.g.groups * p.blocks();
+  const int64_t blocks = p.g.groups * p.blocks(), vectors = (p.g.m + kWords - 1) / kWords;
+  constexpr int64_t kBlock = gate::kMostPanels * gate::kLanes / kWords;  // vectors
   for (int64_t task = begin; task < end; ++task) {
     const int64_t block = task % blocks, group = block / p.blocks(), first = task / blocks * p.chunk;
-    const int64_t last = std::min(p.pixels(), first + p.chunk), from = block % p.blocks() * gate::kMostVectors;
-    const int64_t to = std::min(p.vectors, from + gate::kMostVectors);
+    const int64_t last = std::min(p.pixels(), first + p.chunk), from = block % p.blocks() * kBlock;
+    const int64_t to = std::min(vectors, from + kBlock);
     for (int64_t v = from; v < to; v += kTileVectors) switch (std::min<int64_t>(kTileVectors, to - v)) {
         case 1:
           open += convolve_block<T, 1>(p, group, v, first, last);
@@ -186,20 +199,11 @@ int64_t convolve(const Problem& p, int64_t begin, int64_t end) {
 
 template <typename T>
 gate::Kernels kernels_of() {
-  return {kWords, largest<T>, quantize<T>, pack<T>, convolve<T>};
+  return {largest<T>, quantize<T>, pack<T>, convolve<T>};
 }
 
 inline gate::Kernels precision_gate_kernels(ScalarType type) {
-  switch (type) {
-    case ScalarType::Double:
-      return kernels_of<double>();
-    case ScalarType::Half:
-      return kernels_of<Half>();
-    case ScalarType::BFloat16:
-      return kernels_of<BFloat16>();
-    default:
-      return kernels_of<float>();
-  }
+  return with_float(type, [](auto zero) { return kernels_of<decltype(zero)>(); });
 }
 
 }  // namespace fastnets::FASTNETS_ISA

@@ -1,4 +1,4 @@
-// Weights to bytes, in vectors of output channels as dot products want them. Lanes are output channels, whose weights
+// Weights to bytes, in panels of output channels as dot products want them. Lanes are output channels, whose weights
 // are transposed in registers. Reads each weight once and writes a byte for it, and two more where its magnitude passes
 // 127. Included by isa.h: no guard.
 
@@ -6,6 +6,9 @@ namespace fastnets::FASTNETS_ISA {
 
 using gate::Excess;
 using gate::kWindow;
+using gate::Weights;
+
+constexpr int64_t kPanel = gate::kLanes;
 
 // Writes first + i for each lane i that is not 0, and up to a vector behind; returns where to go on.
 FASTNETS_INLINE int32_t* list_lanes(Words v, int32_t first, int32_t* to) {
@@ -20,11 +23,11 @@ FASTNETS_INLINE int32_t* list_lanes(Words v, int32_t first, int32_t* to) {
 #endif
 }
 
-// Deals what the weights of a vector have beyond a byte to windows of a tap's channels: four places for each lane in an
+// Deals what the weights of a panel have beyond a byte to windows of a tap's channels: four places for each lane in an
 // Excess, in as many of these as the fullest lane needs.
 class Dealer {
  public:
-  explicit Dealer(int64_t taps) : used_(taps * kWords), count_(taps), at_(taps * kMost) {}
+  explicit Dealer(int64_t taps) : used_(taps * kPanel), count_(taps), at_(taps * kMost) {}
 
   void next_window() {
     std::fill(used_.begin(), used_.end(), 0);
@@ -33,7 +36,7 @@ class Dealer {
 
   void add(int64_t tap, int64_t channel, int64_t lane, int32_t rest) {
     while (rest != 0) {  // 128, which no signed byte holds, takes two places
-      const int32_t byte = std::min(rest, 127), place = used_[tap * kWords + lane]++;
+      const int32_t byte = std::min(rest, 127), place = used_[tap * kPanel + lane]++;
       if (place / 4 == count_[tap]) {
         at_[tap * kMost + count_[tap]++] = list.size();
         list.push_back({tap, channel / kWindow * kWindow, {}, {}});
@@ -54,24 +57,25 @@ class Dealer {
   std::vector<size_t> at_;      // where they are, [tap][kMost]
 };
 
-// The integers of `channels` channels from c on, at most kNumbers<T>, of the vector of output channels from o on, as
+// The integers of `channels` channels from c on, at most kNumbers<T>, of the panel of output channels from o on, as
 // [channel][tap][lane]; zeros where there is no output channel.
 template <typename T>
-void quantize_weights(const Problem& p, int64_t o, int64_t lanes, int64_t c, int64_t channels, int32_t* out) {
+void quantize_weights(const Problem& p, const Weights& weights, int64_t o, int64_t lanes, int64_t c, int64_t channels,
+                      int32_t* out) {
   using A = Sum<T>;
   constexpr int N = kNumbers<T>;
   const Convolution& g = p.g;
-  const Four& step = p.w_stride;
+  const Four& step = weights.stride;
   const A scale = static_cast<A>(p.w_scale), levels = static_cast<A>(p.bits.weight_levels);
   const int64_t taps = g.kh * g.kw;
   const bool dense = step.w == 1 && step.h == g.kw && step.c == taps;  // [channel][tap]: both in one row
   for (int64_t chunk = 0; chunk < taps; ++chunk) {
     const int64_t count = dense ? std::clamp<int64_t>(channels * taps - chunk * N, 0, N) : channels;
     const int64_t at = dense ? chunk * N : chunk / g.kw * step.h + chunk % g.kw * step.w;
-    const T* const from = static_cast<const T*>(p.w) + o * step.n + c * step.c + at;
-    const int64_t next = dense ? 1 : step.c, to = dense ? kWords : taps * kWords;
-    int32_t* const chunk_out = out + (dense ? chunk * N : chunk) * kWords;
-    for (int64_t lane = 0; lane < kWords; lane += N) {
+    const T* const from = static_cast<const T*>(weights.from) + o * step.n + c * step.c + at;
+    const int64_t next = dense ? 1 : step.c, to = dense ? kPanel : taps * kPanel;
+    int32_t* const chunk_out = out + (dense ? chunk * N : chunk) * kPanel;
+    for (int64_t lane = 0; lane < kPanel; lane += N) {
       const bool whole = next == 1 && count == N && lane + N <= lanes;
       Vec<A, N> v[N];
       if (whole) {
@@ -89,58 +93,58 @@ void quantize_weights(const Problem& p, int64_t o, int64_t lanes, int64_t c, int
   }
 }
 
-// The bytes of these integers to the vector's weights; adds the integers to `sums`; returns how many do not fit a byte,
+// The bytes of these integers to the panel's weights; adds the integers to `sums`; returns how many do not fit a byte,
 // whose places it lists.
-inline int64_t pack_bytes(const Problem& p, const int32_t* integers, int64_t channels, int8_t* weights, Words& sums,
+inline int64_t pack_bytes(const Problem& p, const int32_t* integers, int64_t channels, int8_t* weights, Words* sums,
                           int32_t* places) {
-  const int64_t taps = p.g.kh * p.g.kw, step = taps * kWords;  // between channels
+  const int64_t taps = p.g.kh * p.g.kw, step = taps * kPanel;  // between channels
   int32_t* end = places;
   for (int64_t k = 0; k < channels; k += 4)
-    for (int64_t tap = 0; tap < taps; ++tap) {
-      const int64_t from = k * step + tap * kWords;
+    for (int64_t at = 0; at < step; at += kWords) {
+      const int64_t from = k * step + at;
       Words four{};
       for (int j = 0; j < 4; ++j) {
         Words q;
         std::memcpy(&q, integers + from + j * step, sizeof q);
         const Words low = q < -128 ? Words{} - 128 : q, byte = low > 127 ? Words{} + 127 : low;
-        sums += q;
+        sums[at % kPanel / kWords] += q;
         four |= (byte & 255) << (8 * j);
         end = list_lanes(q ^ byte, static_cast<int32_t>(from + j * step), end);
       }
-      std::memcpy(weights + (tap * p.channels + k) * kWords, &four, sizeof four);
+      std::memcpy(weights + (at / kPanel * p.channels + k) * kPanel + at % kPanel * 4, &four, sizeof four);
     }
   return end - places;
 }
 
 template <typename T>
-void pack(Problem& p, int64_t begin, int64_t end) {
+void pack(const Problem& p, Weights& to, int64_t begin, int64_t end) {
   constexpr int N = kNumbers<T>, B = std::max(N, 4);  // of four channels, bytes are written together
   const Convolution& g = p.g;
-  const int64_t taps = g.kh * g.kw, size = B * taps * kWords;
+  const int64_t taps = g.kh * g.kw, size = B * taps * kPanel;
   std::vector<int32_t> integers(size), places(size + kWords);
   Dealer dealer(taps);
-  for (int64_t vector = begin; vector < end; ++vector) {
-    const int64_t first = vector % p.vectors * kWords, lanes = std::min<int64_t>(kWords, g.m - first);
-    int8_t* const weights = p.weights + vector * p.vector_bytes();
-    Words sums{};
+  for (int64_t panel = begin; panel < end; ++panel) {
+    const int64_t first = panel % p.panels * kPanel, lanes = std::min<int64_t>(kPanel, g.m - first);
+    int8_t* const bytes = to.bytes + panel * p.panel_bytes();
+    Words sums[kPanel / kWords]{};
     dealer.list.clear();
     for (int64_t c = 0; c < g.depth; c += B) {
       const int64_t channels = std::min<int64_t>(B, g.depth - c);
       if (c % kWindow == 0) dealer.next_window();
       for (int64_t k = 0; k < channels; k += N)
-        quantize_weights<T>(p, vector / p.vectors * g.m + first, lanes, c + k, std::min<int64_t>(N, channels - k),
-                            integers.data() + k * taps * kWords);
-      std::fill(integers.begin() + channels * taps * kWords, integers.end(), 0);
-      const int64_t count = pack_bytes(p, integers.data(), channels, weights + c * kWords, sums, places.data());
+        quantize_weights<T>(p, to, panel / p.panels * g.m + first, lanes, c + k, std::min<int64_t>(N, channels - k),
+                            integers.data() + k * taps * kPanel);
+      std::fill(integers.begin() + channels * taps * kPanel, integers.end(), 0);
+      const int64_t count = pack_bytes(p, integers.data(), channels, bytes + c * kPanel, sums, places.data());
       for (int64_t i = 0; i < count; ++i) {
-        const uint32_t place = static_cast<uint32_t>(places[i]), at = place / kWords;
+        const uint32_t place = static_cast<uint32_t>(places[i]), at = place / kPanel;
         const uint32_t channel = at / static_cast<uint32_t>(taps), tap = at - channel * static_cast<uint32_t>(taps);
         const int32_t q = integers[place];
-        dealer.add(tap, c + channel, place % kWords, q > 0 ? q - 127 : q + 128);
+        dealer.add(tap, c + channel, place % kPanel, q > 0 ? q - 127 : q + 128);
       }
     }
-    std::memcpy(p.sums + vector * kWords, &sums, sizeof sums);
-    p.excess[vector].assign(dealer.list.begin(), dealer.list.end());
+    std::memcpy(to.sums + panel * kPanel, sums, sizeof sums);
+    to.excess[panel].assign(dealer.list.begin(), dealer.list.end());
   }
 }
 

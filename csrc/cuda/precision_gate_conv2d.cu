@@ -78,7 +78,8 @@ std::tuple<Tensor, Tensor> precision_gate_conv2d(
     int64_t groups, int64_t activation_bits, int64_t high_bits, int64_t weight_bits, bool /*sparse_backward*/) {
   const Convolution g = geometry(x, w, stride, padding, dilation, groups);
   const Bits b = bits(activation_bits, high_bits, weight_bits);
-  check(x, w, threshold, bias, scale, g, b);
+  check_numbers(x, w, w.numel(), "weight");
+  check(x, threshold, bias, scale, g, b);
   const Tensor open = empty_strided(x, {}, {}, aoti_torch_dtype_int64());
   const Tensor y = convolved(x, w, threshold, bias, scale, g, b, open);
   return {y, open};

@@ -9,15 +9,23 @@ from torch import Tensor
 
 from fastnets.layers.conv import Conv2d
 from fastnets.ops import precision_gate_conv2d
-from fastnets.ops._convolution import Pair
+from fastnets.ops._convolution import Pair, pad_input
+from fastnets.ops._packed import Packs
+from fastnets.ops._packed_precision_gate_conv2d import (
+    pack_precision_gate_conv2d,
+    packed_precision_gate_conv2d,
+    takes,
+)
+from fastnets.ops.precision_gate_conv2d import check
 
 
-class PrecisionGateConv2d(Conv2d):
+class PrecisionGateConv2d(Packs, Conv2d):
     r"""Convolves with few bits, and with more where the first result passes a threshold that is learnt.
 
     In training the scale of the input is the largest magnitude seen so far, this batch included. In evaluation it
     stays as it is: a result then depends on nothing else in the batch. Until a training pass (or you) set it, it is
-    NaN, and so are the results of an evaluation.
+    NaN, and so are the results of an evaluation. Where an evaluation records no gradients and runs on the CPU's kernels,
+    weights are quantised and packed once, a good byte for each, until they change.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode,
@@ -92,7 +100,11 @@ class PrecisionGateConv2d(Conv2d):
         self.target, self.sparse_backward = target, sparse_backward
         self.threshold = torch.nn.Parameter(torch.zeros(out_channels, device=device, dtype=dtype))
         self.register_buffer("scale", torch.full((), math.nan, device=device, dtype=dtype))
-        self.density: Tensor | None = None
+        self._open: tuple[Tensor, int] | None = None  # how many gates the last call opened, and of how many
+
+    @property
+    def density(self) -> Tensor | None:
+        return None if self._open is None else self._open[0] / max(1, self._open[1])
 
     def penalty(self, sigma: float) -> Tensor:
         """The paper's regulariser, to be added to the loss: sigma · ‖threshold − target‖²."""
@@ -100,16 +112,35 @@ class PrecisionGateConv2d(Conv2d):
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         input, padding = self._pad(input)
+        threshold, scale = self.threshold, self.scale
         if self.training:
             # A new tensor, since the graph of an earlier call may hold the old one. fmax ignores the NaN of the start.
             largest = torch.linalg.vector_norm(input.detach(), math.inf) if input.numel() else input.new_zeros(())
-            self.scale = torch.fmax(self.scale, largest.to(self.scale.dtype))
+            self.scale = scale = torch.fmax(scale, largest.to(scale.dtype))
+        elif input.dim() == 4 and takes(input, weight, threshold, bias, scale, self.activation_bits, self.weight_bits):
+            return self._on_packed_weights(input, weight, threshold, bias, scale, padding)
         y, density = precision_gate_conv2d(
-            input, weight, self.threshold, bias, self.stride, padding, self.dilation, self.groups,
+            input, weight, threshold, bias, self.stride, padding, self.dilation, self.groups,
             activation_bits=self.activation_bits, high_bits=self.high_bits, weight_bits=self.weight_bits,
-            scale=self.scale, sparse_backward=self.sparse_backward, return_density=True,
+            scale=scale, sparse_backward=self.sparse_backward, return_density=True,
         )  # fmt: skip
-        self.density = density
+        self._open = density, 1
+        return y
+
+    def _on_packed_weights(
+        self, x: Tensor, w: Tensor, threshold: Tensor, bias: Tensor | None, scale: Tensor, padding: Pair | str
+    ) -> Tensor:
+        x, padding = pad_input(x, w, self.stride, padding, self.dilation)
+        how = self.stride, padding, self.dilation, self.groups, self.activation_bits, self.high_bits, self.weight_bits
+        try:
+            packed = self._pack(
+                f"{how[-1]} bits", lambda: pack_precision_gate_conv2d.run(w, self.groups, self.weight_bits), w
+            )
+            y, open = packed_precision_gate_conv2d.run(x, packed, w.shape, threshold, bias, scale, *how)
+        except RuntimeError:
+            check(x, w, threshold, bias, scale, *how, self.sparse_backward)  # for its message
+            raise
+        self._open = open, y.numel()
         return y
 
     def extra_repr(self) -> str:

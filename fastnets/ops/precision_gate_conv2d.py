@@ -18,7 +18,7 @@ aten = torch.ops.aten
 # ---- schema ----------------------------------------------------------------------------------
 
 
-def _check(
+def check(
     x: Tensor, w: Tensor, threshold: Tensor, bias: Tensor | None, scale: Tensor | None,
     stride: Ints, padding: Ints, dilation: Ints, groups: int,
     activation_bits: int, high_bits: int, weight_bits: int, sparse_backward: bool,
@@ -67,7 +67,7 @@ op = Op(
     "precision_gate_conv2d(Tensor x, Tensor w, Tensor threshold, Tensor? bias, Tensor? scale, int[2] stride, "
     "int[2] padding, int[2] dilation, int groups, int activation_bits, int high_bits, int weight_bits, "
     "bool sparse_backward) -> (Tensor y, Tensor open)",  # open: how many gates are, int64
-    _check,
+    check,
     autocast=True,
 )
 
@@ -78,17 +78,17 @@ def _sum_type(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def _largest(x: Tensor) -> Tensor:
+def largest(x: Tensor) -> Tensor:
     """max|x|, 0 of nothing, in the type of the sums."""
     x = x.detach()
     return (x.abs().amax((0, 1, 2, 3)) if x.numel() else x.new_zeros(())).to(_sum_type(x))
 
 
 def _scale_of(x: Tensor, scale: Tensor | None) -> Tensor:
-    return _largest(x) if scale is None else scale.reshape(()).to(_sum_type(x))
+    return largest(x) if scale is None else scale.reshape(()).to(_sum_type(x))
 
 
-def _quantize(x: Tensor, scale: Tensor, bits: int) -> Tensor:
+def quantize(x: Tensor, scale: Tensor, bits: int) -> Tensor:
     """Integers of up to ``bits`` bits beside the sign. What is no number (NaN, 0 / 0) becomes 0."""
     share = (x.detach().to(scale.dtype).abs() / scale).clamp(0, 1)
     magnitude = torch.where(share > 0, share * (2**bits - 1), 0.0).round()
@@ -110,11 +110,21 @@ def _reference(
     stride: Ints, padding: Ints, dilation: Ints, groups: int,
     activation_bits: int, high_bits: int, weight_bits: int, sparse_backward: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    sw = largest(w)
+    return gated(x, quantize(w, sw, weight_bits), sw, threshold, bias, scale, stride, padding, dilation, groups,
+                 activation_bits, high_bits, weight_bits)  # fmt: skip
+
+
+def gated(
+    x: Tensor, qw: Tensor, sw: Tensor, threshold: Tensor, bias: Tensor | None, scale: Tensor | None,
+    stride: Ints, padding: Ints, dilation: Ints, groups: int, activation_bits: int, high_bits: int, weight_bits: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """y and how many gates are open, of weights that are quantised already, of the largest magnitude ``sw``."""
     sum_type = _sum_type(x)
     # Sums of integers, exact in float64. ONNX Runtime convolves in float32 only, which is exact below 2^24.
     integers = torch.float32 if torch.onnx.is_in_onnx_export() else torch.float64
-    sx, sw = _scale_of(x, scale), _largest(w)
-    q, qw = _quantize(x, sx, activation_bits).to(integers), _quantize(w, sw, weight_bits).to(integers)
+    sx, sw, qw = _scale_of(x, scale), sw.to(sum_type), qw.to(integers)
+    q = quantize(x, sx, activation_bits).to(integers)
     q_high = _high_part(q, activation_bits - high_bits)
     high, low = (F.conv2d(part, qw, None, stride, padding, dilation, groups) for part in (q_high, q - q_high))
     factor = _factor(sx, sw, activation_bits, weight_bits)
@@ -128,17 +138,22 @@ def _reference(
 # ---- backends --------------------------------------------------------------------------------
 
 
-def _why_not(
-    x: Tensor, w: Tensor, threshold: Tensor, bias: Tensor | None, scale: Tensor | None,
-    stride: Ints, padding: Ints, dilation: Ints, groups: int,
-    activation_bits: int, high_bits: int, weight_bits: int, sparse_backward: bool,
-) -> list[str]:  # fmt: skip
+def kernels_decline(x: Tensor, w: Tensor, activation_bits: int, weight_bits: int) -> list[str]:
+    """Every reason why a kernel does not take these."""
     if x.dtype not in FLOATS:
         return [f"its kernels take float32, float64, bfloat16 and float16, not {x.dtype}"]
     bits = activation_bits + weight_bits
     if w.numel() << bits < 2**31 or (terms := math.prod(w.shape[1:])) << bits < 2**31:
         return []
     return [f"sums of {terms} products of {activation_bits} and {weight_bits} bits may pass 32 bits"]
+
+
+def _why_not(
+    x: Tensor, w: Tensor, threshold: Tensor, bias: Tensor | None, scale: Tensor | None,
+    stride: Ints, padding: Ints, dilation: Ints, groups: int,
+    activation_bits: int, high_bits: int, weight_bits: int, sparse_backward: bool,
+) -> list[str]:  # fmt: skip
+    return kernels_decline(x, w, activation_bits, weight_bits)
 
 
 for _name in ("cpu", "cuda"):
@@ -206,14 +221,14 @@ def _backward(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Any, ...]:
     dy_high, dy_low = dy + du, torch.where(u > 0, dy, 0.0)
 
     dx = dw = None
-    sx, sw = _scale_of(x, scale), _largest(w)
+    sx, sw = _scale_of(x, scale), largest(w)
     # Straight through the rounding: x_high + x_low is x, up to the clamp; and so is x_high, so x_low has slope 0.
     # w: y_high = conv(x_high, w) and y_low = conv(x_low, w).
-    w_hat = _quantize(w, sw, ctx.b) * (sw / (2**ctx.b - 1))
+    w_hat = quantize(w, sw, ctx.b) * (sw / (2**ctx.b - 1))
     if need_dx:
         dx = _conv_gradient(ctx, dy_high, x, w_hat, 0).masked_fill(x.abs() > sx, 0.0).to(dtype)
     if need_dw:
-        q = _quantize(x, sx, ctx.a)
+        q = quantize(x, sx, ctx.a)
         q_high = _high_part(q, ctx.a - ctx.h)
         unit = sx / (2**ctx.a - 1)
         dw = _conv_gradient(ctx, dy_high, q_high * unit, w_hat, 1) + _conv_gradient(

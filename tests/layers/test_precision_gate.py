@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import fastnets
 from fastnets.layers import PrecisionGateConv2d
 from fastnets.ops import precision_gate_conv2d
 
@@ -107,3 +110,139 @@ def test_compiles():
     x = torch.randn(2, 4, 7, 7)
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
     assert torch.equal(compiled(x), layer(x)) and layer.scale == x.abs().max()
+
+
+# ---- packed weights --------------------------------------------------------------------------
+
+
+def frozen(*args, **kwargs) -> PrecisionGateConv2d:
+    torch.manual_seed(0)
+    layer = PrecisionGateConv2d(*args, **kwargs)
+    nn.init.normal_(layer.threshold)
+    layer.scale.fill_(2.0)
+    return layer.eval()
+
+
+def ran(layer: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, set[str]]:
+    """What a call gives, and the ops that it ran."""
+    fastnets.backend_report(reset=True)
+    y = layer(x)
+    return y, set(fastnets.backend_report(reset=True))
+
+
+def by_op(layer: PrecisionGateConv2d, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    padding = layer.padding
+    if layer.padding_mode != "zeros":
+        x, padding = F.pad(x, layer._reversed_padding_repeated_twice, mode=layer.padding_mode), 0
+    return precision_gate_conv2d(
+        x, layer.weight, layer.threshold, layer.bias, layer.stride, padding, layer.dilation, layer.groups,
+        activation_bits=layer.activation_bits, high_bits=layer.high_bits, weight_bits=layer.weight_bits,
+        scale=layer.scale, return_density=True,
+    )  # fmt: skip
+
+
+PACKED, UNPACKED = {"packed_precision_gate_conv2d"}, {"precision_gate_conv2d"}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64, torch.bfloat16, torch.float16), ids=str)
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {},
+        {"padding": "same", "dilation": (2, 1), "bias": False},
+        {"padding": (1, 2), "stride": (2, 1), "groups": 2, "activation_bits": 6, "high_bits": 2, "weight_bits": 5},
+        {"padding": 2, "padding_mode": "circular"},
+    ],
+    ids=str,
+)
+def test_cpu_an_evaluation_runs_on_packed_weights(cpu_kernels, kwargs, dtype):
+    layer, x = frozen(6, 22, (3, 2), **kwargs).to(dtype), torch.randn(2, 6, 9, 8).to(dtype)
+    assert ran(layer, x)[1] == {"pack_precision_gate_conv2d", *PACKED}
+    for t in (x, x.contiguous(memory_format=torch.channels_last), x[1:]):
+        y, ops = ran(layer, t)
+        expected, density = by_op(layer, t)
+        assert ops == PACKED and torch.equal(y, expected) and y.stride() == expected.stride()
+        assert torch.equal(layer.density, density)
+    assert ran(layer, x[0])[1] == UNPACKED  # one image alone
+    assert torch.equal(layer(x[0]), by_op(layer, x)[0][0])
+
+
+@torch.no_grad()
+def test_cpu_packed_weights_follow_the_layer(cpu_kernels):
+    layer, x = frozen(6, 22, 3), torch.randn(2, 6, 9, 8)
+    y = layer(x)
+
+    def changed_weight():
+        layer.weight.mul_(0.5)[3] = 1
+
+    def new_weight():
+        layer.weight = nn.Parameter(torch.randn_like(layer.weight))
+
+    def fewer_bits():
+        layer.weight_bits = 3
+
+    def other_threshold():
+        layer.threshold.add_(1)
+
+    def other_scale():
+        layer.scale.mul_(0.3)
+
+    def other_type():
+        layer.double()
+
+    for change in (changed_weight, new_weight, fewer_bits, other_threshold, other_scale, other_type):
+        change()
+        x, before = x.to(layer.weight.dtype), y
+        y, ops = ran(layer, x)
+        assert ops >= PACKED and torch.equal(y, by_op(layer, x)[0]) and not torch.equal(y, before), change
+        assert torch.equal(layer.density, by_op(layer, x)[1]), change
+
+
+def test_cpu_where_weights_are_not_packed(cpu_kernels):
+    layer, x = frozen(6, 22, 3), torch.randn(2, 6, 9, 8)
+    assert ran(layer, x)[1] == UNPACKED  # gradients
+    with torch.no_grad():
+        for backend in ("reference", None):
+            with fastnets.use_backend(backend):
+                assert ran(layer, x)[1] == (PACKED | {"pack_precision_gate_conv2d"} if backend is None else UNPACKED)
+        assert ran(layer.train(), x)[1] == UNPACKED
+        with torch.autocast("cpu", torch.bfloat16):
+            y, ops = ran(layer.eval(), x)
+            assert ops == UNPACKED and y.dtype == torch.bfloat16
+        with fastnets.use_backend(None):
+            assert ran(frozen(2**15, 1, 1), torch.ones(1, 2**15, 1, 1))[1] == UNPACKED  # sums that may pass 32 bits
+    with torch.inference_mode():
+        assert ran(layer, x)[1] == PACKED
+
+
+@torch.no_grad()
+def test_cpu_bad_input_raises_what_the_op_raises(cpu_kernels):
+    layer = frozen(6, 22, 3, groups=2)
+    layer(torch.ones(1, 6, 9, 8))
+    for bad in (
+        torch.ones(1, 5, 9, 8),
+        torch.ones(1, 8, 9, 8),
+        torch.ones(1, 6, 2, 8),
+        torch.ones(6, 9),
+        torch.ones(1, 6, 9, 8).double(),
+        torch.ones(1, 6, 9, 8).int(),
+    ):
+        with pytest.raises(RuntimeError) as expected:
+            by_op(layer, bad)
+        with pytest.raises(RuntimeError) as error:
+            layer(bad)
+        assert str(error.value) == str(expected.value)
+    layer.threshold.data = torch.zeros(21)
+    with pytest.raises(RuntimeError, match="threshold of shape \\(22,\\)"):
+        layer(torch.ones(1, 6, 9, 8))
+
+
+@torch.no_grad()
+def test_cpu_packed_weights_are_in_no_state_and_no_copy(cpu_kernels):
+    layer, x = frozen(6, 22, 3), torch.randn(2, 6, 9, 8)
+    keys = list(layer.state_dict())
+    y = layer(x)
+    assert list(layer.state_dict()) == keys and layer._packed is not None
+    for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert twin._packed is None and torch.equal(twin(x), y)
