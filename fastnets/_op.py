@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.compiler import is_dynamo_compiling
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastnets._backends import BACKENDS, named, requested, use_backend
@@ -150,10 +151,8 @@ class Op:
 
     def __call__(self, *args: Any) -> Any:
         """Calls the operator with the arguments of its schema, by the shortest way that is right."""
-        if torch.compiler.is_compiling():
-            if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():
-                return self._for_onnx(*args)
-            return self.torch_op(*args)
+        if is_dynamo_compiling():  # first, as it cannot trace what follows
+            return self._traced(*args)
         if forward_ad._current_level >= 0:
             self._refuse_tangents(args)
         # A call that nothing listens to (mode, transform, tracer, autocast) skips PyTorch's
@@ -164,9 +163,16 @@ class Op:
                 return self.run(*args)
             if needs == "gradient" and self.differentiable and _excluded().raw_repr() in _PLAIN_EXCLUDED:
                 return self.differentiable(*args)
+        elif torch.compiler.is_compiling():
+            return self._traced(*args)
         elif self.transformable and torch._C._are_functorch_transforms_active():
             return self.transformable(*args)
         elif torch.onnx.is_in_onnx_export():  # the exporter before torch.export, which traces
+            return self._for_onnx(*args)
+        return self.torch_op(*args)
+
+    def _traced(self, *args: Any) -> Any:
+        if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():
             return self._for_onnx(*args)
         return self.torch_op(*args)
 
@@ -241,6 +247,7 @@ class Op:
 # This thread's dispatch keys, beside those of tensors. Modes, transforms and tracers show in the included ones, and below
 # autograd, where nothing is recorded, some are excluded.
 _included, _excluded = torch._C._dispatch_tls_local_include_set, torch._C._dispatch_tls_local_exclude_set
+_is_any_autocast_enabled = torch._C._is_any_autocast_enabled
 
 
 def _plain_keys() -> tuple[set[int], set[int]]:
@@ -270,12 +277,12 @@ def looked_on(mode: TorchDispatchMode) -> Iterator[None]:
 def _nothing_listens() -> bool:
     keys = _included().raw_repr()
     quiet = keys in _PLAIN_INCLUDED or keys == getattr(_onlooker, "keys", None)
-    return quiet and not torch._C._is_any_autocast_enabled()
+    return quiet and not _is_any_autocast_enabled()
 
 
 def _needs(tensors: tuple[Tensor | None, ...]) -> str:
     """What a call on these tensors needs: "nothing", a "gradient", or the "dispatcher" itself."""
-    needs = "nothing"
+    needs, records = "nothing", torch.is_grad_enabled()
     for t in tensors:
         if t is None:
             continue
@@ -284,9 +291,9 @@ def _needs(tensors: tuple[Tensor | None, ...]) -> str:
         # No data, or a lazy conjugate or negative, which only the dispatcher writes out for a kernel.
         if t.is_meta or t.is_neg() or t.is_conj():
             return "dispatcher"
-        if t.requires_grad:
+        if records and t.requires_grad:
             needs = "gradient"
-    return needs if torch.is_grad_enabled() else "nothing"
+    return needs
 
 
 def is_plain(*tensors: Tensor | None) -> bool:
