@@ -65,6 +65,7 @@ void tile(const Problem& p, int part, int64_t vector, const int64_t* offset, int
       const int64_t c = p.tap_offset[e.tap] + e.channel, at = 4 * ((vector + n) % V * L);
       Bytes w;
       std::memcpy(&w, e.weight + at, sizeof w);
+      if (V > 1 && !any(w)) continue;  // it is there for other vectors of the panel
       unrolled<M>([&](auto m) { sums[m][n] = dot(sums[m][n], pick(pixel[m] + c, e.index + at), w); });
     }
   });

@@ -100,19 +100,20 @@ inline int64_t pack_bytes(const Problem& p, const int32_t* integers, int64_t cha
   const int64_t taps = p.g.kh * p.g.kw, step = taps * kPanel;  // between channels
   int32_t* end = places;
   for (int64_t k = 0; k < channels; k += 4)
-    for (int64_t at = 0; at < step; at += kWords) {
-      const int64_t from = k * step + at;
-      Words four{};
-      for (int j = 0; j < 4; ++j) {
-        Words q;
-        std::memcpy(&q, integers + from + j * step, sizeof q);
-        const Words low = q < -128 ? Words{} - 128 : q, byte = low > 127 ? Words{} + 127 : low;
-        sums[at % kPanel / kWords] += q;
-        four |= (byte & 255) << (8 * j);
-        end = list_lanes(q ^ byte, static_cast<int32_t>(from + j * step), end);
+    for (int64_t tap = 0; tap < taps; ++tap)
+      for (int64_t lane = 0; lane < kPanel; lane += kWords) {
+        const int64_t from = k * step + tap * kPanel + lane;
+        Words four{}, sum{};
+        for (int j = 0; j < 4; ++j) {
+          const Words q = words(integers + from + j * step);
+          const Words low = q < -128 ? Words{} - 128 : q, byte = low > 127 ? Words{} + 127 : low;
+          sum += q;
+          four |= (byte & 255) << (8 * j);
+          end = list_lanes(q ^ byte, static_cast<int32_t>(from + j * step), end);
+        }
+        sums[lane / kWords] += sum;
+        std::memcpy(weights + (tap * p.channels + k) * kPanel + 4 * lane, &four, sizeof four);
       }
-      std::memcpy(weights + (at / kPanel * p.channels + k) * kPanel + at % kPanel * 4, &four, sizeof four);
-    }
   return end - places;
 }
 
