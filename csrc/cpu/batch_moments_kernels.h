@@ -46,6 +46,7 @@ struct Deviations {
     const Vec<Sum<T>, L> d = keep_last<Sum<T>, L>(load<T, L>(x + i) - pivot, left);
     s += d, q += d * d;
   }
+  FASTNETS_INLINE void fetch(int64_t i) const { __builtin_prefetch(x + i); }
   FASTNETS_INLINE void next(int64_t stride) { x += stride; }
 };
 
@@ -60,9 +61,10 @@ Sums<A> reduce_planes(Terms terms, int64_t planes, int64_t stride, int64_t lengt
     for (; i + W * L <= length; i += W * L)
       for (int k = 0; k < W; ++k) terms.template at<L>(i + k * L, s[k], q[k]);
     if constexpr (L > 1) {
-      for (; i + L <= length; i += L) terms.template at<L>(i, s[0], q[0]);
+      for (int k = 0; k + 1 < W; ++k)
+        if (i + L <= length) terms.fetch(i + length), terms.template at<L>(i, s[k], q[k]), i += L;
       if (i < length && length >= L) {
-        terms.template last<L>(length - L, length - i, s[1], q[1]);
+        terms.template last<L>(length - L, length - i, s[W - 1], q[W - 1]);
         continue;
       }
     }
@@ -75,6 +77,8 @@ Sums<A> reduce_planes(Terms terms, int64_t planes, int64_t stride, int64_t lengt
   for (int k = 1; k < W; ++k) s[0] += s[k], q[0] += q[k];
   return {sum<A, L>(s[0]) + rest.s, sum<A, L>(q[0]) + rest.q};
 }
+
+constexpr int64_t kLook = 64;  // values that a channel's first pivot is the mean of, or a plane of more
 
 template <typename A>
 struct Moments {
@@ -94,7 +98,9 @@ Moments<Sum<T>> channel_moments(const Cut& cut, const T* x, int64_t c, Range blo
     const T* block = x + planes.begin * stride + c * l + piece.begin;
     if (i == blocks.begin) {
       const A first = static_cast<A>(*block);
-      m.mean = first + reduce_planes<Deviations<T>, A, kLanes<A>>({block, first}, n, stride, length).s / (n * length);
+      const int64_t look = std::min(n, ceil_div(kLook, length));
+      m.mean =
+          first + reduce_planes<Deviations<T>, A, kLanes<A>>({block, first}, look, stride, length).s / (look * length);
     }
     const Sums<A> sums = reduce_planes<Deviations<T>, A, kLanes<A>>({block, m.mean}, n, stride, length);
     count += n * length;
@@ -136,10 +142,10 @@ FASTNETS_INLINE void for_channels(int64_t channels, const F& f) {
 }
 
 // The rows of a part are summed up in blocks of so many, all channels of one before the next, and the next is fetched
-// meanwhile: processors do not foresee this order.
+// meanwhile: processors do not foresee this order. `tensors` are read at once.
 template <typename T>
-int64_t rows_in_block(int64_t channels) {
-  return std::clamp<int64_t>((8 << 10) / (channels * static_cast<int64_t>(sizeof(T))), 8, 64);
+int64_t rows_in_block(int64_t channels, int64_t tensors) {
+  return std::clamp<int64_t>((8 << 10) / (tensors * channels * static_cast<int64_t>(sizeof(T))), 8 / tensors, 64);
 }
 
 // Sums of a block of rows that lie `step` apart: of x - pivot and its square, added to s and q.
@@ -204,7 +210,7 @@ template <typename T>
 void rows(const Problem& p, int64_t begin, int64_t end) {
   using A = Sum<T>;
   const Cut& cut = p.cut;
-  const int64_t c = cut.map.c, slots = c + kLanes<A>, block = rows_in_block<T>(c);
+  const int64_t c = cut.map.c, slots = c + kLanes<A>, block = rows_in_block<T>(c, 1);
   std::vector<A> work(3 * slots);
   A *const pivot = work.data(), *const s = pivot + slots, *const q = s + slots;
   for (int64_t part = begin; part < end; ++part) {

@@ -130,6 +130,7 @@ struct Products {
                          g = dz_of<Sum<T>, L>(backward, load<T, L>(dy + i), d, scale, bias);
     s += moments::keep_last<Sum<T>, L>(g, left), q += moments::keep_last<Sum<T>, L>(g * d, left);
   }
+  FASTNETS_INLINE void fetch(int64_t i) const { __builtin_prefetch(x + i), __builtin_prefetch(dy + i); }
   FASTNETS_INLINE void next(int64_t stride) { dy += stride, x += stride; }
 };
 
@@ -328,20 +329,22 @@ struct SumsOfSlots {
 };
 
 // Calls f with the first of some rows and their number: the last part first, as the pass before left it in the caches.
-// 32 rows at a time share what a channel has to load.
-template <typename F>
+// Rows that go by together share what a channel has to load: 32 of a few vectors, four of a page or more, and of those
+// between single ones, since processors fetch ahead only where a page is gone through in order.
+template <typename T, typename F>
 FASTNETS_INLINE void for_rows(const Cut& cut, Range parts, const F& f) {
-  constexpr int64_t kBlock = 32;
+  constexpr int64_t kFew = 4 * kLanes<Sum<T>>, kPage = 4096 / sizeof(T);
+  const int64_t c = cut.map.c, block = c <= kFew ? 32 : c < kPage ? 1 : 4;
   for (int64_t part = parts.end - 1; part >= parts.begin; --part) {
     const Range r = share(cut.blocks, part, cut.parts);
-    for (int64_t i = r.begin; i < r.end; i += kBlock) f(i, std::min(kBlock, r.end - i));
+    for (int64_t i = r.begin; i < r.end; i += block) f(i, std::min(block, r.end - i));
   }
 }
 
 template <typename T>
 void forward_rows(const Problem& p, int64_t begin, int64_t end) {
   const int64_t c = p.cut.map.c;
-  for_rows(p.cut, {begin, end}, [&](int64_t first, int64_t count) {
+  for_rows<T>(p.cut, {begin, end}, [&](int64_t first, int64_t count) {
     const int64_t at = first * c;
     const NormalizeRows<T> rows{static_cast<const T*>(p.x) + at,
                                 static_cast<T*>(p.out) + at,
@@ -360,7 +363,7 @@ void forward_rows(const Problem& p, int64_t begin, int64_t end) {
 template <typename T>
 void dx_rows(const Problem& p, int64_t begin, int64_t end) {
   const int64_t c = p.cut.map.c;
-  for_rows(p.cut, {begin, end}, [&](int64_t first, int64_t count) {
+  for_rows<T>(p.cut, {begin, end}, [&](int64_t first, int64_t count) {
     const int64_t at = first * c;
     const GradientRows<T> rows{static_cast<const T*>(p.dy) + at,
                                static_cast<const T*>(p.x) + at,
@@ -383,7 +386,7 @@ template <typename T>
 void reduce_rows(const Problem& p, int64_t begin, int64_t end) {
   using A = Sum<T>;
   const Cut& cut = p.cut;
-  const int64_t c = cut.map.c, slots = c + kLanes<A>, block = moments::rows_in_block<T>(c);
+  const int64_t c = cut.map.c, slots = c + kLanes<A>, block = moments::rows_in_block<T>(c, 2);
   std::vector<A> work(2 * slots);
   A *const s = work.data(), *const q = s + slots;
   for (int64_t part = begin; part < end; ++part) {
