@@ -182,12 +182,13 @@ def test_a_kernel_that_ignores_its_gates(gates):
     """Where all are open or all shut, one of the two ways to ignore them is right."""
     shape = (32, 96, 7, 3)
 
-    def ignoring(always):
-        return lambda x, w, threshold, *rest, **kw: precision_gate_conv2d(
-            x, w, torch.full_like(threshold, always), *rest, **kw
-        )
+    def gated(x, w, threshold, b, scale):
+        return precision_gate_conv2d(x, w, threshold, b, 1, 1, scale=scale)
 
-    check_gates(precision_gate_conv2d, shape, gates)
+    def ignoring(always):
+        return lambda x, w, threshold, *rest: gated(x, w, torch.full_like(threshold, always), *rest)
+
+    check_gates(gated, shape, gates)
     for always, right_for in ((float("inf"), "shut"), (float("-inf"), "open")):
         if gates != right_for:
             with pytest.raises(WrongResult, match="^fastnets is wrong by"):
