@@ -2,7 +2,8 @@
 //
 // A block is summed up as s = sum(x - p) and q = sum((x - p)²), with the mean p of the blocks before it as pivot:
 // mean += s / n, m2 += q - s² / n. A pivot far away costs no digits that count: the distance is then itself a part of
-// the variance, of the order of q. The first block takes its pivot from a first look at itself, or at its first rows.
+// the variance, of the order of q. The first block takes its pivot from a first look at some of its planes or rows, m
+// of its n values: where just these lie apart from all others, q is up to n / m times m2, and m2 loses as much.
 //
 // Planes: lanes are pixels, a block is at most 4096 of them. Channels_last: lanes are channels, 4 vectors of them at a
 // time go down a block of rows. Both read b * n * c * l bytes.
@@ -78,7 +79,7 @@ Sums<A> reduce_planes(Terms terms, int64_t planes, int64_t stride, int64_t lengt
   return {sum<A, L>(s[0]) + rest.s, sum<A, L>(q[0]) + rest.q};
 }
 
-constexpr int64_t kLook = 64;  // values that a channel's first pivot is the mean of, or a plane of more
+constexpr int64_t kLook = 64;  // values at least that the first look at a channel is at: whole planes of a block
 
 template <typename A>
 struct Moments {

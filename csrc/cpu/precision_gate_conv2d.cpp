@@ -64,7 +64,7 @@ double number(const Tensor& t) {
   return with_float(t.scalar_type(), [&](auto zero) { return static_cast<double>(*data<decltype(zero)>(t)); });
 }
 
-// What is known before tensors are.
+// All that follows from the geometry alone.
 Problem problem(const Convolution& g, const gate::Bits& bits) {
   Problem p{};
   p.g = g, p.bits = bits;
@@ -140,7 +140,7 @@ std::tuple<Tensor, Tensor> precision_gate_conv2d(
   return convolve(p, kernel, x, threshold, bias);
 }
 
-// As fastnets/ops/_packed_precision_gate_conv2d.py packs them, beside whose order only that of an Excess may differ.
+// The tensors that the reference in fastnets/ops/_packed_precision_gate_conv2d.py makes, but for the order of Excesses.
 std::vector<Tensor> pack_precision_gate_conv2d(const Tensor& w, int64_t groups, int64_t weight_bits) {
   STD_TORCH_CHECK(w.dim() == 4, "expected weights (o, c / groups, kh, kw)");
   const Four size = sizes_of(w);
@@ -172,7 +172,7 @@ std::vector<Tensor> pack_precision_gate_conv2d(const Tensor& w, int64_t groups, 
   return {bytes, sums, starts, excess, scale};
 }
 
-// What `pack` made.
+// Sets the weights, their sums, excess and scale, from what pack_precision_gate_conv2d returned.
 void take(const std::vector<Tensor>& packed, const Tensor& x, Problem& p) {
   STD_TORCH_CHECK(packed.size() == 5, "expected five tensors of packed weights");
   const Convolution& g = p.g;

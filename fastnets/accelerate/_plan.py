@@ -124,7 +124,7 @@ class State:
     def __init__(self, network: nn.Module) -> None:
         modules = list(network.modules())
         self.graphs = [type(module) for module in modules if isinstance(module, fx.GraphModule)]
-        # Layers on packed weights do the same in both modes.
+        # Layers on packed weights do the same in both modes, but for PrecisionGateConv2d, which `_is_known` refuses.
         self.leaves = [module for module in modules if not module._modules and not isinstance(module, Packs)]
         self.hooks = [hooks for m in modules for hooks in (m._forward_hooks, m._forward_pre_hooks)]
         self.hooks += [nn_module._global_forward_hooks, nn_module._global_forward_pre_hooks]

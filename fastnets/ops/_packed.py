@@ -49,8 +49,12 @@ class Packs:
 def compiled_kernels(x: Tensor, weight: Tensor, types: Sequence[torch.dtype] = TYPES) -> bool:
     """Whether these ops run on the compiled kernels for an input and weights of one of these types."""
     fits = x.is_cpu and x.dim() == 4 and x.numel() > 0 and x.dtype == weight.dtype and x.dtype in types
-    fits = fits and x.is_contiguous(memory_format=torch.channels_last)
-    return fits and requested.get() in (None, "cpu") and BACKENDS["cpu"].missing() is None
+    return fits and x.is_contiguous(memory_format=torch.channels_last) and cpu_kernels()
+
+
+def cpu_kernels() -> bool:
+    """Whether the compiled kernels are there, and no other backend is asked for."""
+    return requested.get() in (None, "cpu") and BACKENDS["cpu"].missing() is None
 
 
 def cuda_kernels(x: Tensor) -> bool:
@@ -137,21 +141,22 @@ def unpack_winograd(panels: Tensor, out: int) -> Tensor:
 # may be some of the channels of an image too.
 
 
-def _op(schema: str) -> Op:
+def packed_op(schema: str) -> Op:
+    """An op with a kernel for the CPU."""
     op = Op(schema, lambda *_: None)  # arguments are checked where they are used
     op.native("cpu")
     return op
 
 
-pointwise_conv2d = _op(
+pointwise_conv2d = packed_op(
     "pointwise_conv2d(Tensor x, Tensor panels, int out, Tensor? bias, Tensor? residual, str? activation, "
     "Tensor? into=None, int channel=0) -> Tensor"
 )
-preact_conv2d = _op(
+preact_conv2d = packed_op(
     "preact_conv2d(Tensor norm, Tensor[] xs, int pool, Tensor panels, int out, Tensor? bias, str? activation, "
     "Tensor? into=None, int channel=0) -> Tensor"
 )
-inverted_residual = _op(
+inverted_residual = packed_op(
     "inverted_residual(Tensor x, Tensor? expand, Tensor? expand_bias, str? expand_activation, "
     "Tensor depthwise, int hidden, int[2] kernel, int[2] stride, int[2] padding, int[2] dilation, str? activation, "
     "Tensor project, Tensor? project_bias, int out, Tensor? residual, str? project_activation, "
@@ -184,31 +189,31 @@ inverted_residual.native(
         x, expand is not None, kernel, stride, dilation
     ),
 )
-direct_conv2d = _op(
+direct_conv2d = packed_op(
     "direct_conv2d(Tensor x, Tensor panels, int out, int[2] kernel, int[2] stride, int[2] padding, Tensor? bias, "
     "str? activation, Tensor? into=None, int channel=0) -> Tensor"
 )
-direct_max_pool2d = _op(
+direct_max_pool2d = packed_op(
     "direct_max_pool2d(Tensor x, Tensor panels, int out, int[2] kernel, int[2] stride, int[2] padding, Tensor? bias, "
     "str? activation, int[2] pool_kernel, int[2] pool_stride, int[2] pool_padding, bool ceil_mode, Tensor? into=None, "
     "int channel=0) -> Tensor"
 )
-winograd_conv2d = _op(
+winograd_conv2d = packed_op(
     "winograd_conv2d(Tensor x, Tensor panels, int out, int[2] padding, Tensor? bias, Tensor? residual, str? activation, "
     "Tensor? into=None, int channel=0) -> Tensor"
 )
-pooled_linear = _op("pooled_linear(Tensor x, Tensor panels, int out, Tensor? bias) -> Tensor")
-max_pool2d = _op(
+pooled_linear = packed_op("pooled_linear(Tensor x, Tensor panels, int out, Tensor? bias) -> Tensor")
+max_pool2d = packed_op(
     "max_pool2d(Tensor x, int[2] kernel, int[2] stride, int[2] padding, bool ceil_mode, Tensor? into=None, int channel=0) "
     "-> Tensor"
 )
-avg_pool2d = _op(
+avg_pool2d = packed_op(
     "avg_pool2d(Tensor x, int[2] kernel, int[2] stride, int[2] padding, bool ceil_mode, bool count_include_pad, "
     "Tensor? into=None, int channel=0) -> Tensor"
 )
 
-add_images = _op("add_images(Tensor a, Tensor b, Tensor? into=None, int channel=0) -> Tensor")
-concat_images = _op("concat_images(Tensor(a!) into, Tensor[] xs, int[] channels) -> Tensor(a!)")  # from these on
+add_images = packed_op("add_images(Tensor a, Tensor b, Tensor? into=None, int channel=0) -> Tensor")
+concat_images = packed_op("concat_images(Tensor(a!) into, Tensor[] xs, int[] channels) -> Tensor(a!)")  # from these on
 
 
 def _like(sums: Tensor | None, x: Tensor) -> Tensor | None:

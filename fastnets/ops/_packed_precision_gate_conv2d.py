@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastnets._backends import BACKENDS, requested
-from fastnets._op import Op, is_plain
+from fastnets._op import is_plain
 from fastnets.ops._convolution import Ints
+from fastnets.ops._packed import cpu_kernels, packed_op
 from fastnets.ops.precision_gate_conv2d import gated, kernels_decline, largest, quantize
 
 LANES, WINDOW = 16, 64  # kLanes and kWindow in csrc/cpu/precision_gate_conv2d.h
@@ -24,21 +24,13 @@ def takes(
     """Whether the kernel may run where these are the arguments of a valid call of ``precision_gate_conv2d``."""
     if torch.compiler.is_compiling() or not x.is_cpu or not is_plain(x, w, threshold, bias, scale):
         return False
-    if requested.get() not in (None, "cpu") or BACKENDS["cpu"].missing() is not None:
-        return False
-    return not kernels_decline(x, w, activation_bits, weight_bits)
-
-
-def _op(schema: str) -> Op:
-    op = Op(schema, lambda *_: None)  # arguments are checked where they are used
-    op.native("cpu")
-    return op
+    return cpu_kernels() and not kernels_decline(x, w, activation_bits, weight_bits)
 
 
 # To bytes (p, t, c / 4, 16, 4) of p panels of t taps and c channels, rounded up to a multiple of four; their sums (p, 16);
 # where each panel's excess starts (p + 1); the excess (k, 144); the largest magnitude of a weight, in the weights' type.
-pack_precision_gate_conv2d = _op("pack_precision_gate_conv2d(Tensor w, int groups, int weight_bits) -> Tensor[]")
-packed_precision_gate_conv2d = _op(
+pack_precision_gate_conv2d = packed_op("pack_precision_gate_conv2d(Tensor w, int groups, int weight_bits) -> Tensor[]")
+packed_precision_gate_conv2d = packed_op(
     "packed_precision_gate_conv2d(Tensor x, Tensor[] weights, int[4] sizes, Tensor threshold, Tensor? bias, "
     "Tensor scale, int[2] stride, int[2] padding, int[2] dilation, int groups, int activation_bits, int high_bits, "
     "int weight_bits) -> (Tensor y, Tensor open)"  # sizes: of the weights

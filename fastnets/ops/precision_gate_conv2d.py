@@ -306,7 +306,8 @@ def precision_gate_conv2d(
         ``return_density`` a pair of this and a float32 tensor of no dimensions, from 0 to 1. An input of zeros
         gives the bias. With a scale, NaN counts as 0 and infinity as the scale; without one, as in the weight,
         either makes all results NaN. Allocates beside the result two bytes for each number of the padded input, on
-        a CPU of one image or as many as have 2 MB of that, and about two for each of the weight.
+        a CPU of one image or as many as have 2 MB of that, and about two for each of the weight, on a CPU of groups that
+        are filled up to 16 output channels.
 
     Raises:
         RuntimeError: shapes, types or devices do not fit, with the message of ``F.conv2d`` where it refuses them too;
