@@ -220,17 +220,25 @@ void columns(const Row<T>& row, const Columns& set) {
 // tap; `channels` may be more than there are.
 template <typename T>
 std::vector<Sum<T>> pack(const Problem& p, Range c, int64_t channels) {
+  constexpr int L = kLanes<Sum<T>>;
   const Convolution& g = p.g;
-  const int64_t slot = (g.kh * g.kw + 1) * channels;
+  const Four& s = p.w.stride;
+  const int64_t taps = g.kh * g.kw, slot = (taps + 1) * channels, count = c.end - c.begin;
+  const bool rows = g.m == 1 && s.w == 1 && s.h == g.kw && count >= L;  // a channel's taps are neighbours
   std::vector<Sum<T>> packed(g.m * slot);
   const T *w = static_cast<const T*>(p.w.data), *bias = static_cast<const T*>(p.bias);
-  for (int64_t k = 0; k < (c.end - c.begin) * g.m; ++k) {
+  for (int64_t b = 0; rows && b * L < count; ++b) {
+    const int64_t first = block_of<L>({0, count}, b);
+    const T* from[L];
+    for (int r = 0; r < L; ++r) from[r] = w + (c.begin + first + r) * s.n;
+    rows_to_lanes<T>(from, L, taps, packed.data() + first, channels);
+  }
+  for (int64_t k = 0; k < count * g.m; ++k) {
     const int64_t o = c.begin * g.m + k;
-    Sum<T>* to = packed.data() + k % g.m * slot + k / g.m;
-    for (int64_t i = 0; i < g.kh; ++i)
-      for (int64_t j = 0; j < g.kw; ++j, to += channels)
-        *to = static_cast<Sum<T>>(w[o * p.w.stride.n + i * p.w.stride.h + j * p.w.stride.w]);
-    if (bias) *to = static_cast<Sum<T>>(bias[o * p.bias_step]);
+    Sum<T>* const to = packed.data() + k % g.m * slot + k / g.m;
+    for (int64_t i = 0; !rows && i < taps; ++i)
+      to[i * channels] = static_cast<Sum<T>>(w[o * s.n + i / g.kw * s.h + i % g.kw * s.w]);
+    if (bias) to[taps * channels] = static_cast<Sum<T>>(bias[o * p.bias_step]);
   }
   return packed;
 }
@@ -399,16 +407,17 @@ void write_sums(const Problem& p, int64_t part, Range c, int64_t q, const A* sum
   }
 }
 
+// Tasks go strip by strip, all chunks of each: a strip stays in the second-level cache meanwhile, and threads take
+// images rather than channels, as the kernels before and after do. What another core holds is slow to come by.
 template <typename T, int L>
 void forward(const Problem& p, int64_t begin, int64_t end) {
-  int64_t packed_chunk = -1;
   Row<T> row;
-  std::vector<Sum<T>> packed;
+  std::vector<std::vector<Sum<T>>> packed(p.chunks());
   for (int64_t task = begin; task < end; ++task) {
-    const int64_t chunk = task / p.units();
+    const int64_t chunk = task % p.chunks();
     const Range c = p.channels(chunk);
-    if (chunk != packed_chunk) packed = pack<T>(p, c, c.end - c.begin), packed_chunk = chunk;
-    forward_unit<T, L>(p, packed, c, task % p.units(), row);
+    if (packed[chunk].empty()) packed[chunk] = pack<T>(p, c, c.end - c.begin);
+    forward_unit<T, L>(p, packed[chunk], c, task / p.chunks(), row);
   }
   if (p.streams) finish_streams();
 }

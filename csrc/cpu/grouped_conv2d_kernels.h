@@ -2,8 +2,6 @@
 #include "pointwise_conv2d_tile.h"
 #include "transpose.h"
 // Above: what those below are written with.
-#include "grouped_conv2d_transpose.h"
-// Above: rows to lanes.
 #include "grouped_conv2d_strip.h"
 // Above: strips.
 #include "grouped_conv2d_correlate.h"
