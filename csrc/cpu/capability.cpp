@@ -50,7 +50,9 @@ Capability capability() {
 }
 
 #if defined(__x86_64__)
-bool has_bfloat16() { return capability() == Capability::kAvx512 && __builtin_cpu_supports("avx512bf16"); }
+bool has_bfloat16() {
+  return capability() == Capability::kAvx512 && __builtin_cpu_supports("avx512bf16") && !__builtin_cpu_is("intel");
+}
 bool has_vnni() {
   return capability() == Capability::kAvx512 && __builtin_cpu_supports("avx512vnni") &&
          __builtin_cpu_supports("avx512vbmi");

@@ -3,7 +3,8 @@
 // Lanes are results. A tile is kRows pixels times one panel's results, in registers: for each input channel two loads
 // of weights and kRows broadcasts serve 2 * kRows multiply-adds, so that those alone bind (14 rows on AVX-512: 16
 // loads, 28 multiply-adds). Moves 4 bytes * (pixels * (in + out) + in * out), twice pixels * out where there is a
-// residual; half of it in bfloat16, of which a lane multiplies two at a time, with as many loads and instructions.
+// residual; half of it in bfloat16, of which a lane multiplies two at a time, with as many loads and instructions,
+// where the processor is quick at that, or else float32 that it is widened to.
 #include "activate.h"
 
 namespace fastnets::FASTNETS_ISA::pointwise {
@@ -36,15 +37,14 @@ FASTNETS_INLINE Vec<Factor<X>, L> factor(const X* p) {
 
 FASTNETS_INLINE void multiply_add(Vec<float, L>& sum, const Vec<float, L>& x, const Vec<float, L>& w) { sum += x * w; }
 
-FASTNETS_INLINE void multiply_add(Vec<float, L>& sum, const Vec<int32_t, L>& x, const Vec<int32_t, L>& w) {
 #if defined(FASTNETS_BF16)
+FASTNETS_INLINE void multiply_add(Vec<float, L>& sum, const Vec<int32_t, L>& x, const Vec<int32_t, L>& w) {
   sum = bits<Vec<float, L>>(_mm512_dpbf16_ps(bits<__m512>(sum), bits<__m512bh>(x), bits<__m512bh>(w)));
-#else
-  constexpr int32_t kHigh = ~0xffff;
-  sum += bits<Vec<float, L>>(x & kHigh) * bits<Vec<float, L>>(w & kHigh);
-  sum += bits<Vec<float, L>>(x << 16) * bits<Vec<float, L>>(w << 16);
-#endif
 }
+constexpr bool kDotsBfloat16 = true;
+#else
+constexpr bool kDotsBfloat16 = false;
+#endif
 
 // What is done to the sums of R pixels, W vectors each, is spelt out row by row: the compiler would unroll loops only
 // after it has given z a place in memory, and then copy the registers there.
@@ -123,11 +123,57 @@ FASTNETS_INLINE void multiply_step(const X* (&base)[kBases], int64_t step, const
   w += kPanel * kTogether<X>;
 }
 
+// The low or the high bfloat16 of each pair.
+template <bool kHigh>
+FASTNETS_INLINE Vec<float, L> half_of(Vec<int32_t, L> pairs) {
+  return bits<Vec<float, L>>(kHigh ? pairs & ~0xffff : pairs << 16);
+}
+
+template <bool kHigh, int R, int W, int kStep>
+FASTNETS_INLINE void multiply_half(const float* x, const BFloat16* w, Vec<float, L> (&z)[R][W]) {
+  Vec<float, L> weight[W];
+  for (int i = 0; i < W; ++i) weight[i] = half_of<kHigh>(factors(w + i * L * kTogether<BFloat16>));
+  for (int r = 0; r < R; ++r)
+    for (int i = 0; i < W; ++i) multiply_add(z[r][i], splat<float, L>(x[r * kStep + kHigh]), weight[i]);
+}
+
+// `count` bfloat16 of R pixels as float32: these are widened once for all W * L results, some at a time in the
+// first-level cache, and weights once for all R pixels, so that float32's multiply-adds bind.
+template <int R, int W>
+FASTNETS_INLINE void multiply_widened(const BFloat16* x, int64_t step, int64_t count, const BFloat16*& w,
+                                      Vec<float, L> (&z)[R][W]) {
+  constexpr int kSome = 64;
+  alignas(64) float wide[R * kSome];
+  for (int64_t first = 0; first < count; first += kSome) {
+    const int64_t some = std::min<int64_t>(kSome, count - first);
+    for (int r = 0; r < R; ++r)
+      for (int64_t k = 0; k < some; k += L)
+        store<float, L>(wide + r * kSome + k, load_first<BFloat16, L>(x + r * step + first + k, some - k));
+    for (int64_t k = 0; k < some; k += 2, w += 2 * kPanel) {
+      multiply_half<false, R, W, kSome>(wide + k, w, z);
+      multiply_half<true, R, W, kSome>(wide + k, w, z);
+    }
+  }
+}
+
+// `count` numbers of R pixels.
+template <int R, int W, typename X>
+FASTNETS_INLINE void multiply_pixels(const X* x, int64_t step, int64_t count, const X*& w, Vec<float, L> (&z)[R][W]) {
+  constexpr int kStep = 3;  // rows to a pointer: more pointers than this would not fit the registers
+  constexpr int kBases = (R + kStep - 1) / kStep;
+  if constexpr (std::is_same_v<X, BFloat16> && !kDotsBfloat16) {
+    multiply_widened(x, step, count, w, z);
+  } else {
+    const X* base[kBases];
+    for (int i = 0; i < kBases; ++i) base[i] = x + i * kStep * step;
+    for (int64_t k = 0; k < count / kTogether<X>; ++k) multiply_step<true, R, W, kStep>(base, step, w, z);
+    if (count % kTogether<X>) multiply_step<false, R, W, kStep>(base, step, w, z);
+  }
+}
+
 // R pixels from `pixel` on, W vectors of results from o on, whose weights begin at w.
 template <int R, int W, typename X, typename Y>
 void tile(const ProblemOf<X, Y>& p, const Activate<float>& activate, int64_t pixel, int64_t o, const X* w) {
-  constexpr int kStep = 3;  // rows to a pointer: more pointers than this would not fit the registers
-  constexpr int kBases = (R + kStep - 1) / kStep;
   const int64_t step = p.x.pixel, in = p.in;
   const int64_t length = p.x.panel == p.x.length ? in : p.x.length;  // panels side by side are one long one
   const int64_t left = p.out - o - (W - 1) * L;                      // results in the last vector, or more
@@ -140,13 +186,8 @@ void tile(const ProblemOf<X, Y>& p, const Activate<float>& activate, int64_t pix
   if (p.fetches)
     for (int r = 0; r < R; ++r)
       for (int i = 0; i < W; ++i) __builtin_prefetch(y + (r + R) * p.y.pixel + i * L, 1);
-  for (int64_t first = 0; first < in; first += length, x += p.x.panel) {
-    const X* base[kBases];
-    for (int i = 0; i < kBases; ++i) base[i] = x + i * kStep * step;
-    const int64_t count = std::min(length, in - first), steps = count / kTogether<X>;
-    for (int64_t k = 0; k < steps; ++k) multiply_step<true, R, W, kStep>(base, step, w, z);
-    if (count % kTogether<X>) multiply_step<false, R, W, kStep>(base, step, w, z);
-  }
+  for (int64_t first = 0; first < in; first += length, x += p.x.panel)
+    multiply_pixels(x, step, std::min(length, in - first), w, z);
   const Y* const residual = p.residual.data ? p.residual.data + pixel * p.residual.pixel + o : nullptr;
   if (activate.kind <= Activation::kRelu6) {
     const int64_t step = p.residual.pixel;

@@ -50,6 +50,13 @@ def test_cpu_edges(cpu_kernels, dtype, c, o, pixels):
     check(x, weight, bias, residual, "relu")
 
 
+# Around the 64 channels of bfloat16 that are widened at a time.
+@pytest.mark.parametrize("c", (63, 64, 65, 129))
+def test_cpu_channels(cpu_kernels, c):
+    x, weight, bias, residual = (t.bfloat16() for t in arguments(1, c, 40, 1, 15))
+    check(x, weight, bias, residual, "relu")
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
 def test_cpu_activations(cpu_kernels, dtype, activation):
