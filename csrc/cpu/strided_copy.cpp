@@ -46,7 +46,13 @@ bool CopyPlan::plan_run(StridedCopy& copy) {
   if (copy.axes.empty()) return false;
   const Axis run = copy.axes.back();
   if (run.from != copy.bytes || run.to != copy.bytes || run.size * copy.bytes < kShort) return false;
-  block_ = {Move::kRun, copy.bytes, run.size * copy.bytes, {}, false};
+  block_ = {Move::kRun, copy.bytes, run.size * copy.bytes, {0}, false};
+  copy.axes.pop_back();
+  constexpr int64_t kRuns = 16, kBlock = 4096;  // in a block, and bytes of them: there must be blocks for all threads
+  if (copy.axes.size() < 2) return true;
+  const Axis next = copy.axes.back();
+  if (next.to != block_.count || next.size > kRuns || next.size * block_.count > kBlock) return true;
+  for (int64_t i = 1; i < next.size; ++i) block_.offsets.push_back(i * next.from);
   copy.axes.pop_back();
   return true;
 }

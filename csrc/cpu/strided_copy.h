@@ -8,8 +8,8 @@ namespace fastnets {
 
 // How a block, the innermost part of a copy, is moved.
 enum class Move {
-  kRun,           // `count` neighbouring bytes stay neighbours
-  kInterleave,    // result[i * g + j] = source[j][i], j < g, i < count; offsets: of the g sources
+  kRun,         // result[j][i] = source[j][i], i < count bytes; offsets: of the sources, as many as the block has runs
+  kInterleave,  // result[i * g + j] = source[j][i], j < g, i < count; offsets: of the g sources
   kDeinterleave,  // result[j][i] = source[i * g + j]; offsets: of the g results
   kGather,        // result[k] = source[k], at any place; offsets: of the sources
 };

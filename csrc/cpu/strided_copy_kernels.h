@@ -84,24 +84,28 @@ void gather_blocks(const Block& block, const Rows& rows) {
     for (int64_t k = 0; k < count; ++k) store_to<false>(to + k * sizeof(E), load_from<E>(from + offsets[k]));
 }
 
-// Two vectors at a time; the last two overlap those before. A call of memcpy for each short run would take longer.
-inline void run_blocks(const Block& block, const Rows& rows) {
+// Stores begin cache lines, but the first and the last one, which overlap those beside them: a store to two lines takes
+// twice as long, a load from two hardly longer. A call of memcpy for a short run would take longer.
+FASTNETS_INLINE void copy_run(const char* from, char* to, int64_t count) {
   typedef unsigned char V __attribute__((vector_size(FASTNETS_VECTOR_BYTES)));
-  constexpr int64_t kStep = 2 * sizeof(V);
-  const char* from = rows.from;
-  char* to = rows.to;
-  for (int64_t row = 0; row < rows.count; ++row, from += rows.from_step, to += rows.to_step) {
-    if (block.count < kStep || block.count > 4096) {
-      std::memcpy(to, from, block.count);
-      continue;
-    }
-    for (int64_t i = 0; i < block.count; i += kStep) {
-      const int64_t at = std::min(i, block.count - kStep);
-      const V first = load_from<V>(from + at), second = load_from<V>(from + at + sizeof(V));
-      store_to<false>(to + at, first);
-      store_to<false>(to + at + sizeof(V), second);
-    }
+  constexpr int64_t kVector = sizeof(V), kLong = 4096;
+  if (count < kVector || count > kLong) {
+    std::memcpy(to, from, count);
+    return;
   }
+  const int64_t last = count - kVector;
+  store_to<false>(to, load_from<V>(from));
+  for (int64_t i = kVector - reinterpret_cast<uintptr_t>(to) % kVector; i < last; i += kVector)
+    store_to<false>(to + i, load_from<V>(from + i));
+  store_to<false>(to + last, load_from<V>(from + last));
+}
+
+// Runs that are neighbours in the result, which so is written in order.
+inline void run_blocks(const Block& block, const Rows& rows) {
+  const int64_t *offsets = block.offsets.data(), runs = block.offsets.size(), count = block.count;
+  for (int64_t row = 0; row < rows.count; ++row)
+    for (int64_t k = 0; k < runs; ++k)
+      copy_run(rows.from + row * rows.from_step + offsets[k], rows.to + row * rows.to_step + k * count, count);
 }
 
 template <bool INVERSE, typename E, int G>
