@@ -123,6 +123,14 @@ FASTNETS_INLINE void multiply_step(const X* (&base)[kBases], int64_t step, const
   w += kPanel * kTogether<X>;
 }
 
+// Weights of W vectors that come 8 KB later. The first tile of a panel waits for them, who come from memory in a large
+// network, longer than processors that foresee them look ahead.
+template <int W, typename X>
+FASTNETS_INLINE void fetch_ahead(const X* w) {
+  constexpr int64_t kAhead = (8 << 10) / sizeof(X);
+  for (int i = 0; i < W; ++i) __builtin_prefetch(w + kAhead + i * L * kTogether<X>);
+}
+
 // The low or the high bfloat16 of each pair.
 template <bool kHigh>
 FASTNETS_INLINE Vec<float, L> half_of(Vec<int32_t, L> pairs) {
@@ -140,7 +148,7 @@ FASTNETS_INLINE void multiply_half(const float* x, const BFloat16* w, Vec<float,
 // `count` bfloat16 of R pixels as float32: these are widened once for all W * L results, some at a time in the
 // first-level cache, and weights once for all R pixels, so that float32's multiply-adds bind.
 template <int R, int W>
-FASTNETS_INLINE void multiply_widened(const BFloat16* x, int64_t step, int64_t count, const BFloat16*& w,
+FASTNETS_INLINE void multiply_widened(const BFloat16* x, int64_t step, int64_t count, bool fetches, const BFloat16*& w,
                                       Vec<float, L> (&z)[R][W]) {
   constexpr int kSome = 64;
   alignas(64) float wide[R * kSome];
@@ -150,6 +158,7 @@ FASTNETS_INLINE void multiply_widened(const BFloat16* x, int64_t step, int64_t c
       for (int64_t k = 0; k < some; k += L)
         store<float, L>(wide + r * kSome + k, load_first<BFloat16, L>(x + r * step + first + k, some - k));
     for (int64_t k = 0; k < some; k += 2, w += 2 * kPanel) {
+      if (fetches) fetch_ahead<W>(w);
       multiply_half<false, R, W, kSome>(wide + k, w, z);
       multiply_half<true, R, W, kSome>(wide + k, w, z);
     }
@@ -158,22 +167,26 @@ FASTNETS_INLINE void multiply_widened(const BFloat16* x, int64_t step, int64_t c
 
 // `count` numbers of R pixels.
 template <int R, int W, typename X>
-FASTNETS_INLINE void multiply_pixels(const X* x, int64_t step, int64_t count, const X*& w, Vec<float, L> (&z)[R][W]) {
+FASTNETS_INLINE void multiply_pixels(const X* x, int64_t step, int64_t count, bool fetches, const X*& w,
+                                     Vec<float, L> (&z)[R][W]) {
   constexpr int kStep = 3;  // rows to a pointer: more pointers than this would not fit the registers
   constexpr int kBases = (R + kStep - 1) / kStep;
   if constexpr (std::is_same_v<X, BFloat16> && !kDotsBfloat16) {
-    multiply_widened(x, step, count, w, z);
+    multiply_widened(x, step, count, fetches, w, z);
   } else {
     const X* base[kBases];
     for (int i = 0; i < kBases; ++i) base[i] = x + i * kStep * step;
-    for (int64_t k = 0; k < count / kTogether<X>; ++k) multiply_step<true, R, W, kStep>(base, step, w, z);
+    for (int64_t k = 0; k < count / kTogether<X>; ++k) {
+      if (fetches) fetch_ahead<W>(w);
+      multiply_step<true, R, W, kStep>(base, step, w, z);
+    }
     if (count % kTogether<X>) multiply_step<false, R, W, kStep>(base, step, w, z);
   }
 }
 
-// R pixels from `pixel` on, W vectors of results from o on, whose weights begin at w.
+// R pixels from `pixel` on, W vectors of results from o on, whose weights begin at w; `first` of those that take them.
 template <int R, int W, typename X, typename Y>
-void tile(const ProblemOf<X, Y>& p, const Activate<float>& activate, int64_t pixel, int64_t o, const X* w) {
+void tile(const ProblemOf<X, Y>& p, const Activate<float>& activate, int64_t pixel, int64_t o, const X* w, bool first) {
   const int64_t step = p.x.pixel, in = p.in;
   const int64_t length = p.x.panel == p.x.length ? in : p.x.length;  // panels side by side are one long one
   const int64_t left = p.out - o - (W - 1) * L;                      // results in the last vector, or more
@@ -186,8 +199,8 @@ void tile(const ProblemOf<X, Y>& p, const Activate<float>& activate, int64_t pix
   if (p.fetches)
     for (int r = 0; r < R; ++r)
       for (int i = 0; i < W; ++i) __builtin_prefetch(y + (r + R) * p.y.pixel + i * L, 1);
-  for (int64_t first = 0; first < in; first += length, x += p.x.panel)
-    multiply_pixels(x, step, std::min(length, in - first), w, z);
+  for (int64_t k = 0; k < in; k += length, x += p.x.panel)
+    multiply_pixels(x, step, std::min(length, in - k), first, w, z);
   const Y* const residual = p.residual.data ? p.residual.data + pixel * p.residual.pixel + o : nullptr;
   if (activate.kind <= Activation::kRelu6) {
     const int64_t step = p.residual.pixel;
@@ -204,16 +217,16 @@ void tile(const ProblemOf<X, Y>& p, const Activate<float>& activate, int64_t pix
 // The last `rows` pixels, fewer than kRows.
 template <int R, int W, typename X, typename Y>
 void last_tile(const ProblemOf<X, Y>& p, const Activate<float>& activate, int64_t rows, int64_t pixel, int64_t o,
-               const X* w) {
-  if (rows == R) return tile<R, W>(p, activate, pixel, o, w);
-  if constexpr (R > 1) last_tile<R - 1, W>(p, activate, rows, pixel, o, w);
+               const X* w, bool first) {
+  if (rows == R) return tile<R, W>(p, activate, pixel, o, w, first);
+  if constexpr (R > 1) last_tile<R - 1, W>(p, activate, rows, pixel, o, w, first);
 }
 
 template <int R, int W, typename X, typename Y>
 void tiles_of(const ProblemOf<X, Y>& p, const Activate<float>& activate, Range pixels, int64_t o, const X* w) {
   int64_t pixel = pixels.begin;
-  for (; pixel + R <= pixels.end; pixel += R) tile<R, W>(p, activate, pixel, o, w);
-  if (pixel < pixels.end) last_tile<R - 1, W>(p, activate, pixels.end - pixel, pixel, o, w);
+  for (; pixel + R <= pixels.end; pixel += R) tile<R, W>(p, activate, pixel, o, w, pixel == pixels.begin);
+  if (pixel < pixels.end) last_tile<R - 1, W>(p, activate, pixels.end - pixel, pixel, o, w, pixel == pixels.begin);
 }
 
 // Pixels a multiple of 4 KB apart share a set of the first-level cache, of 8 lines or 12; with half the rows the
