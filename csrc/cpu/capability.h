@@ -9,8 +9,8 @@ enum class Capability { kDefault, kAvx2, kAvx512 };
 // Decided at the first call. Throws if the variable names an instruction set that is unknown or not there.
 Capability capability();
 
-// Whether that is AVX-512 and the processor also has quick sums of products of bfloat16. Intel's take four times as
-// long as multiply-adds (Sapphire and Emerald Rapids), of which two do the same.
+// Whether that is AVX-512 and the processor also has quick sums of products of bfloat16. Intel's (measured on an
+// Emerald Rapids) take four times as long as multiply-adds, of which two do the same.
 bool has_bfloat16();
 
 // Whether that is AVX-512 and the processor also has sums of products of bytes, and shuffles of them.

@@ -123,8 +123,8 @@ FASTNETS_INLINE void multiply_step(const X* (&base)[kBases], int64_t step, const
   w += kPanel * kTogether<X>;
 }
 
-// Weights of W vectors that come 8 KB later. The first tile of a panel waits for them, who come from memory in a large
-// network, longer than processors that foresee them look ahead.
+// Asks for weights of W vectors that come 8 KB later. In a large network a panel's come from memory, and the first tile
+// would wait for them: processors do not look that far ahead.
 template <int W, typename X>
 FASTNETS_INLINE void fetch_ahead(const X* w) {
   constexpr int64_t kAhead = (8 << 10) / sizeof(X);
