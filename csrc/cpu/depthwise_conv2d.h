@@ -41,7 +41,7 @@ struct Problem {
 // A kernel is called with a range of tasks. Tasks write disjoint memory and are the same whatever the number of
 // threads, so that neither their order nor that number changes a bit of the result.
 struct Kernels {
-  void (*forward)(const Problem&, int64_t begin, int64_t end);   // tasks: chunks * units, in an order of its own
+  void (*forward)(const Problem&, int64_t begin, int64_t end);   // tasks: chunks * units, in any order
   void (*backward)(const Problem&, int64_t begin, int64_t end);  // tasks: chunks * parts, chunk by chunk
 };
 

@@ -84,8 +84,8 @@ void gather_blocks(const Block& block, const Rows& rows) {
     for (int64_t k = 0; k < count; ++k) store_to<false>(to + k * sizeof(E), load_from<E>(from + offsets[k]));
 }
 
-// Stores are aligned but for the first and the last one, which overlap those beside them: a store to two cache lines
-// takes twice as long, a load from two hardly longer. A call of memcpy for a short run would take longer.
+// Stores are aligned but for the first and the last one, which overlap those beside them: across cache lines they cost
+// more than loads. A call of memcpy for a short run would take longer.
 FASTNETS_INLINE void copy_run(const char* from, char* to, int64_t count) {
   typedef unsigned char V __attribute__((vector_size(FASTNETS_VECTOR_BYTES)));
   constexpr int64_t kVector = sizeof(V), kLong = 4096;
