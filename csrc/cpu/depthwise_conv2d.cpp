@@ -1,6 +1,8 @@
 // Depthwise convolution on a CPU: arguments, the cut into tasks, registration. The kernels are in the headers.
 #include "depthwise_conv2d.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <memory>
 #include <tuple>
@@ -57,21 +59,32 @@ int64_t moved(const Problem& p, int64_t bytes) {
   return bytes * g.n * (g.c * g.h * g.w + g.o * g.oh * g.ow);
 }
 
+// Bytes of this machine's third-level cache, where the system says how many.
+int64_t third_level() {
+#ifdef _SC_LEVEL3_CACHE_SIZE
+  static const int64_t bytes = sysconf(_SC_LEVEL3_CACHE_SIZE);
+  if (bytes > 0) return bytes;
+#endif
+  return kThirdLevel;
+}
+
 // Says how large the arrays are to the kernels that fetch ahead and store past the caches.
 void look_at_caches(Problem& p, int64_t bytes, const Tensor& written) {
-  p.prefetches = moved(p, bytes) > kThirdLevel / 2;  // others' arrays may lie there
+  constexpr int64_t kSecondLevel = 2 << 20;
+  p.claims = moved(p, bytes) > kSecondLevel;
+  p.prefetches = moved(p, bytes) > third_level() / 2;  // others' arrays may lie there
   p.streams = bytes * written.numel() > kThirdLevel;
 }
 
 int64_t wanted_tasks() { return 2 * torch::stable::get_num_threads(); }
 
 // Into how many pieces the channels of images go forward: there is work for all threads, and of channels last the rows
-// under a kernel lie in the first-level cache, as each is read kh times. Not where they come from memory, which is
-// fastest pixel by pixel, nor so far that less than five cache lines of a pixel are read at a time.
+// under a kernel lie in the first-level cache, as each is read kh times, but not so far that less than five cache lines
+// of a pixel are read at a time.
 int64_t forward_pieces(const Problem& p, int64_t bytes) {
   constexpr int64_t kFirstLevel = 24 << 10, kLines = 5 * 64;
   const int64_t pieces = ceil_div(wanted_tasks(), p.units()), pixel = bytes * p.g.c;
-  if (p.layout != Layout::kChannelsLast || moved(p, bytes) > kThirdLevel) return pieces;
+  if (p.layout != Layout::kChannelsLast) return pieces;
   return std::max(pieces, std::min(pixel / kLines, ceil_div(pixel * p.g.kh * p.g.w, kFirstLevel)));
 }
 

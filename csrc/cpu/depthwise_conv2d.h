@@ -27,6 +27,7 @@ struct Problem {
   void* db = nullptr;       // partial sums [part][o]
   int64_t chunk = 1;        // channels in a task
   bool prefetches = false;  // whether the arrays may not lie in the third-level cache
+  bool claims = false;      // whether the result may not lie in the second-level cache
   bool streams = false;     // whether the result is more than a third-level cache keeps for its reader
   int64_t strips = 1;       // pieces that the rows of an image are cut into
   int64_t parts = 1;        // partial sums of the weight gradient, each over some strips

@@ -86,6 +86,7 @@ struct Row {
   const T* next = nullptr;
   int64_t next_rows = 0, row_stride = 0;
   bool streams = false;  // whether stores go past the caches
+  bool claims = false;   // whether the lines to be written are asked for before they are computed
   alignas(64) T zeros[kLanes<Sum<T>>] = {};
   alignas(64) mutable T spare[kLanes<Sum<T>>];
   Activate<Sum<T>> activate{Activation::kNone};
@@ -94,17 +95,18 @@ struct Row {
 // W output pixels from column t on, all taps of the set: K of them at adjacent columns, source_step S, channels
 // adjacent in source and output. Of the (W - 1) S + K source columns, the first Left and the last Right lie beside the
 // source and add nothing. kAny: how many do is found out at run time, they are read from `zeros`, and of the W pixels
-// those beyond the last one are written to `spare`.
+// those beyond the last one are written to `spare`. Rows is how many source rows there are, where the compiler knows.
 constexpr int kAny = -1;
 
-template <typename T, int L, int W, int K, int S, int Left, int Right>
+template <typename T, int L, int W, int K, int S, int Rows, int Left, int Right>
 void tile(const Row<T>& row, const Columns& set, int64_t t) {
   using A = Sum<T>;
   constexpr int N = (W - 1) * S + K;
   constexpr bool any = Left == kAny;
   // Copies in registers: the compiler must assume that the stores below change what `row` and `set` refer to.
-  const int64_t channels = row.channels, rows = row.source.size(), pixel = row.source_pixel;
+  const int64_t channels = row.channels, rows = Rows == kAny ? row.source.size() : Rows, pixel = row.source_pixel;
   const int64_t column = S * t + set.offset, out_step = set.step * row.out_pixel;
+  const int64_t source_start = column * pixel;
   const int64_t weight_start = set.weight * channels, weight_step = set.weight_step * channels;
   const T* const* const sources = row.source.data();
   const A* const* const weights = row.weight.data();
@@ -116,22 +118,28 @@ void tile(const Row<T>& row, const Columns& set, int64_t t) {
   const int64_t valid = any ? set.count - t : W;
   const T* const zeros = row.zeros;
   T* const spare = row.spare;
-  const int64_t row_stride = row.row_stride, next_rows = row.next_rows;
-  const T* const next = row.next + column * pixel;
-  const bool streams = !any && row.streams;
+  const bool streams = !any && row.streams, claims = !any && K == 3 && S == 1 && row.claims;
   for (int64_t block = 0; block * L < channels; ++block) {
     const int64_t c = block_of<L>({0, channels}, block);
     Vec<A, L> sums[W];
     for (int i = 0; i < W; ++i) sums[i] = bias ? load<A, L>(bias + c) : Vec<A, L>{};
-    for (int64_t r = 0; r < next_rows; ++r)
-      for (int i = 0; i < W * S; ++i) __builtin_prefetch(next + r * row_stride + i * pixel + c);
+    if (claims)
+      for (int i = 0; i < W; ++i) __builtin_prefetch(out + c + i * out_step, 1);
+    for (int64_t r = 0; r < row.next_rows; ++r)
+      for (int i = 0; i < W * S; ++i)
+        __builtin_prefetch(row.next + r * row.row_stride + (source_start + c) + i * pixel);
+#pragma GCC unroll 5
     for (int64_t r = 0; r < rows; ++r) {
-      const T* source = sources[r] + column * pixel + c;
-      const A* weight = weights[r] + weight_start + c;
+      const T* source = sources[r] + (source_start + c);
+      const A* weight = weights[r] + (weight_start + c);
       Vec<A, L> in[N];
       for (int i = 0; i < N; ++i) {
+        if (i > 0 && i % 4 == 0) {
+          source += 4 * pixel;
+          hold(source);  // or there is a register for each column's distance from the first
+        }
         if (!any && (i < Left || i >= N - Right)) continue;
-        in[i] = load<T, L>(any && (i < missing || i >= there) ? zeros : source + i * pixel);
+        in[i] = load<T, L>(any && (i < missing || i >= there) ? zeros : source + i % 4 * pixel);
         hold(in[i]);
       }
       for (int j = 0; j < K; ++j) {
@@ -169,7 +177,7 @@ void pixel(const Row<T>& row, const Columns& set, int64_t t) {
   }
 }
 
-template <typename T, int L, int W, int K, int S>
+template <typename T, int L, int W, int K, int S, int Rows>
 void tiles(const Row<T>& row, const Columns& set) {
   constexpr int N = (W - 1) * S + K, P = K / 2,
                 R = S == 2 ? P - 1 : P;  // with "same" padding and a width that S divides
@@ -177,18 +185,23 @@ void tiles(const Row<T>& row, const Columns& set) {
     const int64_t column = S * t + set.offset;
     const int64_t left = std::max<int64_t>(0, -column), right = std::max<int64_t>(0, column + N - row.width);
     if (t + W > set.count)
-      tile<T, L, W, K, S, kAny, kAny>(row, set, t);
+      tile<T, L, W, K, S, Rows, kAny, kAny>(row, set, t);
     else if (left == 0 && right == 0)
-      tile<T, L, W, K, S, 0, 0>(row, set, t);
+      tile<T, L, W, K, S, Rows, 0, 0>(row, set, t);
     else if (W == 7 && left == P && right == 0)
-      tile<T, L, W, K, S, P, 0>(row, set, t);
+      tile<T, L, W, K, S, Rows, P, 0>(row, set, t);
     else if (W == 7 && left == 0 && right == R)
-      tile<T, L, W, K, S, 0, R>(row, set, t);
+      tile<T, L, W, K, S, Rows, 0, R>(row, set, t);
     else if (W == 7 && left == P && right == R)
-      tile<T, L, W, K, S, P, R>(row, set, t);
+      tile<T, L, W, K, S, Rows, P, R>(row, set, t);
     else
-      tile<T, L, W, K, S, kAny, kAny>(row, set, t);
+      tile<T, L, W, K, S, Rows, kAny, kAny>(row, set, t);
   }
+}
+
+template <typename T, int L, int W, int K, int S>
+void tiles(const Row<T>& row, const Columns& set) {
+  return row.source.size() == K ? tiles<T, L, W, K, S, K>(row, set) : tiles<T, L, W, K, S, kAny>(row, set);
 }
 
 // Tiles of seven or of four pixels, whichever compute fewer beyond the end: maps are multiples of 7 or of a power of
@@ -233,13 +246,14 @@ std::vector<Sum<T>> pack(const Problem& p, Range c, int64_t channels) {
     for (int r = 0; r < L; ++r) from[r] = w + (c.begin + first + r) * s.n;
     rows_to_lanes<T>(from, L, taps, packed.data() + first, channels);
   }
-  for (int64_t k = 0; k < count * g.m; ++k) {
-    const int64_t o = c.begin * g.m + k;
-    Sum<T>* const to = packed.data() + k % g.m * slot + k / g.m;
-    for (int64_t i = 0; !rows && i < taps; ++i)
-      to[i * channels] = static_cast<Sum<T>>(w[o * s.n + i / g.kw * s.h + i % g.kw * s.w]);
-    if (bias) to[taps * channels] = static_cast<Sum<T>>(bias[o * p.bias_step]);
-  }
+  for (int64_t q = 0; q < g.m; ++q)
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t o = (c.begin + i) * g.m + q;
+      Sum<T>* const to = packed.data() + q * slot + i;
+      for (int64_t k = 0; !rows && k < taps; ++k)
+        to[k * channels] = static_cast<Sum<T>>(w[o * s.n + k / g.kw * s.h + k % g.kw * s.w]);
+      if (bias) to[taps * channels] = static_cast<Sum<T>>(bias[o * p.bias_step]);
+    }
   return packed;
 }
 
@@ -252,6 +266,7 @@ void forward_unit(const Problem& p, const std::vector<Sum<T>>& packed, Range c, 
   row.source_pixel = p.x.stride.w, row.out_pixel = p.y.stride.w, row.out_channel = g.m;
   row.width = g.w, row.channels = channels, row.activate = Activate<Sum<T>>(p.activation);
   row.streams = p.streams && channels % L == 0 && can_stream<T, L>(static_cast<T*>(p.y.data) + c.begin, p.y.stride.w);
+  row.claims = p.claims && !row.streams;
   for (int64_t q = 0; q < g.m; ++q) {
     const Sum<T>* weight = packed.data() + q * (g.kh * g.kw + 1) * channels;
     row.bias = weight + g.kh * g.kw * channels;
@@ -282,6 +297,7 @@ void backward_input_unit(const Problem& p, const std::vector<Sum<T>>& packed, co
   row.source_pixel = p.y.stride.w, row.source_channel = g.m, row.out_pixel = p.dx.stride.w;
   row.width = g.ow, row.channels = channels, row.bias = nullptr;
   row.streams = p.streams && channels % L == 0 && can_stream<T, L>(static_cast<T*>(p.dx.data) + c.begin, p.dx.stride.w);
+  row.claims = p.claims && !row.streams;
   for (int64_t r = rows.begin; r < rows.end; ++r) {
     row.source.clear(), row.weight.clear();
     for (int64_t i = 0; i < g.kh; ++i) {

@@ -187,6 +187,12 @@ FASTNETS_INLINE void hold([[maybe_unused]] V& v) {
 #endif
 }
 
+// The same for an address: what follows is counted from there.
+template <typename T>
+FASTNETS_INLINE void hold(const T*& p) {
+  asm("" : "+r"(p));
+}
+
 // Whether W vectors that lie together are whole cache lines, which `stream` can write.
 template <typename T, int L, int W = 1>
 constexpr bool are_lines = FASTNETS_VECTOR_BYTES >= 32 && std::is_same_v<T, Sum<T>> &&
