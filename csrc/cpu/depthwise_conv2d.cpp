@@ -128,15 +128,20 @@ void add_up(A* partial, int64_t parts, int64_t count) {
   });
 }
 
-// Gradients of weight and bias: at most as many partial sums as have work enough to be worth their memory.
+// Partial sums of the gradients of weight and bias: as many as have work enough to be worth their memory. Depends on
+// shapes only.
+int64_t partial_sums(const Problem& p) {
+  constexpr int64_t kPixels = 128, kParts = 32;
+  return std::clamp<int64_t>(p.g.n * p.g.oh * p.g.ow / kPixels, 1, std::clamp<int64_t>(p.units(), 1, kParts));
+}
+
+// Gradients of weight and bias, and that of the input if it has memory.
 template <typename T>
 void backward_weight(Problem p, const Kernels& kernels, const Tensor& dw, const Tensor& db) {
   using A = std::conditional_t<std::is_same_v<T, double>, double, float>;
-  constexpr int64_t kPixels = 128, kParts = 32;
-  p.parts = std::clamp<int64_t>(p.g.n * p.g.oh * p.g.ow / kPixels, 1, std::clamp<int64_t>(p.units(), 1, kParts));
+  p.parts = partial_sums(p);
   cut_channels(p, ceil_div(wanted_tasks(), p.parts));
   const std::unique_ptr<A[]> weights(new A[p.parts * dw.numel()]), biases(new A[p.parts * db.numel()]);
-  p.dx.data = nullptr;
   p.dw = dw.numel() ? weights.get() : nullptr;
   p.db = db.numel() ? biases.get() : nullptr;
   run(kernels.backward, p, p.chunks() * p.parts);
@@ -174,8 +179,14 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward(const Tensor& dy, c
   look_at_caches(p, x.element_size(), dx);
   cut_rows(p, x.element_size());
   const Kernels kernels = FASTNETS_FOR_THIS_CPU(depthwise_kernels)(x.scalar_type(), p);
-  if (dx.numel() > 0) p.dx = operand(dx), backward_input(p, kernels);
-  if (!need_dw && !need_db) return {dx, dw, db};
+  const bool weight = need_dw || need_db;
+  // Together they read dy once; not by the flat kernels, which do one, nor if channels had to be cut for the weight's.
+  const bool together = weight && p.layout != Layout::kFlat && partial_sums(p) >= wanted_tasks();
+  if (dx.numel() > 0) {
+    p.dx = operand(dx);
+    if (!together) backward_input(p, kernels), p.dx.data = nullptr;
+  }
+  if (!weight) return {dx, dw, db};
   with_float(x.scalar_type(), [&](auto zero) { backward_weight<decltype(zero)>(p, kernels, dw, db); });
   return {dx, dw, db};
 }

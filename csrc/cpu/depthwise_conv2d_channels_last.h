@@ -92,6 +92,17 @@ struct Row {
   Activate<Sum<T>> activate{Activation::kNone};
 };
 
+// The i-th address from `at` on, asked for one after the other: each fourth one is where the next are counted from, or
+// the compiler would keep a register for the distance of each.
+template <typename T>
+FASTNETS_INLINE T* walk(T*& at, int i, int64_t step) {
+  if (i > 0 && i % 4 == 0) {
+    at += 4 * step;
+    hold(at);
+  }
+  return at + i % 4 * step;
+}
+
 // W output pixels from column t on, all taps of the set: K of them at adjacent columns, source_step S, channels
 // adjacent in source and output. Of the (W - 1) S + K source columns, the first Left and the last Right lie beside the
 // source and add nothing. kAny: how many do is found out at run time, they are read from `zeros`, and of the W pixels
@@ -134,12 +145,9 @@ void tile(const Row<T>& row, const Columns& set, int64_t t) {
       const A* weight = weights[r] + (weight_start + c);
       Vec<A, L> in[N];
       for (int i = 0; i < N; ++i) {
-        if (i > 0 && i % 4 == 0) {
-          source += 4 * pixel;
-          hold(source);  // or there is a register for each column's distance from the first
-        }
+        const T* const from = walk(source, i, pixel);
         if (!any && (i < Left || i >= N - Right)) continue;
-        in[i] = load<T, L>(any && (i < missing || i >= there) ? zeros : source + i % 4 * pixel);
+        in[i] = load<T, L>(any && (i < missing || i >= there) ? zeros : from);
         hold(in[i]);
       }
       for (int j = 0; j < K; ++j) {
@@ -149,10 +157,14 @@ void tile(const Row<T>& row, const Columns& set, int64_t t) {
       }
     }
     activate.template operator()<L, W>(sums);
+    T* to = out + c;
     if (streams)
-      for (int i = 0; i < W; ++i) stream<T, L>(out + c + i * out_step, sums[i]);
+      for (int i = 0; i < W; ++i) stream<T, L>(walk(to, i, out_step), sums[i]);
     else
-      for (int i = 0; i < W; ++i) store<T, L>(any && i >= valid ? spare : out + c + i * out_step, sums[i]);
+      for (int i = 0; i < W; ++i) {
+        T* const y = walk(to, i, out_step);
+        store<T, L>(any && i >= valid ? spare : y, sums[i]);
+      }
   }
 }
 
@@ -331,51 +343,91 @@ void weight_row(const T* x, const T* dy, const Columns& set, const Problem& p, i
   }
 }
 
-// The same in tiles of W columns: K taps at adjacent columns, stride S, channels of dy adjacent. `places` says where
-// each column of the padded row stands, negative: zeros. Each tap has two chains of sums, or the adds would wait for
-// one another.
-template <typename T, int L, int W, int K, int S>
-void weight_row_tiles(const T* x, const T* dy, const Columns& set, const Problem& p, const int64_t* places,
-                      Sum<T>* sums) {
-  using A = Sum<T>;
+// W columns from dy on, under Rows kernel rows of K taps at adjacent columns, stride S: the numbers of dy are loaded
+// once for all rows, those of x once for all taps of one. Inner: all columns of x are there, the first at place[0].
+template <typename T, int L, int W, int K, int S, int Rows, bool Inner, int Chains>
+FASTNETS_INLINE void weight_tile(const T* x, const T* dy, const Problem& p, const int64_t* place,
+                                 Vec<Sum<T>, L> (&total)[Chains][Rows][K]) {
   constexpr int N = (W - 1) * S + K;
   const T zeros[L] = {};
-  const int64_t step = p.y.stride.w, tiles = set.count / W;
-  Vec<A, L> total[2][K] = {};
-  for (int j = 0; j < K; ++j) total[0][j] = load<A, L>(sums + j * L);
-  for (int64_t t = 0; t < tiles * W; t += W) {
-    Vec<A, L> in[N];
+  Vec<Sum<T>, L> d[W];
+#pragma GCC unroll 17
+  for (int i = 0; i < W; ++i) d[i] = load<T, L>(walk(dy, i, p.y.stride.w));
+#pragma GCC unroll 17
+  for (int r = 0; r < Rows; ++r) {
+    const T* row = x + r * p.g.dh * p.x.stride.h + (Inner ? place[0] : 0);
+#pragma GCC unroll 17
     for (int i = 0; i < N; ++i) {
-      const int64_t place = places[t * S + i];
-      in[i] = load<T, L>(place < 0 ? zeros : x + place);
-      hold(in[i]);
-    }
-    for (int i = 0; i < W; ++i) {
-      const Vec<A, L> d = load<T, L>(dy + (t + i) * step);
-      for (int j = 0; j < K; ++j) total[i % 2][j] += in[i * S + j] * d;
+      const T* const from = Inner ? walk(row, i, p.x.stride.w) : place[i] < 0 ? zeros : row + place[i];
+      Vec<Sum<T>, L> in = load<T, L>(from);
+      hold(in);
+#pragma GCC unroll 17
+      for (int j = 0; j < K; ++j)
+        if (i >= j && (i - j) % S == 0 && (i - j) / S < W) total[(i - j) / S % Chains][r][j] += in * d[(i - j) / S];
     }
   }
-  for (int j = 0; j < K; ++j) store<A, L>(sums + j * L, total[0][j] + total[1][j]);
-  if (tiles * W < set.count) weight_row<T, L>(x, dy, set, p, tiles * W, sums);
 }
 
+// All columns of one row of dy, in such tiles. `places` says where each column of the padded row of x stands, negative:
+// zeros. Few sums are kept in two parts, or the adds would wait for one another.
+template <typename T, int L, int W, int K, int S, int Rows>
+void weight_tiles(const T* x, const T* dy, const Columns& set, const Problem& p, const int64_t* places, Sum<T>* sums) {
+  using A = Sum<T>;
+  constexpr int N = (W - 1) * S + K, Chains = Rows * K < 8 ? 2 : 1;
+  const int64_t tiles = set.count / W;
+  Vec<A, L> total[Chains][Rows][K] = {};
+#pragma GCC unroll 17
+  for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 17
+    for (int j = 0; j < K; ++j) total[0][r][j] = load<A, L>(sums + (r * K + j) * L);
+  for (int64_t t = 0; t < tiles * W; t += W) {
+    const int64_t* place = places + t * S;
+    const T* const d = dy + t * p.y.stride.w;
+    if (place[0] >= 0 && place[N - 1] >= 0)
+      weight_tile<T, L, W, K, S, Rows, true>(x, d, p, place, total);
+    else
+      weight_tile<T, L, W, K, S, Rows, false>(x, d, p, place, total);
+  }
+#pragma GCC unroll 17
+  for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 17
+    for (int j = 0; j < K; ++j) {
+      const Vec<A, L> sum = total[0][r][j];
+      store<A, L>(sums + (r * K + j) * L, Chains == 2 ? sum + total[Chains - 1][r][j] : sum);
+    }
+  for (int r = 0; tiles * W < set.count && r < Rows; ++r)
+    weight_row<T, L>(x + r * p.g.dh * p.x.stride.h, dy, set, p, tiles * W, sums + r * K * L);
+}
+
+// The kernel rows [rows.begin, rows.end): all at once, if it is K of them and their sums fit the registers.
 template <typename T, int L, int K, int S>
-void weight_row_tiles(const T* x, const T* dy, const Columns& set, const Problem& p, const int64_t* places,
-                      Sum<T>* sums) {
-  if (set.count % 7 == 0) return weight_row_tiles<T, L, 7, K, S>(x, dy, set, p, places, sums);
-  return weight_row_tiles<T, L, 4, K, S>(x, dy, set, p, places, sums);
+void weight_tiles(const T* x, const T* dy, Range rows, const Columns& set, const Problem& p, const int64_t* places,
+                  Sum<T>* sums) {
+  constexpr int Most = K * K < (FASTNETS_VECTOR_BYTES == 64 ? 30 : 14) ? K : 1;
+  const bool seven = set.count % 7 == 0;
+  if (Most == K && rows.end - rows.begin == K)
+    return seven ? weight_tiles<T, L, 7, K, S, Most>(x, dy, set, p, places, sums)
+                 : weight_tiles<T, L, 4, K, S, Most>(x, dy, set, p, places, sums);
+  for (int64_t i = rows.begin; i < rows.end; ++i) {
+    const T* const from = x + (i - rows.begin) * p.g.dh * p.x.stride.h;
+    seven ? weight_tiles<T, L, 7, K, S, 1>(from, dy, set, p, places, sums + i * K * L)
+          : weight_tiles<T, L, 4, K, S, 1>(from, dy, set, p, places, sums + i * K * L);
+  }
 }
 
+// Adds one row of dy to the sums of the kernel rows that meet x, from the row at x on.
 template <typename T, int L>
-void weight_row(const T* x, const T* dy, const Columns& set, const Problem& p, const int64_t* places, Sum<T>* sums) {
+void weight_rows(const T* x, const T* dy, Range rows, const Columns& set, const Problem& p, const int64_t* places,
+                 Sum<T>* sums) {
   if constexpr (L > 1 && is_fast<T>) {
     const int64_t k = p.g.dw == 1 && p.g.m == 1 ? set.taps : 0, s = set.source_step;
-    if (k == 3 && s == 1) return weight_row_tiles<T, L, 3, 1>(x, dy, set, p, places, sums);
-    if (k == 3 && s == 2) return weight_row_tiles<T, L, 3, 2>(x, dy, set, p, places, sums);
-    if (k == 5 && s == 1) return weight_row_tiles<T, L, 5, 1>(x, dy, set, p, places, sums);
-    if (k == 5 && s == 2) return weight_row_tiles<T, L, 5, 2>(x, dy, set, p, places, sums);
+    if (k == 3 && p.g.kh == 3 && s == 1) return weight_tiles<T, L, 3, 1>(x, dy, rows, set, p, places, sums);
+    if (k == 3 && p.g.kh == 3 && s == 2) return weight_tiles<T, L, 3, 2>(x, dy, rows, set, p, places, sums);
+    if (k == 5 && p.g.kh == 5 && s == 1) return weight_tiles<T, L, 5, 1>(x, dy, rows, set, p, places, sums);
+    if (k == 5 && p.g.kh == 5 && s == 2) return weight_tiles<T, L, 5, 2>(x, dy, rows, set, p, places, sums);
   }
-  weight_row<T, L>(x, dy, set, p, int64_t{0}, sums);
+  for (int64_t i = rows.begin; i < rows.end; ++i)
+    weight_row<T, L>(x + (i - rows.begin) * p.g.dh * p.x.stride.h, dy, set, p, 0, sums + i * p.g.kw * L);
 }
 
 // Where the columns of a row of x with its padding stand, in elements; -1 for those of the padding.
@@ -404,10 +456,11 @@ void backward_weight_unit(const Problem& p, int64_t c, int64_t q, int64_t unit, 
     for (; t + 4 <= g.ow; t += 4)
       for (int i = 0; i < 4; ++i) total[i] += load_strided<T, L>(dy_row + (t + i) * p.y.stride.w, g.m);
     for (; t < g.ow; ++t) total[0] += load_strided<T, L>(dy_row + t * p.y.stride.w, g.m);
-    for (int64_t i = 0; p.dw && i < g.kh; ++i) {
-      const int64_t y = r * g.sh - g.ph + i * g.dh;
-      if (y >= 0 && y < g.h) weight_row<T, L>(x + y * p.x.stride.h, dy_row, set, p, places, sums + i * g.kw * L);
-    }
+    if (!p.dw) continue;
+    const int64_t y = r * g.sh - g.ph;  // of the first kernel row
+    const int64_t end = y < g.h ? std::min(g.kh, ceil_div(g.h - y, g.dh)) : 0;
+    const Range meet{std::min(end, y < 0 ? ceil_div(-y, g.dh) : 0), end};
+    weight_rows<T, L>(x + (y + meet.begin * g.dh) * p.x.stride.h, dy_row, meet, set, p, places, sums);
   }
   store<A, L>(db, (total[0] + total[1]) + (total[2] + total[3]));
 }
@@ -415,12 +468,14 @@ void backward_weight_unit(const Problem& p, int64_t c, int64_t q, int64_t unit, 
 // Writes the sums of at most L channels to their part of dw and db.
 template <typename A, int L>
 void write_sums(const Problem& p, int64_t part, Range c, int64_t q, const A* sums) {
-  const int64_t taps = p.g.kh * p.g.kw;
-  for (int64_t l = 0; l < c.end - c.begin; ++l) {
-    const int64_t o = part * p.g.o + (c.begin + l) * p.g.m + q;
-    if (p.db) static_cast<A*>(p.db)[o] = sums[taps * L + l];
-    for (int64_t k = 0; p.dw && k < taps; ++k) static_cast<A*>(p.dw)[o * taps + k] = sums[k * L + l];
-  }
+  const int64_t taps = p.g.kh * p.g.kw, count = c.end - c.begin, o = part * p.g.o + c.begin * p.g.m + q;
+  for (int64_t l = 0; p.db && l < count; ++l) static_cast<A*>(p.db)[o + l * p.g.m] = sums[taps * L + l];
+  if (!p.dw) return;
+  A* const dw = static_cast<A*>(p.dw) + o * taps;
+  if constexpr (L > 1)
+    lanes_to_rows<A>(sums, L, taps, dw, p.g.m * taps, count);
+  else
+    std::copy(sums, sums + taps, dw);
 }
 
 // Tasks go strip by strip, all chunks of each: a strip stays in the second-level cache meanwhile, and threads take

@@ -187,9 +187,9 @@ FASTNETS_INLINE void hold([[maybe_unused]] V& v) {
 #endif
 }
 
-// The same for an address: what follows is counted from there.
+// The same for an address, which what follows is counted from.
 template <typename T>
-FASTNETS_INLINE void hold(const T*& p) {
+FASTNETS_INLINE void hold(T*& p) {
   asm("" : "+r"(p));
 }
 

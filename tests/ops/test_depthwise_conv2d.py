@@ -68,6 +68,8 @@ CASES = [
     case("two kernels a channel", (2, 5, 6, 8), m=2),
     case("three kernels a channel, strided", (1, 16, 7, 7), m=3, stride=(2, 2)),
     case("several tiles and sums", (1, 33, 12, 12), kernel=(1, 1), padding=(0, 0)),
+    case("all gradients in one pass", (8, 18, 16, 14)),
+    case("all gradients in one pass, stride 2", (8, 17, 32, 14), stride=(2, 2)),
     case("rows of taps in groups", (1, 1, 2, 3), kernel=(26, 2), padding=(13, 1)),
 ]
 if INTERPRETED:
