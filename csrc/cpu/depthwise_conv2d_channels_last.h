@@ -344,15 +344,19 @@ void weight_row(const T* x, const T* dy, const Columns& set, const Problem& p, i
 }
 
 // W columns from dy on, under Rows kernel rows of K taps at adjacent columns, stride S: the numbers of dy are loaded
-// once for all rows, those of x once for all taps of one. Inner: all columns of x are there, the first at place[0].
+// once for all rows, and added to `bias` where these are all of the kernel's; those of x are loaded once for all taps
+// of one. Inner: all columns of x are there, the first at place[0].
 template <typename T, int L, int W, int K, int S, int Rows, bool Inner, int Chains>
 FASTNETS_INLINE void weight_tile(const T* x, const T* dy, const Problem& p, const int64_t* place,
-                                 Vec<Sum<T>, L> (&total)[Chains][Rows][K]) {
+                                 Vec<Sum<T>, L> (&total)[Chains][Rows][K], Vec<Sum<T>, L>& bias) {
   constexpr int N = (W - 1) * S + K;
   const T zeros[L] = {};
   Vec<Sum<T>, L> d[W];
 #pragma GCC unroll 17
-  for (int i = 0; i < W; ++i) d[i] = load<T, L>(walk(dy, i, p.y.stride.w));
+  for (int i = 0; i < W; ++i) {
+    d[i] = load<T, L>(walk(dy, i, p.y.stride.w));
+    if (Rows == K) bias += d[i];
+  }
 #pragma GCC unroll 17
   for (int r = 0; r < Rows; ++r) {
     const T* row = x + r * p.g.dh * p.x.stride.h + (Inner ? place[0] : 0);
@@ -369,13 +373,14 @@ FASTNETS_INLINE void weight_tile(const T* x, const T* dy, const Problem& p, cons
 }
 
 // All columns of one row of dy, in such tiles. `places` says where each column of the padded row of x stands, negative:
-// zeros. Few sums are kept in two parts, or the adds would wait for one another.
+// zeros. Few sums are kept in two parts, or the adds would wait for one another. The sums of all kernel rows are
+// followed by that of dy.
 template <typename T, int L, int W, int K, int S, int Rows>
 void weight_tiles(const T* x, const T* dy, const Columns& set, const Problem& p, const int64_t* places, Sum<T>* sums) {
   using A = Sum<T>;
   constexpr int N = (W - 1) * S + K, Chains = Rows * K < 8 ? 2 : 1;
   const int64_t tiles = set.count / W;
-  Vec<A, L> total[Chains][Rows][K] = {};
+  Vec<A, L> total[Chains][Rows][K] = {}, bias = load<A, L>(sums + (Rows == K ? K * K : 0) * L);
 #pragma GCC unroll 17
   for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 17
@@ -384,9 +389,9 @@ void weight_tiles(const T* x, const T* dy, const Columns& set, const Problem& p,
     const int64_t* place = places + t * S;
     const T* const d = dy + t * p.y.stride.w;
     if (place[0] >= 0 && place[N - 1] >= 0)
-      weight_tile<T, L, W, K, S, Rows, true>(x, d, p, place, total);
+      weight_tile<T, L, W, K, S, Rows, true>(x, d, p, place, total, bias);
     else
-      weight_tile<T, L, W, K, S, Rows, false>(x, d, p, place, total);
+      weight_tile<T, L, W, K, S, Rows, false>(x, d, p, place, total, bias);
   }
 #pragma GCC unroll 17
   for (int r = 0; r < Rows; ++r)
@@ -395,29 +400,35 @@ void weight_tiles(const T* x, const T* dy, const Columns& set, const Problem& p,
       const Vec<A, L> sum = total[0][r][j];
       store<A, L>(sums + (r * K + j) * L, Chains == 2 ? sum + total[Chains - 1][r][j] : sum);
     }
+  for (int64_t t = tiles * W; Rows == K && t < set.count; ++t) bias += load<T, L>(dy + t * p.y.stride.w);
+  if (Rows == K) store<A, L>(sums + K * K * L, bias);
   for (int r = 0; tiles * W < set.count && r < Rows; ++r)
     weight_row<T, L>(x + r * p.g.dh * p.x.stride.h, dy, set, p, tiles * W, sums + r * K * L);
 }
 
-// The kernel rows [rows.begin, rows.end): all at once, if it is K of them and their sums fit the registers.
+// The kernel rows [rows.begin, rows.end): all at once, if it is K of them and their sums fit the registers. Returns
+// whether they were, and dy was added to its own sum.
 template <typename T, int L, int K, int S>
-void weight_tiles(const T* x, const T* dy, Range rows, const Columns& set, const Problem& p, const int64_t* places,
+bool weight_tiles(const T* x, const T* dy, Range rows, const Columns& set, const Problem& p, const int64_t* places,
                   Sum<T>* sums) {
   constexpr int Most = K * K < (FASTNETS_VECTOR_BYTES == 64 ? 30 : 14) ? K : 1;
   const bool seven = set.count % 7 == 0;
-  if (Most == K && rows.end - rows.begin == K)
-    return seven ? weight_tiles<T, L, 7, K, S, Most>(x, dy, set, p, places, sums)
-                 : weight_tiles<T, L, 4, K, S, Most>(x, dy, set, p, places, sums);
+  if (Most == K && rows.end - rows.begin == K) {
+    seven ? weight_tiles<T, L, 7, K, S, Most>(x, dy, set, p, places, sums)
+          : weight_tiles<T, L, 4, K, S, Most>(x, dy, set, p, places, sums);
+    return true;
+  }
   for (int64_t i = rows.begin; i < rows.end; ++i) {
     const T* const from = x + (i - rows.begin) * p.g.dh * p.x.stride.h;
     seven ? weight_tiles<T, L, 7, K, S, 1>(from, dy, set, p, places, sums + i * K * L)
           : weight_tiles<T, L, 4, K, S, 1>(from, dy, set, p, places, sums + i * K * L);
   }
+  return false;
 }
 
-// Adds one row of dy to the sums of the kernel rows that meet x, from the row at x on.
+// Adds one row of dy to the sums of the kernel rows that meet x, from the row at x on. Returns whether to its own, too.
 template <typename T, int L>
-void weight_rows(const T* x, const T* dy, Range rows, const Columns& set, const Problem& p, const int64_t* places,
+bool weight_rows(const T* x, const T* dy, Range rows, const Columns& set, const Problem& p, const int64_t* places,
                  Sum<T>* sums) {
   if constexpr (L > 1 && is_fast<T>) {
     const int64_t k = p.g.dw == 1 && p.g.m == 1 ? set.taps : 0, s = set.source_step;
@@ -428,6 +439,19 @@ void weight_rows(const T* x, const T* dy, Range rows, const Columns& set, const 
   }
   for (int64_t i = rows.begin; i < rows.end; ++i)
     weight_row<T, L>(x + (i - rows.begin) * p.g.dh * p.x.stride.h, dy, set, p, 0, sums + i * p.g.kw * L);
+  return false;
+}
+
+// Adds one row of dy to its sum, in four chains.
+template <typename T, int L>
+void bias_row(const T* dy, const Problem& p, Sum<T>* sum) {
+  using A = Sum<T>;
+  Vec<A, L> total[4] = {load<A, L>(sum)};
+  int64_t t = 0;
+  for (; t + 4 <= p.g.ow; t += 4)
+    for (int i = 0; i < 4; ++i) total[i] += load_strided<T, L>(dy + (t + i) * p.y.stride.w, p.g.m);
+  for (; t < p.g.ow; ++t) total[0] += load_strided<T, L>(dy + t * p.y.stride.w, p.g.m);
+  store<A, L>(sum, (total[0] + total[1]) + (total[2] + total[3]));
 }
 
 // Where the columns of a row of x with its padding stand, in elements; -1 for those of the padding.
@@ -441,28 +465,21 @@ inline std::vector<int64_t> padded_places(const Problem& p) {
 // Adds a strip to the sums of L channels from c on, multiplier index q: [kh][kw][L] of dw, then [L] of db.
 template <typename T, int L>
 void backward_weight_unit(const Problem& p, int64_t c, int64_t q, int64_t unit, const int64_t* places, Sum<T>* sums) {
-  using A = Sum<T>;
   const Convolution& g = p.g;
   const Columns set = forward_columns(g);
   const int64_t n = unit / p.strips;
   const Range rows = share(g.oh, unit % p.strips, p.strips);
   const T* x = static_cast<const T*>(p.x.data) + n * p.x.stride.n + c;
   const T* dy = static_cast<const T*>(p.y.data) + n * p.y.stride.n + c * g.m + q;
-  A* db = sums + g.kh * g.kw * L;
-  Vec<A, L> total[4] = {load<A, L>(db)};  // four chains of sums
   for (int64_t r = rows.begin; r < rows.end; ++r) {
     const T* dy_row = dy + r * p.y.stride.h;
-    int64_t t = p.db ? 0 : g.ow;
-    for (; t + 4 <= g.ow; t += 4)
-      for (int i = 0; i < 4; ++i) total[i] += load_strided<T, L>(dy_row + (t + i) * p.y.stride.w, g.m);
-    for (; t < g.ow; ++t) total[0] += load_strided<T, L>(dy_row + t * p.y.stride.w, g.m);
-    if (!p.dw) continue;
     const int64_t y = r * g.sh - g.ph;  // of the first kernel row
     const int64_t end = y < g.h ? std::min(g.kh, ceil_div(g.h - y, g.dh)) : 0;
     const Range meet{std::min(end, y < 0 ? ceil_div(-y, g.dh) : 0), end};
-    weight_rows<T, L>(x + (y + meet.begin * g.dh) * p.x.stride.h, dy_row, meet, set, p, places, sums);
+    const T* from = x + (y + meet.begin * g.dh) * p.x.stride.h;
+    const bool added = p.dw && weight_rows<T, L>(from, dy_row, meet, set, p, places, sums);
+    if (p.db && !added) bias_row<T, L>(dy_row, p, sums + g.kh * g.kw * L);
   }
-  store<A, L>(db, (total[0] + total[1]) + (total[2] + total[3]));
 }
 
 // Writes the sums of at most L channels to their part of dw and db.
