@@ -6,7 +6,8 @@
 // rows that are not there; under each kernel row, U + 2 vectors are loaded for U vectors of results, and shifted for
 // the columns beside. Each kernel column has sums of its own: where it reaches past the end of a row, what it summed
 // belongs to the next row, and is cut out at the end. No gathers, and full vectors on maps of 7 columns. The copy fits
-// the first-level cache: memory sees x read once and y written once, b * n * c * (h * w + oh * ow) bytes.
+// the first-level cache, and while it is computed from, the lines of the next plane and of its results are asked for:
+// memory sees x read once and y written once, b * n * c * (h * w + oh * ow) bytes.
 
 namespace fastnets::FASTNETS_ISA::flat {
 
@@ -76,6 +77,9 @@ struct Strip {
       }
     }
     activate.template operator()<L, U>(sums[P]);
+    constexpr int line = 64 / sizeof(T);
+    for (int i = 0; i < U * L; i += line)
+      __builtin_prefetch(next + t + i, 0, 2), __builtin_prefetch(next_out + t + i, 1, 2);
     for (int u = 0; u + 1 < U; ++u) store<T, L>(out + t + u * L, sums[P][u]);
     store_first<T, L>(out + t + (U - 1) * L, sums[P][U - 1], last);
   }
@@ -94,7 +98,8 @@ struct Strip {
   int64_t w, margin;
   Activate<A> activate;
   A weight[K * K], bias = 0;
-  std::vector<Mask> masks;  // for each kernel column: whether column t % w + j - P is on the map
+  const T *next = nullptr, *next_out = nullptr;  // the same rows of the next plane
+  std::vector<Mask> masks;                       // for each kernel column: whether column t % w + j - P is on the map
   std::vector<A> source;
 
  private:
@@ -140,9 +145,11 @@ void correlate(const Problem& p, const Operand& x, const Operand& y, const void*
           strip.weight[Turned ? K * K - 1 - i * K - j : i * K + j] =
               static_cast<A>(w[i * p.w.stride.h + j * p.w.stride.w]);
       if (bias) strip.bias = static_cast<A>(static_cast<const T*>(bias)[c * p.bias_step]);
-      strip.fill(static_cast<const T*>(x.data) + n * x.stride.n + c * x.stride.c, g.h, rows);
-      strip.run(static_cast<T*>(y.data) + n * y.stride.n + c * y.stride.c + rows.begin * g.w,
-                (rows.end - rows.begin) * g.w);
+      const T* from = static_cast<const T*>(x.data) + n * x.stride.n + c * x.stride.c;
+      T* to = static_cast<T*>(y.data) + n * y.stride.n + c * y.stride.c + rows.begin * g.w;
+      strip.next = from + x.stride.c + rows.begin * g.w, strip.next_out = to + y.stride.c;
+      strip.fill(from, g.h, rows);
+      strip.run(to, (rows.end - rows.begin) * g.w);
     }
   }
 }
