@@ -92,17 +92,6 @@ struct Row {
   Activate<Sum<T>> activate{Activation::kNone};
 };
 
-// The i-th address from `at` on, asked for one after the other: each fourth one is where the next are counted from, or
-// the compiler would keep a register for the distance of each.
-template <typename T>
-FASTNETS_INLINE T* walk(T*& at, int i, int64_t step) {
-  if (i > 0 && i % 4 == 0) {
-    at += 4 * step;
-    hold(at);
-  }
-  return at + i % 4 * step;
-}
-
 // W output pixels from column t on, all taps of the set: K of them at adjacent columns, source_step S, channels
 // adjacent in source and output. Of the (W - 1) S + K source columns, the first Left and the last Right lie beside the
 // source and add nothing. kAny: how many do is found out at run time, they are read from `zeros`, and of the W pixels

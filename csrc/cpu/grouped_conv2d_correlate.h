@@ -70,14 +70,14 @@ FASTNETS_INLINE void meet(Vec<A, kLanes<A>> in, const Vec<A, kLanes<A>> (&w)[V][
 template <typename A, int W, int V, int K, int S, int... I>
 FASTNETS_INLINE void meet_all(const A* x, int64_t pixel, const Vec<A, kLanes<A>> (&w)[V][K],
                               Vec<A, kLanes<A>> (&sums)[V][W], std::integer_sequence<int, I...>) {
-  (meet<A, W, V, K, S, I>(splat<A, kLanes<A>>(x[I * pixel]), w, sums), ...);
+  (meet<A, W, V, K, S, I>(splat<A, kLanes<A>>(*walk(x, I, pixel)), w, sums), ...);
 }
 
 template <typename A, int W, int V, int K, int S, int... I>
 FASTNETS_INLINE void meet_all(const A* x, int64_t pixel, Vec<int32_t, kLanes<A>> lanes,
                               const Vec<A, kLanes<A>> (&w)[V][K], Vec<A, kLanes<A>> (&sums)[V][W],
                               std::integer_sequence<int, I...>) {
-  (meet<A, W, V, K, S, I>(permute<A, kLanes<A>>(load<A, kLanes<A>>(x + I * pixel), lanes), w, sums), ...);
+  (meet<A, W, V, K, S, I>(permute<A, kLanes<A>>(load<A, kLanes<A>>(walk(x, I, pixel)), lanes), w, sums), ...);
 }
 
 // Stores W pixels of one vector, or of its first lanes.
@@ -127,9 +127,16 @@ void tile(const Block<A>& b, const A* source, A* out) {
   if constexpr (V > 1) write<A, W>(activate, sums[1], out + L, out_pixel, lanes - L);
 }
 
-// `count` pixels; the last tile overlaps the one before rather than be narrower.
+// `count` pixels; the last tile overlaps the one before rather than be narrower. Three taps one after the other add to
+// the same sum: seven sums would wait for each other, and fourteen fit the registers of AVX-512.
 template <typename A, int V, int K, int S, bool Permute>
 void tiles(const Block<A>& b, const A* source, int64_t count, A* out) {
+  if constexpr (FASTNETS_VECTOR_BYTES == 64 && V == 1 && K == 3)
+    if (count % 14 == 0) {
+      for (int64_t t = 0; t < count; t += 14)
+        tile<A, 14, V, K, S, Permute>(b, source + t * S * b.pixel, out + t * b.out_pixel);
+      return;
+    }
   const bool seven = count >= 7 && (count + 6) / 7 * 7 <= (count + 3) / 4 * 4;
   const int64_t width = seven ? 7 : count >= 4 ? 4 : 1;
   for (int64_t t = 0; t < count; t += width) {

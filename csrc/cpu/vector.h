@@ -193,6 +193,17 @@ FASTNETS_INLINE void hold(T*& p) {
   asm("" : "+r"(p));
 }
 
+// The i-th address from `at` on, asked for one after the other: each fourth one is where the next are counted from, or
+// the compiler would keep a register for the distance of each.
+template <typename T>
+FASTNETS_INLINE T* walk(T*& at, int i, int64_t step) {
+  if (i > 0 && i % 4 == 0) {
+    at += 4 * step;
+    hold(at);
+  }
+  return at + i % 4 * step;
+}
+
 // Whether W vectors that lie together are whole cache lines, which `stream` can write.
 template <typename T, int L, int W = 1>
 constexpr bool are_lines = FASTNETS_VECTOR_BYTES >= 32 && std::is_same_v<T, Sum<T>> &&

@@ -60,6 +60,8 @@ CASES = [
     case("four in, two out", (1, 12, 4, 7), 6, 3),
     case("eight channels a group", (1, 24, 6, 7), 24, 3, bias=False),
     case("sixteen channels a group", (1, 32, 4, 11), 32, 2),
+    case("sixteen channels a group, tiles of fourteen", (1, 32, 3, 28), 32, 2),
+    case("sixteen channels a group, tiles of fourteen, stride 2", (1, 32, 5, 28), 32, 2, stride=(2, 2)),
     case("rest after a vector", (1, 10, 3, 8), 46, 2),
     case("rest of the source", (1, 38, 3, 5), 6, 2),
     case("one group", (2, 5, 4, 6), 7, 1),
