@@ -118,6 +118,7 @@ void tile(const Row<T>& row, const Columns& set, int64_t t) {
   const int64_t valid = any ? set.count - t : W;
   const T* const zeros = row.zeros;
   T* const spare = row.spare;
+  // Claims pay where little is computed for a line that is written, and not much more read.
   const bool streams = !any && row.streams, claims = !any && K == 3 && S == 1 && row.claims;
   for (int64_t block = 0; block * L < channels; ++block) {
     const int64_t c = block_of<L>({0, channels}, block);
@@ -128,7 +129,7 @@ void tile(const Row<T>& row, const Columns& set, int64_t t) {
     for (int64_t r = 0; r < row.next_rows; ++r)
       for (int i = 0; i < W * S; ++i)
         __builtin_prefetch(row.next + r * row.row_stride + (source_start + c) + i * pixel);
-#pragma GCC unroll 5
+#pragma GCC unroll 5  // the compiler by itself leaves a loop, and scalar instructions between its turns
     for (int64_t r = 0; r < rows; ++r) {
       const T* source = sources[r] + (source_start + c);
       const A* weight = weights[r] + (weight_start + c);

@@ -116,7 +116,7 @@ struct Block {
 
   Block(const Problem& p, Range c) : channels(c), problem(p) {
     packed = channels_last::pack<T>(p, c, L);
-    problem.prefetches = problem.streams = false;
+    problem.prefetches = problem.claims = problem.streams = false;
   }
 
   Range outputs() const { return {channels.begin * problem.g.m, channels.end * problem.g.m}; }
