@@ -68,7 +68,7 @@ int64_t third_level() {
   return kThirdLevel;
 }
 
-// Says how large the arrays are to the kernels that fetch ahead and store past the caches.
+// Says how large the arrays are to the kernels that fetch or ask for lines ahead and store past the caches.
 void look_at_caches(Problem& p, int64_t bytes, const Tensor& written) {
   constexpr int64_t kSecondLevel = 2 << 20;
   p.claims = moved(p, bytes) > kSecondLevel;

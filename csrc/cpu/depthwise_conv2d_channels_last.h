@@ -1,11 +1,12 @@
 // Depthwise convolution where neighbouring channels are neighbours in memory. Included by isa.h: no guard.
 //
-// Lanes are channels. A tile is four output pixels of one row: under each kernel row, the source pixels below the tile
-// are loaded once and serve every tap that meets them, (3 + k) loads for 4 k multiply-adds at stride 1; weights come
-// from a packed copy [kh][kw][channels] in the first-level cache. A task is a strip of rows of one image for a chunk of
-// channels, small enough that the rows which two kernel positions share are still cached: memory sees x read once and y
-// written once, b * n * (c * h * w + o * oh * ow) bytes. The gradient of x is the same loop over dy; the gradient of w
-// goes over the same strip while x and dy are cached, so that both together read x and dy once and write dx once.
+// Lanes are channels. A tile is seven or four output pixels of one row: under each kernel row, the source pixels below
+// the tile are loaded once and serve every tap that meets them, (6 + k) loads for 7 k multiply-adds at stride 1;
+// weights come from a packed copy [kh][kw][channels] in the first-level cache. A task is a strip of rows of one image
+// for a chunk of channels, small enough that the rows which two kernel positions share are still cached: memory sees x
+// read once and y written once, b * n * (c * h * w + o * oh * ow) bytes. The gradient of x is the same loop over dy;
+// the gradient of w goes over the same strip while x and dy are cached, so that both together read x and dy once and
+// write dx once.
 
 namespace fastnets::FASTNETS_ISA::channels_last {
 
@@ -336,6 +337,7 @@ void weight_row(const T* x, const T* dy, const Columns& set, const Problem& p, i
 // W columns from dy on, under Rows kernel rows of K taps at adjacent columns, stride S: the numbers of dy are loaded
 // once for all rows, and added to `bias` where these are all of the kernel's; those of x are loaded once for all taps
 // of one. Inner: all columns of x are there, the first at place[0].
+// Unrolled by pragma: GCC leaves long bodies in a loop, and the sums that it indexes in memory. 17 is the most turns.
 template <typename T, int L, int W, int K, int S, int Rows, bool Inner, int Chains>
 FASTNETS_INLINE void weight_tile(const T* x, const T* dy, const Problem& p, const int64_t* place,
                                  Vec<Sum<T>, L> (&total)[Chains][Rows][K], Vec<Sum<T>, L>& bias) {
