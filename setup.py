@@ -65,7 +65,7 @@ def compiled():
 
     common = ["-O3", "-std=c++20", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
     common += [flag for path in cpp_extension.include_paths() for flag in ("-isystem", path)]  # silences torch's
-    cxx = [*common, "-g0", "-fvisibility=hidden", "-Wall", "-Wextra", *["-Werror"] * WERROR]
+    cxx = [*common, "-g0", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi", *["-Werror"] * WERROR]
     cxx += shlex.split(os.environ.get("CXXFLAGS", ""))  # the last word is the user's
     nvcc = [*common, "-DUSE_CUDA", "-Xcompiler=-fvisibility=hidden", *["-Werror=all-warnings"] * WERROR]
     extension = partial(

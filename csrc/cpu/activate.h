@@ -16,12 +16,15 @@ struct Activate {
   FASTNETS_INLINE void operator()(Vec<A, L> (&z)[W]) const {
     if (kind == Activation::kNone) return;
     if (kind <= Activation::kRelu6) {
+#pragma GCC unroll 16
       for (int i = 0; i < W; ++i) z[i] = clamp<A, L>(z[i], low, high);
       return;
     }
     Vec<A, L> y[W];  // a copy, so that z itself can stay in registers
+#pragma GCC unroll 16
     for (int i = 0; i < W; ++i) y[i] = z[i];
     for (int i = 0; i < W; ++i) finish<L>(y + i);
+#pragma GCC unroll 16
     for (int i = 0; i < W; ++i) z[i] = y[i];
   }
 

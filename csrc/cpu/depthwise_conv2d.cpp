@@ -24,33 +24,34 @@ void cut_channels(Problem& p, int64_t pieces) {
   p.chunk = ceil_div(p.g.c, std::max<int64_t>(1, pieces) * depthwise::kWidest) * depthwise::kWidest;
 }
 
-// Whether the planes of a tensor are dense: one row follows the other.
-bool is_dense(const Operand& t, int64_t width) { return t.stride.w == 1 && t.stride.h == width; }
-
-// The kernels for tensors x, or dx, and y, or dy.
-Layout layout_of(const Convolution& g, bool channels_last, const Operand& x, const Operand& y) {
-  if (channels_last && x.stride.c == 1 && y.stride.c == 1) return Layout::kChannelsLast;
+// The kernels for tensors x, or dx, and y, or dy, of numbers of so many bytes, if those of "rows" go up to that stride.
+// These are not compiled for float64.
+Layout layout_of(const Problem& p, bool channels_last, int64_t bytes, int64_t stride) {
+  const Convolution& g = p.g;
+  if (channels_last && p.x.stride.c == 1 && p.y.stride.c == 1) return Layout::kChannelsLast;
   const int64_t k = g.kh;
-  const bool same = g.kw == k && g.ph == k / 2 && g.pw == k / 2 && g.dh == 1 && g.dw == 1 && g.sh == 1 && g.sw == 1;
-  const bool fills = g.h * g.w >= 64;  // the vectors of a plane: of 7x7 a fourth one has a single lane
-  const bool flat = same && fills && (k == 3 || k == 5) && g.m == 1 && is_dense(x, g.w) && is_dense(y, g.w);
-  return flat ? Layout::kFlat : Layout::kPlanar;
+  const bool same = g.kw == k && g.ph == k / 2 && g.pw == k / 2 && g.dh == 1 && g.dw == 1 && g.m == 1;
+  const bool fits = same && (k == 3 || k == 5) && g.sh == g.sw && g.sh <= stride && bytes <= 4;
+  return fits && p.x.stride.w == 1 && p.y.stride.w == 1 ? Layout::kRows : Layout::kPlanar;
 }
 
-// Cuts the rows into strips. Depends on shapes only: the weight gradient's sums run over strips.
+// Cuts the rows into strips for the kernels of this layout. Depends on shapes only: the weight gradient's sums run over
+// strips.
 //
 // Where channels are neighbours, a strip of all of them fits the second-level cache, and there are more strips where
 // images are few, as threads that wrote neighbouring channels would fetch each other's cache lines. Where pixels are
-// neighbours, threads take different channels; the scratch of one vector of channels fits the second-level cache, and
-// that of one plane the first-level cache.
-void cut_rows(Problem& p, int64_t bytes) {
+// neighbours, threads take different channels, and strips where those are few; the scratch of one vector of channels
+// fits the second-level cache.
+Kernels cut_rows(Problem& p, const Tensor& x) {
   const Convolution& g = p.g;
-  constexpr int64_t kFirstLevel = 24 << 10, kStrip = 192 << 10, kUnits = 16;
+  const int64_t bytes = x.element_size();
+  constexpr int64_t kStrip = 192 << 10, kUnits = 16;
   const int64_t plane = g.h * g.w + g.m * g.oh * g.ow, images = std::max<int64_t>(1, g.n);
-  int64_t strips = ceil_div(g.h * g.w * sizeof(float), kFirstLevel);
+  int64_t strips = kUnits / std::max<int64_t>(1, images * g.c);
   if (p.layout == Layout::kChannelsLast) strips = std::max(bytes * g.c * plane / kStrip, kUnits / images);
   if (p.layout == Layout::kPlanar) strips = ceil_div(depthwise::kWidest * sizeof(float) * plane, kStrip);
   p.strips = std::clamp<int64_t>(strips, 1, g.oh);
+  return FASTNETS_FOR_THIS_CPU(depthwise_kernels)(x.scalar_type(), p);
 }
 
 // Bytes of x and y.
@@ -110,11 +111,10 @@ Tensor depthwise_conv2d(const Tensor& x, const Tensor& w, const std::optional<Te
                     "expected a bias of ", g.o, " numbers of the input's type");
     p.bias = bias->data_ptr(), p.bias_step = bias->stride(0);
   }
-  p.layout = layout_of(g, last, p.x, p.y);
+  p.layout = layout_of(p, last, x.element_size(), 2);
   look_at_caches(p, x.element_size(), y);
-  cut_rows(p, x.element_size());
+  const Kernels kernels = cut_rows(p, x);
   cut_channels(p, forward_pieces(p, x.element_size()));
-  const Kernels kernels = FASTNETS_FOR_THIS_CPU(depthwise_kernels)(x.scalar_type(), p);
   run(kernels.forward, p, p.chunks() * p.units());
   return y;
 }
@@ -175,18 +175,18 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward(const Tensor& dy, c
   const Tensor dw = need_dw ? empty(w, {g.o, 1, g.kh, g.kw}, is_channels_last(w)) : empty(w, 0);
   const Tensor db = empty(w, need_db ? g.o : 0);
   p.x = operand(x), p.w = operand(w), p.y = operand(dy);
-  p.layout = layout_of(g, last, p.x, p.y);
+  p.layout = layout_of(p, last, x.element_size(), 1);
   look_at_caches(p, x.element_size(), dx);
-  cut_rows(p, x.element_size());
-  const Kernels kernels = FASTNETS_FOR_THIS_CPU(depthwise_kernels)(x.scalar_type(), p);
+  Kernels kernels = cut_rows(p, x);
   const bool weight = need_dw || need_db;
-  // Together they read dy once; not by the flat kernels, which do one, nor if channels had to be cut for the weight's.
-  const bool together = weight && p.layout != Layout::kFlat && partial_sums(p) >= wanted_tasks();
+  // Together they read dy once; not by the kernels of rows, nor if channels had to be cut for the weight's.
+  const bool together = weight && p.layout != Layout::kRows && partial_sums(p) >= wanted_tasks();
   if (dx.numel() > 0) {
     p.dx = operand(dx);
     if (!together) backward_input(p, kernels), p.dx.data = nullptr;
   }
   if (!weight) return {dx, dw, db};
+  if (p.layout == Layout::kRows) p.layout = Layout::kPlanar, kernels = cut_rows(p, x);
   with_float(x.scalar_type(), [&](auto zero) { backward_weight<decltype(zero)>(p, kernels, dw, db); });
   return {dx, dw, db};
 }

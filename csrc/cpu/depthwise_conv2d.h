@@ -12,8 +12,8 @@ namespace fastnets::depthwise {
 
 constexpr int64_t kWidest = 16;  // floats in the widest vector
 
-// Where neighbours in memory are channels; pixels; pixels of dense planes as the kernels of "flat" take them.
-enum class Layout { kChannelsLast, kPlanar, kFlat };
+// Where neighbours in memory are channels; pixels; pixels, as the kernels of "rows" take them.
+enum class Layout { kChannelsLast, kPlanar, kRows };
 
 struct Problem {
   Convolution g;

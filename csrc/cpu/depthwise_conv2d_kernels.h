@@ -5,14 +5,15 @@
 #include "depthwise_conv2d_channels_last.h"
 #include "depthwise_conv2d_planar.h"
 // And this one with that.
-#include "depthwise_conv2d_flat.h"
+#include "depthwise_conv2d_rows.h"
 
 namespace fastnets::FASTNETS_ISA {
 
 template <typename T>
 depthwise::Kernels depthwise_kernels_of(const depthwise::Problem& p) {
   if (p.layout == depthwise::Layout::kChannelsLast) return channels_last::kernels<T>(p.g.c);
-  if (p.layout == depthwise::Layout::kFlat) return flat::kernels<T>(p.g.kh);
+  if constexpr (!std::is_same_v<T, double>)
+    if (p.layout == depthwise::Layout::kRows) return rows::kernels<T>(p.g);
   return planar::kernels<T>();
 }
 

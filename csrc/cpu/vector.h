@@ -75,7 +75,8 @@ FASTNETS_INLINE Vec<Sum<T>, L> load(const T* p) {
 #if FASTNETS_VECTOR_BYTES == 64
   } else if constexpr (L == 16) {
     return bits<Vec<float, L>>(_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
-#elif FASTNETS_VECTOR_BYTES == 32
+#endif
+#if FASTNETS_VECTOR_BYTES >= 32
   } else if constexpr (L == 8) {
     return bits<Vec<float, L>>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 #endif
@@ -107,7 +108,8 @@ FASTNETS_INLINE void store(T* p, Vec<Sum<T>, L> v) {
   } else if constexpr (L == 16) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
                         _mm512_maskz_cvtps_ph(0xffff, bits<__m512>(v), _MM_FROUND_TO_NEAREST_INT));
-#elif FASTNETS_VECTOR_BYTES == 32
+#endif
+#if FASTNETS_VECTOR_BYTES >= 32
   } else if constexpr (L == 8) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(bits<__m256>(v), _MM_FROUND_TO_NEAREST_INT));
 #endif
@@ -116,36 +118,84 @@ FASTNETS_INLINE void store(T* p, Vec<Sum<T>, L> v) {
   }
 }
 
+// The lowest lanes, a bit for each.
+constexpr uint32_t first_lanes(int64_t count) { return (1u << count) - 1; }
+
+#if FASTNETS_VECTOR_BYTES == 32
+FASTNETS_INLINE __m256i mask_of(uint32_t lanes) {
+  const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+  return _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(static_cast<int>(lanes)), bit), bit);
+}
+#endif
+
+// One by one, for what the instruction set has no masks for.
+template <typename T, int L>
+__attribute__((noinline)) void load_some(const T* p, uint32_t lanes, Sum<T>* to) {
+  for (int i = 0; i < L; ++i) to[i] = lanes >> i & 1 ? static_cast<Sum<T>>(p[i]) : Sum<T>(0);
+}
+
+template <typename T, int L>
+__attribute__((noinline)) void store_some(T* p, const Sum<T>* from, uint32_t lanes) {
+  for (int i = 0; i < L; ++i)
+    if (lanes >> i & 1) p[i] = static_cast<T>(from[i]);
+}
+
+// The lanes of `lanes`, a bit for each; the others are zero, and their memory is not touched.
+template <typename T, int L>
+FASTNETS_INLINE Vec<Sum<T>, L> load_lanes(const T* p, uint32_t lanes) {
+#if FASTNETS_VECTOR_BYTES == 64
+  if constexpr (std::is_same_v<T, float> && L == 16) return bits<Vec<float, L>>(_mm512_maskz_loadu_ps(lanes, p));
+  if constexpr (std::is_same_v<T, float> && L == 8) return bits<Vec<float, L>>(_mm256_maskz_loadu_ps(lanes, p));
+  if constexpr (sizeof(T) == 2 && L == 16) {
+    const __m256i v = _mm256_maskz_loadu_epi16(lanes, p);
+    return load<T, L>(reinterpret_cast<const T*>(&v));
+  }
+  if constexpr (sizeof(T) == 2 && L == 8) {
+    const __m128i v = _mm_maskz_loadu_epi16(lanes, p);
+    return load<T, L>(reinterpret_cast<const T*>(&v));
+  }
+#elif FASTNETS_VECTOR_BYTES == 32
+  if constexpr (std::is_same_v<T, float> && L == 8) return bits<Vec<float, L>>(_mm256_maskload_ps(p, mask_of(lanes)));
+#endif
+  if (lanes == first_lanes(L)) return load<T, L>(p);
+  Sum<T> some[L];
+  load_some<T, L>(p, lanes, some);
+  return load<Sum<T>, L>(some);
+}
+
+template <typename T, int L>
+FASTNETS_INLINE void store_lanes(T* p, Vec<Sum<T>, L> v, uint32_t lanes) {
+#if FASTNETS_VECTOR_BYTES == 64
+  if constexpr (std::is_same_v<T, float> && L == 16) return _mm512_mask_storeu_ps(p, lanes, bits<__m512>(v));
+  if constexpr (std::is_same_v<T, float> && L == 8) return _mm256_mask_storeu_ps(p, lanes, bits<__m256>(v));
+  if constexpr (sizeof(T) == 2 && L == 16) {
+    __m256i halves;
+    store<T, L>(reinterpret_cast<T*>(&halves), v);
+    return _mm256_mask_storeu_epi16(p, lanes, halves);
+  }
+  if constexpr (sizeof(T) == 2 && L == 8) {
+    __m128i halves;
+    store<T, L>(reinterpret_cast<T*>(&halves), v);
+    return _mm_mask_storeu_epi16(p, lanes, halves);
+  }
+#elif FASTNETS_VECTOR_BYTES == 32
+  if constexpr (std::is_same_v<T, float> && L == 8) return _mm256_maskstore_ps(p, mask_of(lanes), bits<__m256>(v));
+#endif
+  if (lanes == first_lanes(L)) return store<T, L>(p, v);
+  Sum<T> all[L];
+  store<Sum<T>, L>(all, v);
+  store_some<T, L>(p, all, lanes);
+}
+
 // The first `count` of L numbers; the other lanes are zero.
 template <typename T, int L>
 FASTNETS_INLINE Vec<Sum<T>, L> load_first(const T* p, int64_t count) {
-  if (count >= L) return load<T, L>(p);
-#if FASTNETS_VECTOR_BYTES == 64
-  if constexpr (std::is_same_v<T, float>)
-    return bits<Vec<float, L>>(_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), p));
-  if constexpr (std::is_same_v<T, BFloat16> && L == 16) {
-    const __m256i v = _mm256_maskz_loadu_epi16(static_cast<__mmask16>((1u << count) - 1), p);
-    return load<T, L>(reinterpret_cast<const T*>(&v));
-  }
-#endif
-  Vec<Sum<T>, L> v{};
-  for (int64_t i = 0; i < count; ++i) v[i] = static_cast<Sum<T>>(p[i]);
-  return v;
+  return count >= L ? load<T, L>(p) : load_lanes<T, L>(p, first_lanes(count));
 }
 
 template <typename T, int L>
 FASTNETS_INLINE void store_first(T* p, Vec<Sum<T>, L> v, int64_t count) {
-  if (count >= L) return store<T, L>(p, v);
-#if FASTNETS_VECTOR_BYTES == 64
-  if constexpr (std::is_same_v<T, float>)
-    return _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << count) - 1), bits<__m512>(v));
-  if constexpr (std::is_same_v<T, BFloat16> && L == 16) {
-    __m256i halves;
-    store<T, L>(reinterpret_cast<T*>(&halves), v);
-    return _mm256_mask_storeu_epi16(p, static_cast<__mmask16>((1u << count) - 1), halves);
-  }
-#endif
-  for (int64_t i = 0; i < count; ++i) p[i] = static_cast<T>(v[i]);
+  count >= L ? store<T, L>(p, v) : store_lanes<T, L>(p, v, first_lanes(count));
 }
 
 // Whether any lane of a comparison holds.
@@ -184,6 +234,13 @@ template <typename V>
 FASTNETS_INLINE void hold([[maybe_unused]] V& v) {
 #if FASTNETS_VECTOR_BYTES == 64
   if constexpr (sizeof v == 64) asm("" : "+v"(v));
+#endif
+}
+
+// The same for lanes as bits.
+FASTNETS_INLINE void hold([[maybe_unused]] uint32_t& lanes) {
+#if FASTNETS_VECTOR_BYTES == 64
+  asm("" : "+Yk"(lanes));
 #endif
 }
 

@@ -42,7 +42,8 @@ def case(name, shape, kernel=(3, 3), stride=(1, 1), padding=(1, 1), dilation=(1,
 
 
 # One of each class of tile: channels below, at and past a vector of 4, 8 and 16 lanes; columns in tiles of 7 and of 4, with
-# a rest, all border; rows and columns fewer than the kernel has.
+# a rest, all border; rows and columns fewer than the kernel has; contiguous rows of one vector, and of more, whose lanes
+# at their sides and amid the map are not the same.
 CASES = [
     case("one number", (1, 1, 1, 1), padding=(0, 0), kernel=(1, 1)),
     case("one pixel", (2, 16, 1, 1)),
@@ -70,6 +71,14 @@ CASES = [
     case("several tiles and sums", (1, 33, 12, 12), kernel=(1, 1), padding=(0, 0)),
     case("all gradients in one pass", (8, 18, 16, 14)),
     case("all gradients in one pass, stride 2", (8, 17, 32, 14), stride=(2, 2)),
+    case("rows with sides", (1, 3, 9, 31)),
+    case("rows with sides, stride 2", (1, 3, 17, 35), stride=(2, 2)),
+    case("rows with sides, 5x5", (1, 2, 15, 29), kernel=(5, 5), padding=(2, 2)),
+    case("rows with sides, 5x5 stride 2", (1, 2, 16, 61), kernel=(5, 5), stride=(2, 2), padding=(2, 2)),
+    case("two maps a vector, one alone", (2, 19, 8, 7)),
+    case("two maps a vector, stride 2", (1, 3, 15, 15), stride=(2, 2)),
+    case("two maps a vector, 5x5", (1, 5, 7, 8), kernel=(5, 5), padding=(2, 2)),
+    case("two maps a vector, 5x5 stride 2", (1, 4, 5, 15), kernel=(5, 5), stride=(2, 2), padding=(2, 2)),
     case("rows of taps in groups", (1, 1, 2, 3), kernel=(26, 2), padding=(13, 1)),
 ]
 if INTERPRETED:
