@@ -11,6 +11,8 @@
 #include "steps.h"
 #define FASTNETS_KERNELS "depthwise_conv2d_kernels.h"
 #include "isa.h"
+#define FASTNETS_BF16
+#include "isa_avx512.h"
 
 namespace fastnets {
 namespace {

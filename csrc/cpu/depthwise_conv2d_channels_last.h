@@ -8,39 +8,11 @@
 // the gradient of w goes over the same strip while x and dy are cached, so that both together read x and dy once and
 // write dx once.
 
+#include "depthwise_conv2d_row.h"
+
 namespace fastnets::FASTNETS_ISA::channels_last {
 
 using depthwise::Problem;
-
-// The columns that share a set of taps: output column first + step * t, t < count, is the sum over k < taps of source
-// column source_step * t + offset + offset_step * k times kernel column weight + weight_step * k. A forward pass has
-// one such set; the gradient of x has one for each residue of the column modulo the stride.
-struct Columns {
-  int64_t first, step, count;
-  int64_t source_step, offset, offset_step;
-  int64_t weight, weight_step, taps;
-
-  // Taps that meet the source, of column t.
-  Range meet(int64_t t, int64_t width) const {
-    const int64_t column = source_step * t + offset;
-    const int64_t begin = column < 0 ? (-column + offset_step - 1) / offset_step : 0;
-    const int64_t end = column < width ? (width - 1 - column) / offset_step + 1 : 0;
-    return {std::min(taps, begin), std::min(taps, end)};
-  }
-
-  // Columns t whose tap j meets the source.
-  Range columns_of(int64_t j, int64_t width) const {
-    const int64_t shift = offset + offset_step * j;
-    const int64_t begin = shift < 0 ? (-shift + source_step - 1) / source_step : 0;
-    const int64_t end = width > shift ? (width - 1 - shift) / source_step + 1 : 0;
-    return {std::min(count, begin), std::min(count, end)};
-  }
-
-  // Columns t all of whose taps meet the source.
-  Range inner(int64_t width) const { return {columns_of(0, width).begin, columns_of(taps - 1, width).end}; }
-};
-
-inline Columns forward_columns(const Convolution& g) { return {0, 1, g.ow, g.sw, -g.pw, g.dw, 0, 1, g.kw}; }
 
 // dx[i] = sum over j of dy[(i + p - j d) / s] w[j], for the j where s divides: every (s / gcd(s, d))-th, taken from the
 // last down so that source columns ascend.
@@ -62,9 +34,10 @@ inline std::vector<Columns> all_backward_columns(const Convolution& g) {
   return sets;
 }
 
-// The types that networks run in on a CPU have kernels for the shapes that networks have; the others share one for all.
+// The types that networks run in on a CPU have kernels for the shapes that networks have; the others share one for all,
+// as does bfloat16 on processors from before AVX2.
 template <typename T>
-constexpr bool is_fast = std::is_same_v<T, float> || std::is_same_v<T, BFloat16>;
+constexpr bool is_fast = std::is_same_v<T, float> || (std::is_same_v<T, BFloat16> && FASTNETS_VECTOR_BYTES > 16);
 
 // First channel of block b of a chunk. The last block overlaps the one before: it computes some channels again rather
 // than fewer at a time.
@@ -72,26 +45,6 @@ template <int L>
 FASTNETS_INLINE int64_t block_of(Range c, int64_t b) {
   return std::min(c.begin + b * L, c.end - L);
 }
-
-// One output row. `source` lists the source rows that meet it, and `weight` the packed kernel row of each.
-template <typename T>
-struct Row {
-  std::vector<const T*> source;
-  std::vector<const Sum<T>*> weight;
-  const Sum<T>* bias = nullptr;
-  T* out = nullptr;
-  int64_t source_pixel = 0, source_channel = 1, out_pixel = 0, out_channel = 1;  // strides
-  int64_t width = 0, channels = 0;                                               // of the source
-  // Source rows that the next output row is the first to need, fetched while this one is computed; none where x is
-  // cached.
-  const T* next = nullptr;
-  int64_t next_rows = 0, row_stride = 0;
-  bool streams = false;  // whether stores go past the caches
-  bool claims = false;   // whether the lines to be written are asked for before they are computed
-  alignas(64) T zeros[kLanes<Sum<T>>] = {};
-  alignas(64) mutable T spare[kLanes<Sum<T>>];
-  Activate<Sum<T>> activate{Activation::kNone};
-};
 
 // W output pixels from column t on, all taps of the set: K of them at adjacent columns, source_step S, channels
 // adjacent in source and output. Of the (W - 1) S + K source columns, the first Left and the last Right lie beside the
@@ -231,6 +184,11 @@ void columns(const Row<T>& row, const Columns& set) {
   }
   for (int64_t t = 0; t < set.count; ++t) pixel<T, L>(row, set, t);
 }
+
+template void columns<BFloat16, kLanes<float>>(const Row<BFloat16>&, const Columns&);
+#if !defined(FASTNETS_BF16)
+template void columns<float, kLanes<float>>(const Row<float>&, const Columns&);
+#endif
 
 // Weights of input channels [c.begin, c.end) as [multiplier][kh * kw + 1][channels], the bias (or zeros) after the last
 // tap; `channels` may be more than there are.

@@ -3,6 +3,7 @@
 #include "transpose.h"
 // Above: what those below are written with.
 #include "depthwise_conv2d_channels_last.h"
+#if !defined(FASTNETS_BF16)  // for that, rows of channels_last alone, which other kernels call
 #include "depthwise_conv2d_planar.h"
 // And this one with that.
 #include "depthwise_conv2d_rows.h"
@@ -33,3 +34,4 @@ inline depthwise::Kernels depthwise_kernels(ScalarType type, const depthwise::Pr
 }
 
 }  // namespace fastnets::FASTNETS_ISA
+#endif

@@ -6,7 +6,7 @@
 // the way; the copies stay in the first-level cache. A task is a panel of a row of the result. Moves the bytes of
 // (kh / stride * x + y), and of the weights for each row of y, from the second-level cache as long as they fit there.
 #include "interleave.h"
-#include "pointwise_conv2d_tile.h"
+#include "pointwise_conv2d_multiply.h"
 #include "pool2d_kernels.h"
 
 namespace fastnets::FASTNETS_ISA::direct {

@@ -1,5 +1,5 @@
 // The kernels of grouped_conv2d by type. Included by isa.h: no guard.
-#include "pointwise_conv2d_tile.h"
+#include "pointwise_conv2d_multiply.h"
 #include "transpose.h"
 // Above: what those below are written with.
 #include "grouped_conv2d_strip.h"

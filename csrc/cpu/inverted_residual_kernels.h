@@ -6,9 +6,9 @@
 // fits the second-level cache and there are strips enough; else a panel of a strip, and, when all of those are done, a
 // panel of results: then no row is expanded twice and threads share the weights between them. Memory sees x read once,
 // twice where it is the residual, and y written once; the weights come from the second or the third-level cache.
-#include "pointwise_conv2d_tile.h"
-// Above: what the one below is written with.
-#include "depthwise_conv2d_channels_last.h"
+#include "pointwise_conv2d_multiply.h"
+// Above and below: what this is written with.
+#include "depthwise_conv2d_row.h"
 
 namespace fastnets::FASTNETS_ISA::inverted {
 

@@ -5,15 +5,12 @@
 // loads, 28 multiply-adds). Moves 4 bytes * (pixels * (in + out) + in * out), twice pixels * out where there is a
 // residual; half of it in bfloat16, of which a lane multiplies two at a time, with as many loads and instructions,
 // where the processor is quick at that, or else float32 that it is widened to.
-#include "activate.h"
+#include "pointwise_conv2d_multiply.h"
 
 namespace fastnets::FASTNETS_ISA::pointwise {
 
-using fastnets::pointwise::kPanel;
 using fastnets::pointwise::kTogether;
-using fastnets::pointwise::ProblemOf;
 
-constexpr int L = kLanes<float>;
 constexpr int kRows = FASTNETS_VECTOR_BYTES == 64 ? 14 : 6;  // with two vectors each, as many as there are registers
 
 // What a lane multiplies at a time: a float32, or two bfloat16 as the bits of a number.
@@ -238,7 +235,6 @@ void tiles(const ProblemOf<X, Y>& p, const Activate<float>& activate, Range pixe
   tiles_of<kRows, W>(p, activate, pixels, o, w);
 }
 
-// A panel of results of some pixels.
 template <typename X, typename Y>
 void multiply(const ProblemOf<X, Y>& p, Range pixels, int64_t panel) {
   const Activate<float> activate(p.activation);
@@ -254,13 +250,10 @@ void multiply(const ProblemOf<X, Y>& p, Range pixels, int64_t panel) {
   if (p.streams) finish_streams();
 }
 
-// Panels of results of blocks of pixels; blocks that follow one another are one.
-template <typename X>
-void multiply_tasks(const ProblemOf<X>& p, const fastnets::pointwise::Tasks& tasks, int64_t begin, int64_t end) {
-  for (int64_t task = begin; task < end;) {
-    const int64_t panel = tasks.panel(task);
-    multiply(p, tasks.merged(task, end), panel);
-  }
-}
+#if !defined(FASTNETS_BF16)
+template void multiply(const ProblemOf<float, float>&, Range, int64_t);
+#endif
+template void multiply(const ProblemOf<float, BFloat16>&, Range, int64_t);
+template void multiply(const ProblemOf<BFloat16, BFloat16>&, Range, int64_t);
 
 }  // namespace fastnets::FASTNETS_ISA::pointwise

@@ -6,7 +6,7 @@
 // fetched with this one. Pooling comes before the product, with which it commutes: there are as few products as
 // results. A task is a panel of results of a block. Moves the bytes of x and y; the weights come from the second-level
 // cache.
-#include "pointwise_conv2d_tile.h"
+#include "pointwise_conv2d_multiply.h"
 
 namespace fastnets::FASTNETS_ISA::preact {
 

@@ -7,7 +7,7 @@
 // that of the usual 0, ±1, ±2, ∞. Lanes are channels. A task is a chunk of tiles, whose transformed numbers stay in the
 // second-level cache while the panels of weights go by; where there are few tiles, first those of all, then for each
 // panel. Moves 4 bytes * (x, its borders twice + y), and the weights, 4 (1.8) times as many as the kernel's, a chunk.
-#include "pointwise_conv2d_tile.h"
+#include "pointwise_conv2d_multiply.h"
 
 namespace fastnets::FASTNETS_ISA::winograd {
 
