@@ -125,14 +125,21 @@ class Maps {
     }
   }
 
-  // A function of its own, so that all registers are its.
+  // A function of its own, so that all registers are its. The weights of 3x3 stay in some, too; the sums of 5x5 are
+  // kept in two parts, where there are registers for it, or the adds would wait for one another.
   __attribute__((noinline)) void tile(const Span& span, int64_t row, int64_t end) const {
-    constexpr int kSources = (kRows - 1) * S + K;
+    constexpr int kSources = (kRows - 1) * S + K, kHeld = K == 3 ? K * K : 0;
+    constexpr int kChains = K == 5 && FASTNETS_VECTOR_BYTES == 64 ? 2 : 1;
     uint32_t loads[2] = {span.loads[0], span.loads[1]};
     hold(loads[0]), hold(loads[1]);
-    Vec<A, L> sums[kRows];
+    Vec<A, L> held[kHeld + 1], sums[kChains][kRows];
+#pragma GCC unroll 9
+    for (int k = 0; k < kHeld; ++k) {
+      held[k] = weight[k];
+      hold(held[k]);
+    }
 #pragma GCC unroll 7
-    for (int r = 0; r < kRows; ++r) sums[r] = bias;
+    for (int r = 0; r < kRows; ++r) sums[kChains - 1][r] = Vec<A, L>{}, sums[0][r] = bias;
     const int64_t first = row * S - P, step = x_row, gap = x_gap, ahead = x_ahead;
     const int above = static_cast<int>(std::max<int64_t>(0, -first));
     const int below = static_cast<int>(std::min<int64_t>(kSources, height - first));
@@ -150,16 +157,18 @@ class Maps {
         for (int j = 0; j < K; ++j) {
 #pragma GCC unroll 7
           for (int r = 0; r < kRows; ++r) {
-            const int k = i - r * S;
-            if (k >= 0 && k < K) sums[r] += in[j] * weight[k * K + j];
+            const int k = (i - r * S) * K + j;
+            if (k >= j && k < K * K) sums[j % kChains][r] += in[j] * (k < kHeld ? held[k] : weight[k]);
           }
         }
       }
       from += step;
       hold(from);
     }
-    activate.template operator()<L, kRows>(sums);
-    write(sums, y + row * y_row + span.column, span.stored, end - row);
+#pragma GCC unroll 7
+    for (int r = 0; r < kRows && kChains == 2; ++r) sums[0][r] += sums[kChains - 1][r];
+    activate.template operator()<L, kRows>(sums[0]);
+    write(sums[0], y + row * y_row + span.column, span.stored, end - row);
   }
 
   FASTNETS_INLINE void write(const Vec<A, L> (&sums)[kRows], T* to, uint32_t lanes, int64_t rows) const {
