@@ -54,27 +54,47 @@ bool shares_vectors(const Problem& p, const Kernels& kernels) {
   return kernels.permutes && p.out < kernels.lanes && kernels.lanes % p.out == 0 && p.in <= p.out;
 }
 
+// Bytes of a row of the copy of so many units.
+int64_t copied_row(const Problem& p, const Kernels& kernels, int64_t bytes, int64_t units) {
+  return bytes * p.columns.span(p.columns.count()) * units * ceil_div(p.unit_in(), kernels.lanes) * kernels.lanes;
+}
+
 // Units of groups, and strips of rows. Strips that share rows are tall, as far as their copy fits the second-level
-// cache; a task then has about 64 channels, so that threads still write different cache lines. Strips that do not take
-// all channels, in the order of memory, and so few rows that source and result stay cached from unit to unit. Depends
-// on shapes only: the weight gradient's sums run over strips.
+// cache; a task then has about 64 channels, so that threads still write different cache lines. Strips that share none
+// take all channels, in the order of memory, and so few rows that source and result stay cached from unit to unit.
+// Depends on shapes only: the weight gradient's sums run over strips.
 void cut(Problem& p, const Kernels& kernels, int64_t bytes) {
   constexpr int64_t kChannels = 64, kTallStrip = 192 << 10, kFlatStrip = 48 << 10, kTasks = 16, kRows = 4;
   if (shares_vectors(p, kernels)) p.together = std::min(kernels.lanes / p.out, p.groups);
   const int64_t shared = p.rows.last - p.rows.first, rows = p.rows.count();
-  const int64_t columns = p.columns.span(p.columns.count());
   if (shared > 0) {
     p.chunk = std::clamp<int64_t>(kChannels / std::max(p.unit_in(), p.unit_out()), 1, p.units());
-    const int64_t row = bytes * columns * p.chunk * ceil_div(p.unit_in(), kernels.lanes) * kernels.lanes;
+    const int64_t row = copied_row(p, kernels, bytes, p.chunk);
     const int64_t fitting = std::max<int64_t>(1, (kTallStrip / row - shared) / p.rows.source_step);
     const int64_t wanted = std::min(ceil_div(kTasks, std::max<int64_t>(1, p.n * p.chunks())), ceil_div(rows, kRows));
     p.strips = std::max(ceil_div(rows, fitting), wanted);
   } else {
+    const int64_t columns = p.columns.span(p.columns.count());
     p.chunk = p.units();
     const int64_t row = bytes * p.groups * (p.in * columns * p.rows.source_step + p.out * p.columns.size);
     p.strips = std::max(ceil_div(rows * row, kFlatStrip), ceil_div(kTasks, std::max<int64_t>(1, p.n)));
   }
   p.strips = std::clamp<int64_t>(p.strips, 1, rows);
+}
+
+// Strips that share rows with all channels instead, in the order of memory, which hardware then fetches ahead: where
+// channels are neighbours, two rows of results fit, and weights are so few that each thread may as well pack them all.
+void cut_wide(Problem& p, const Kernels& kernels) {
+  constexpr int64_t kWideStrip = 400 << 10, kTasks = 16, kRows = 4, kMore = 16;
+  const int64_t shared = p.rows.last - p.rows.first, rows = p.rows.count();
+  const int64_t row = copied_row(p, kernels, sizeof(float), p.units());
+  const int64_t fitting = (kWideStrip / row - shared) / p.rows.source_step;
+  const int64_t weights = p.groups * p.out * p.in * p.taps();
+  const int64_t source = p.n * p.groups * p.in * p.rows.source * p.columns.source;
+  if (shared == 0 || p.source.stride.c != 1 || fitting < 2 || kMore * weights > source) return;
+  p.chunk = p.units();
+  const int64_t wanted = std::min(ceil_div(kTasks, p.n), ceil_div(rows, kRows));
+  p.strips = std::clamp<int64_t>(std::max(ceil_div(rows, fitting), wanted), 1, rows);
 }
 
 // Calls kernel(begin, end) on ranges of tasks, of a size worth a thread.
@@ -107,6 +127,7 @@ void multiply(const Problem& p, const Kernels& kernels) {
 void correlate(const Convolution& g, Problem p, const Kernels& kernels, const Tensor& source, const Tensor& result) {
   if (is_product(g, p, source, result, kernels)) return multiply(p, kernels);
   cut(p, kernels, source.element_size());
+  cut_wide(p, kernels);
   run(p, p.chunks() * p.n * p.strips, [=](int64_t begin, int64_t end) { kernels.correlate(p, begin, end); });
 }
 

@@ -178,9 +178,9 @@ def grouped_conv2d(
     Returns:
         (n, o, h', w') or (o, h', w') in the type and layout of input; h' and w' as ``F.conv2d`` gives. Sums are
         taken in float32 (float64 for float64). Beside the result each thread of a CPU holds, in the type of the
-        sums, the weights of its channels and a strip of rows: 192 KiB, or one row with those its kernel spans; of 1x1
-        kernels on float32 in channels_last no rows, but the weights of all groups, each with its outputs brought to a
-        multiple of 32.
+        sums, the weights of its channels and a strip of rows: 192 KiB, or one row with those its kernel spans, or, with
+        few weights in channels_last, 400 KiB and all weights; of 1x1 kernels on float32 in channels_last no rows, but
+        the weights of all groups, each with its outputs brought to a multiple of 32.
 
     Raises:
         RuntimeError: shapes, types or devices do not fit, with the message of ``F.conv2d``.
