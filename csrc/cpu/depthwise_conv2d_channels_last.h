@@ -8,7 +8,7 @@
 // the gradient of w goes over the same strip while x and dy are cached, so that both together read x and dy once and
 // write dx once.
 
-#include "depthwise_conv2d_row.h"
+#include "depthwise_conv2d_columns.h"
 
 namespace fastnets::FASTNETS_ISA::channels_last {
 

@@ -3,9 +3,8 @@
 #include "transpose.h"
 // Above: what those below are written with.
 #include "depthwise_conv2d_channels_last.h"
-#if !defined(FASTNETS_BF16)  // for that, rows of channels_last alone, which other kernels call
+#if !defined(FASTNETS_BF16)  // there, only what other kernels call: columns of channels_last
 #include "depthwise_conv2d_planar.h"
-// And this one with that.
 #include "depthwise_conv2d_rows.h"
 
 namespace fastnets::FASTNETS_ISA {

@@ -1,5 +1,5 @@
-// Depthwise convolution where the pixels of a row are neighbours in memory, and for every other layout. Included by
-// isa.h: no guard.
+// Depthwise convolution in every layout but channels_last: what depthwise_conv2d_rows.h does not take, and the gradient
+// of the weight. Included by isa.h: no guard.
 //
 // A vector's worth of channels at a time is brought into channels_last order in a scratch array, by transposing blocks
 // of L pixels by L channels in registers (L log2 L shuffles for L * L numbers: at stride 1 a third of the time of a 3x3

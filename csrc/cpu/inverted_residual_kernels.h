@@ -8,7 +8,7 @@
 // twice where it is the residual, and y written once; the weights come from the second or the third-level cache.
 #include "pointwise_conv2d_multiply.h"
 // Above and below: what this is written with.
-#include "depthwise_conv2d_row.h"
+#include "depthwise_conv2d_columns.h"
 
 namespace fastnets::FASTNETS_ISA::inverted {
 

@@ -1,5 +1,5 @@
-// A row of depthwise convolution in channels_last as other kernels call it: depthwise_conv2d.cpp alone compiles it, by
-// depthwise_conv2d_channels_last.h. Included by isa.h: no guard.
+// A row of depthwise convolution in channels_last as other kernels call it: depthwise_conv2d.cpp alone compiles
+// `columns`, which is in depthwise_conv2d_channels_last.h. Included by isa.h: no guard.
 
 namespace fastnets::FASTNETS_ISA::channels_last {
 
