@@ -12,6 +12,7 @@ struct Activate {
         high(name == Activation::kRelu6 ? A(6) : std::numeric_limits<A>::infinity()),
         kind(name) {}
 
+  // Unrolled by pragma: what GCC indexes in a loop, it keeps in memory.
   template <int L, int W>
   FASTNETS_INLINE void operator()(Vec<A, L> (&z)[W]) const {
     if (kind == Activation::kNone) return;

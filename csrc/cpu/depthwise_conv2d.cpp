@@ -44,16 +44,14 @@ Layout layout_of(const Problem& p, bool channels_last, int64_t bytes, int64_t st
 // images are few, as threads that wrote neighbouring channels would fetch each other's cache lines. Where pixels are
 // neighbours, threads take different channels, and strips where those are few; the scratch of one vector of channels
 // fits the second-level cache.
-Kernels cut_rows(Problem& p, const Tensor& x) {
+void cut_rows(Problem& p, int64_t bytes) {
   const Convolution& g = p.g;
-  const int64_t bytes = x.element_size();
   constexpr int64_t kStrip = 192 << 10, kUnits = 16;
   const int64_t plane = g.h * g.w + g.m * g.oh * g.ow, images = std::max<int64_t>(1, g.n);
   int64_t strips = kUnits / std::max<int64_t>(1, images * g.c);
   if (p.layout == Layout::kChannelsLast) strips = std::max(bytes * g.c * plane / kStrip, kUnits / images);
   if (p.layout == Layout::kPlanar) strips = ceil_div(depthwise::kWidest * sizeof(float) * plane, kStrip);
   p.strips = std::clamp<int64_t>(strips, 1, g.oh);
-  return FASTNETS_FOR_THIS_CPU(depthwise_kernels)(x.scalar_type(), p);
 }
 
 // Bytes of x and y.
@@ -115,7 +113,8 @@ Tensor depthwise_conv2d(const Tensor& x, const Tensor& w, const std::optional<Te
   }
   p.layout = layout_of(p, last, x.element_size(), 2);
   look_at_caches(p, x.element_size(), y);
-  const Kernels kernels = cut_rows(p, x);
+  cut_rows(p, x.element_size());
+  const Kernels kernels = FASTNETS_FOR_THIS_CPU(depthwise_kernels)(x.scalar_type(), p);
   cut_channels(p, forward_pieces(p, x.element_size()));
   run(kernels.forward, p, p.chunks() * p.units());
   return y;
@@ -179,7 +178,8 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward(const Tensor& dy, c
   p.x = operand(x), p.w = operand(w), p.y = operand(dy);
   p.layout = layout_of(p, last, x.element_size(), 1);
   look_at_caches(p, x.element_size(), dx);
-  Kernels kernels = cut_rows(p, x);
+  cut_rows(p, x.element_size());
+  const Kernels kernels = FASTNETS_FOR_THIS_CPU(depthwise_kernels)(x.scalar_type(), p);
   const bool weight = need_dw || need_db;
   // Together they read dy once; not by the kernels of rows, nor if channels had to be cut for the weight's.
   const bool together = weight && p.layout != Layout::kRows && partial_sums(p) >= wanted_tasks();
@@ -188,8 +188,9 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward(const Tensor& dy, c
     if (!together) backward_input(p, kernels), p.dx.data = nullptr;
   }
   if (!weight) return {dx, dw, db};
-  if (p.layout == Layout::kRows) p.layout = Layout::kPlanar, kernels = cut_rows(p, x);
-  with_float(x.scalar_type(), [&](auto zero) { backward_weight<decltype(zero)>(p, kernels, dw, db); });
+  if (p.layout == Layout::kRows) p.layout = Layout::kPlanar, cut_rows(p, x.element_size());
+  const Kernels sums = FASTNETS_FOR_THIS_CPU(depthwise_kernels)(x.scalar_type(), p);
+  with_float(x.scalar_type(), [&](auto zero) { backward_weight<decltype(zero)>(p, sums, dw, db); });
   return {dx, dw, db};
 }
 

@@ -171,6 +171,7 @@ class Maps {
     write(sums[0], y + row * y_row + span.column, span.stored, end - row);
   }
 
+  // The sums of rows that are there to their places.
   FASTNETS_INLINE void write(const Vec<A, L> (&sums)[kRows], T* to, uint32_t lanes, int64_t rows) const {
     hold(lanes);
     const int64_t step = y_row, gap = y_gap, ahead = y_ahead;

@@ -54,9 +54,20 @@ bool shares_vectors(const Problem& p, const Kernels& kernels) {
   return kernels.permutes && p.out < kernels.lanes && kernels.lanes % p.out == 0 && p.in <= p.out;
 }
 
-// Bytes of a row of the copy of so many units.
-int64_t copied_row(const Problem& p, const Kernels& kernels, int64_t bytes, int64_t units) {
-  return bytes * p.columns.span(p.columns.count()) * units * ceil_div(p.unit_in(), kernels.lanes) * kernels.lanes;
+constexpr int64_t kTasks = 16;  // for many threads
+
+// Rows of results of so many units, whose source is copied to at most `most` bytes.
+int64_t fitting_rows(const Problem& p, const Kernels& kernels, int64_t bytes, int64_t units, int64_t most) {
+  const int64_t unit = ceil_div(p.unit_in(), kernels.lanes) * kernels.lanes;
+  const int64_t row = bytes * p.columns.span(p.columns.count()) * units * unit;
+  return (most / row - (p.rows.last - p.rows.first)) / p.rows.source_step;
+}
+
+// Strips of at most so many rows of results.
+int64_t strips_of(const Problem& p, int64_t most) {
+  constexpr int64_t kRows = 4;
+  const int64_t rows = p.rows.count(), tasks = std::max<int64_t>(1, p.n * p.chunks());
+  return std::max(ceil_div(rows, most), std::min(ceil_div(kTasks, tasks), ceil_div(rows, kRows)));
 }
 
 // Units of groups, and strips of rows. Strips that share rows are tall, as far as their copy fits the second-level
@@ -64,15 +75,12 @@ int64_t copied_row(const Problem& p, const Kernels& kernels, int64_t bytes, int6
 // take all channels, in the order of memory, and so few rows that source and result stay cached from unit to unit.
 // Depends on shapes only: the weight gradient's sums run over strips.
 void cut(Problem& p, const Kernels& kernels, int64_t bytes) {
-  constexpr int64_t kChannels = 64, kTallStrip = 192 << 10, kFlatStrip = 48 << 10, kTasks = 16, kRows = 4;
+  constexpr int64_t kChannels = 64, kTallStrip = 192 << 10, kFlatStrip = 48 << 10;
   if (shares_vectors(p, kernels)) p.together = std::min(kernels.lanes / p.out, p.groups);
-  const int64_t shared = p.rows.last - p.rows.first, rows = p.rows.count();
-  if (shared > 0) {
+  const int64_t rows = p.rows.count();
+  if (p.rows.last > p.rows.first) {
     p.chunk = std::clamp<int64_t>(kChannels / std::max(p.unit_in(), p.unit_out()), 1, p.units());
-    const int64_t row = copied_row(p, kernels, bytes, p.chunk);
-    const int64_t fitting = std::max<int64_t>(1, (kTallStrip / row - shared) / p.rows.source_step);
-    const int64_t wanted = std::min(ceil_div(kTasks, std::max<int64_t>(1, p.n * p.chunks())), ceil_div(rows, kRows));
-    p.strips = std::max(ceil_div(rows, fitting), wanted);
+    p.strips = strips_of(p, std::max<int64_t>(1, fitting_rows(p, kernels, bytes, p.chunk, kTallStrip)));
   } else {
     const int64_t columns = p.columns.span(p.columns.count());
     p.chunk = p.units();
@@ -85,16 +93,14 @@ void cut(Problem& p, const Kernels& kernels, int64_t bytes) {
 // Strips that share rows with all channels instead, in the order of memory, which hardware then fetches ahead: where
 // channels are neighbours, two rows of results fit, and weights are so few that each thread may as well pack them all.
 void cut_wide(Problem& p, const Kernels& kernels) {
-  constexpr int64_t kWideStrip = 400 << 10, kTasks = 16, kRows = 4, kMore = 16;
-  const int64_t shared = p.rows.last - p.rows.first, rows = p.rows.count();
-  const int64_t row = copied_row(p, kernels, sizeof(float), p.units());
-  const int64_t fitting = (kWideStrip / row - shared) / p.rows.source_step;
+  constexpr int64_t kWideStrip = 400 << 10, kMore = 16;
+  const int64_t fitting = fitting_rows(p, kernels, sizeof(float), p.units(), kWideStrip);
   const int64_t weights = p.groups * p.out * p.in * p.taps();
   const int64_t source = p.n * p.groups * p.in * p.rows.source * p.columns.source;
-  if (shared == 0 || p.source.stride.c != 1 || fitting < 2 || kMore * weights > source) return;
+  const bool shares_rows = p.rows.last > p.rows.first, neighbours = p.source.stride.c == 1;
+  if (!shares_rows || !neighbours || fitting < 2 || kMore * weights > source) return;
   p.chunk = p.units();
-  const int64_t wanted = std::min(ceil_div(kTasks, p.n), ceil_div(rows, kRows));
-  p.strips = std::clamp<int64_t>(std::max(ceil_div(rows, fitting), wanted), 1, rows);
+  p.strips = std::clamp<int64_t>(strips_of(p, fitting), 1, p.rows.count());
 }
 
 // Calls kernel(begin, end) on ranges of tasks, of a size worth a thread.
@@ -155,7 +161,6 @@ Tensor grouped_conv2d(const Tensor& x, const Tensor& w, const std::optional<Tens
 template <typename T>
 void weight_gradient(Problem p, const Kernels& kernels, const Tensor& dw, const Tensor& db) {
   using A = Sum<T>;
-  constexpr int64_t kTasks = 16;
   p.weighs = dw.numel() > 0;
   cut(p, kernels, sizeof(A));
   p.parts = std::clamp<int64_t>(ceil_div(kTasks, p.chunks()), 1, std::max<int64_t>(1, p.n * p.strips));
