@@ -2,7 +2,6 @@
 #pragma once
 
 #include <optional>
-#include <string>
 
 #include "tensor.h"
 
@@ -10,7 +9,7 @@ namespace fastnets {
 
 enum class Activation : int32_t { kNone, kRelu, kRelu6, kLeakyRelu, kSilu, kHardswish, kSigmoid };
 
-inline Activation parse_activation(const std::optional<std::string>& name) {
+inline Activation parse_activation(const std::optional<Text>& name) {
   constexpr const char* names[] = {"", "relu", "relu6", "leaky_relu", "silu", "hardswish", "sigmoid"};
   if (!name) return Activation::kNone;
   for (int32_t i = 1; i < 7; ++i)

@@ -1,8 +1,6 @@
 // What the CPU and CUDA sources of corner_pool share: directions and argument checks.
 #pragma once
 
-#include <string>
-
 #include "tensor.h"
 
 namespace fastnets {
@@ -12,19 +10,19 @@ struct Direction {
   bool vertical, reverse;
 };
 
-inline Direction parse_direction(const std::string& name) {
+inline Direction parse_direction(const Text& name) {
   const bool vertical = name == "top" || name == "bottom", reverse = name == "top" || name == "left";
   STD_TORCH_CHECK(vertical || reverse || name == "right", "unknown direction ", name);
   return {vertical, reverse};
 }
 
-inline bool takes_first(const std::string& tie) {
+inline bool takes_first(const Text& tie) {
   STD_TORCH_CHECK(tie == "first" || tie == "last", "unknown tie ", tie);
   return tie == "first";
 }
 
 // Whether the scans towards a corner are reversed.
-inline bool parse_corner(const std::string& name) {
+inline bool parse_corner(const Text& name) {
   STD_TORCH_CHECK(name == "top_left" || name == "bottom_right", "unknown corner ", name);
   return name == "top_left";
 }

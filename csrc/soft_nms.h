@@ -4,7 +4,6 @@
 #include <cmath>
 #include <limits>
 #include <optional>
-#include <string>
 
 #include "tensor.h"
 
@@ -23,14 +22,14 @@ struct SoftNms {
   Method method;
 };
 
-inline Method parse_method(const std::string& name) {
+inline Method parse_method(const Text& name) {
   if (name == "linear") return Method::kLinear;
   if (name == "gaussian") return Method::kGaussian;
   STD_TORCH_CHECK(name == "hard", "unknown method ", name);
   return Method::kHard;
 }
 
-inline Rules parse_rules(const std::optional<std::string>& compat) {
+inline Rules parse_rules(const std::optional<Text>& compat) {
   if (!compat) return Rules::kOurs;
   if (*compat == "mmcv") return Rules::kMmcv;
   STD_TORCH_CHECK(*compat == "paper", "unknown compat ", *compat);
@@ -38,8 +37,7 @@ inline Rules parse_rules(const std::optional<std::string>& compat) {
 }
 
 template <typename A>
-SoftNms<A> soft_nms_arguments(double threshold, double sigma, double min_score, const std::string& method,
-                              int64_t most) {
+SoftNms<A> soft_nms_arguments(double threshold, double sigma, double min_score, const Text& method, int64_t most) {
   STD_TORCH_CHECK(threshold >= 0 && sigma > 0 && std::isfinite(min_score),
                   "expected a threshold of 0 or more, a positive sigma and a finite min_score");
   // A negative score may rise to 0 as it decays. Where that could be enough, nothing is given up.

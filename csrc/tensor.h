@@ -9,8 +9,34 @@
 #include <torch/headeronly/util/Half.h>
 
 #include <cstdint>
+#include <string>
 #include <type_traits>
 #include <vector>
+
+namespace fastnets {
+
+// A string argument of an op. As a std::string it would leak: up to 2.13, PyTorch's conversion makes one on the heap,
+// returns a copy and never frees it (pytorch/pytorch#191340).
+struct Text : std::string {
+  using std::string::string;
+};
+
+}  // namespace fastnets
+
+template <>
+struct torch::stable::detail::ToImpl<fastnets::Text> {
+  // The text of the handle, which it frees.
+  static fastnets::Text call(StableIValue value, uint64_t, bool) {
+    const auto handle = to<StringHandle>(value);
+    const char* data;
+    size_t length;
+    TORCH_ERROR_CODE_CHECK(torch_string_c_str(handle, &data));
+    TORCH_ERROR_CODE_CHECK(torch_string_length(handle, &length));
+    const fastnets::Text text(data, length);
+    TORCH_ERROR_CODE_CHECK(torch_delete_string(handle));
+    return text;
+  }
+};
 
 namespace fastnets {
 

@@ -55,7 +55,7 @@ bool view(Problem& p, const Four& s, bool vertical, bool last) {
   return true;
 }
 
-Tensor corner_pool(const Tensor& x, const std::string& direction, const std::string& tie) {
+Tensor corner_pool(const Tensor& x, const Text& direction, const Text& tie) {
   const Direction d = parse_direction(direction);
   takes_first(tie);
   check_image_batch(x);
@@ -68,7 +68,7 @@ Tensor corner_pool(const Tensor& x, const std::string& direction, const std::str
   return run(p, Pass::kForward, x, last, one_lane);
 }
 
-Tensor corner_pool_backward(const Tensor& dy, const Tensor& x, const std::string& direction, const std::string& tie) {
+Tensor corner_pool_backward(const Tensor& dy, const Tensor& x, const Text& direction, const Text& tie) {
   const Direction d = parse_direction(direction);
   check_image_batch(x);
   check_alike(x, dy);
@@ -82,7 +82,7 @@ Tensor corner_pool_backward(const Tensor& dy, const Tensor& x, const std::string
   return run(p, takes_first(tie) ? Pass::kBackwardFirst : Pass::kBackwardLast, x, last, one_lane);
 }
 
-Tensor corner_pool_sum(const Tensor& vertical, const Tensor& horizontal, const std::string& corner) {
+Tensor corner_pool_sum(const Tensor& vertical, const Tensor& horizontal, const Text& corner) {
   Problem p;
   p.reverse = parse_corner(corner);
   check_image_batch(vertical);

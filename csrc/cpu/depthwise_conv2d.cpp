@@ -97,7 +97,7 @@ void run(void (*kernel)(const Problem&, int64_t, int64_t), const Problem& p, int
 
 Tensor depthwise_conv2d(const Tensor& x, const Tensor& w, const std::optional<Tensor>& bias,
                         const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
-                        const std::vector<int64_t>& dilation, const std::optional<std::string>& activation) {
+                        const std::vector<int64_t>& dilation, const std::optional<Text>& activation) {
   Problem p;
   p.g = depthwise_geometry(x, w, stride, padding, dilation);
   const Convolution& g = p.g;

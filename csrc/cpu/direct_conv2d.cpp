@@ -63,7 +63,7 @@ Tensor convolve(const Tensor& x, const Tensor& panels, const Convolution& g, con
 // the type of x. Of the sizes of the results, windows_of makes the windows whose maxima are taken, if any.
 template <typename F>
 Tensor direct(const Tensor& x, const Tensor& panels, int64_t out, const Pair& kernel, const Pair& stride,
-              const Pair& padding, const std::optional<Tensor>& bias, const std::optional<std::string>& activation,
+              const Pair& padding, const std::optional<Tensor>& bias, const std::optional<Text>& activation,
               const Into& into, int64_t channel, const F& windows_of) {
   STD_TORCH_CHECK(kernel.size() == 2, "expected pairs");
   return pointwise::with_type(x, [&](auto type) {
@@ -85,16 +85,16 @@ Tensor direct(const Tensor& x, const Tensor& panels, int64_t out, const Pair& ke
 }
 
 Tensor direct_conv2d(const Tensor& x, const Tensor& panels, int64_t out, const Pair& kernel, const Pair& stride,
-                     const Pair& padding, const std::optional<Tensor>& bias,
-                     const std::optional<std::string>& activation, const Into& into, int64_t channel) {
+                     const Pair& padding, const std::optional<Tensor>& bias, const std::optional<Text>& activation,
+                     const Into& into, int64_t channel) {
   return direct(x, panels, out, kernel, stride, padding, bias, activation, into, channel,
                 [](const Four&) -> Windows { return {}; });
 }
 
 Tensor direct_max_pool2d(const Tensor& x, const Tensor& panels, int64_t out, const Pair& kernel, const Pair& stride,
-                         const Pair& padding, const std::optional<Tensor>& bias,
-                         const std::optional<std::string>& activation, const Pair& pool_kernel, const Pair& pool_stride,
-                         const Pair& pool_padding, bool ceil_mode, const Into& into, int64_t channel) {
+                         const Pair& padding, const std::optional<Tensor>& bias, const std::optional<Text>& activation,
+                         const Pair& pool_kernel, const Pair& pool_stride, const Pair& pool_padding, bool ceil_mode,
+                         const Into& into, int64_t channel) {
   return direct(x, panels, out, kernel, stride, padding, bias, activation, into, channel,
                 [&](const Four& size) -> Windows {
                   return pool::windows(size, pool_kernel, pool_stride, pool_padding, ceil_mode);

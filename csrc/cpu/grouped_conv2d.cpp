@@ -139,8 +139,7 @@ void correlate(const Convolution& g, Problem p, const Kernels& kernels, const Te
 
 Tensor grouped_conv2d(const Tensor& x, const Tensor& w, const std::optional<Tensor>& bias,
                       const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
-                      const std::vector<int64_t>& dilation, int64_t groups,
-                      const std::optional<std::string>& activation) {
+                      const std::vector<int64_t>& dilation, int64_t groups, const std::optional<Text>& activation) {
   const Convolution g = geometry(x, w, stride, padding, dilation, groups);
   const Tensor y = result(x, {g.n, g.o, g.oh, g.ow}, is_channels_last(x));
   const Activation f = parse_activation(activation);

@@ -62,12 +62,12 @@ void run(Problem<T>& p, const Tensor& x) {
 // as inverted_residual.h says; hidden channels, of which `hidden` is a multiple of 16, may end in zeros; `into` and
 // `channel` are as in pointwise_conv2d.
 Tensor inverted_residual(const Tensor& x, const std::optional<Tensor>& expand, const std::optional<Tensor>& expand_bias,
-                         const std::optional<std::string>& expand_activation, const Tensor& depthwise, int64_t hidden,
+                         const std::optional<Text>& expand_activation, const Tensor& depthwise, int64_t hidden,
                          const std::vector<int64_t>& kernel, const std::vector<int64_t>& stride,
                          const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation,
-                         const std::optional<std::string>& activation, const Tensor& project,
+                         const std::optional<Text>& activation, const Tensor& project,
                          const std::optional<Tensor>& project_bias, int64_t out, const std::optional<Tensor>& residual,
-                         const std::optional<std::string>& project_activation, const std::optional<Tensor>& into,
+                         const std::optional<Text>& project_activation, const std::optional<Tensor>& into,
                          int64_t channel) {
   using namespace pointwise;
   return with_type(x, [&](auto type) {

@@ -15,7 +15,7 @@ namespace {
 // Of x in channels_last and weights in panels (see Problem), of which there are `out` results, as channels of `into`
 // from `channel` on where that is given.
 Tensor pointwise_conv2d(const Tensor& x, const Tensor& panels, int64_t out, const std::optional<Tensor>& bias,
-                        const std::optional<Tensor>& residual, const std::optional<std::string>& activation,
+                        const std::optional<Tensor>& residual, const std::optional<Text>& activation,
                         const std::optional<Tensor>& into, int64_t channel) {
   using namespace pointwise;
   return with_type(x, [&](auto type) {

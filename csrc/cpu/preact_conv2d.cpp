@@ -32,7 +32,7 @@ void take(const std::vector<Tensor>& xs, preact::Problem<T>& p) {
 // Of the images together, with weights in panels, of which there are `out` results; `norm` is as in Problem, `into` and
 // `channel` as in pointwise_conv2d.
 Tensor preact_conv2d(const Tensor& norm, const std::vector<Tensor>& xs, int64_t pool, const Tensor& panels, int64_t out,
-                     const std::optional<Tensor>& bias, const std::optional<std::string>& activation,
+                     const std::optional<Tensor>& bias, const std::optional<Text>& activation,
                      const std::optional<Tensor>& into, int64_t channel) {
   STD_TORCH_CHECK(!xs.empty(), "expected images");
   return pointwise::with_type(xs[0], [&](auto type) {

@@ -71,9 +71,8 @@ std::vector<int64_t> order_of(const Taken<A>& taken, const Categories& c) {
 }
 
 std::tuple<Tensor, Tensor, Tensor> soft_nms(const Tensor& boxes, const Tensor& scores, const std::optional<Tensor>& ids,
-                                            double iou_threshold, double sigma, double min_score,
-                                            const std::string& method, std::optional<int64_t> max_output,
-                                            const std::optional<std::string>& compat) {
+                                            double iou_threshold, double sigma, double min_score, const Text& method,
+                                            std::optional<int64_t> max_output, const std::optional<Text>& compat) {
   check_boxes(boxes, scores, ids);
   STD_TORCH_CHECK(!max_output || *max_output >= 0, "expected max_output of 0 or more");
   return with_float(boxes.scalar_type(), [&](auto zero) {

@@ -16,7 +16,7 @@ using batch_norm::Problem;
 using moments::Cut;
 using moments::run;
 using Optional = std::optional<Tensor>;
-using Name = std::optional<std::string>;
+using Name = std::optional<Text>;
 
 // A vector per channel, in the type of sums; `otherwise` in each place where there is none.
 template <typename T>
@@ -99,7 +99,7 @@ struct Call {
 
 // Count, group and layer are for the gradient.
 Tensor sync_batch_norm(const Tensor& x, const Tensor& mean, const Tensor& var, const Optional& weight,
-                       const Optional& bias, const Optional&, double eps, const std::string&, const std::string&,
+                       const Optional& bias, const Optional&, double eps, const Text&, const Text&,
                        const Name& activation) {
   const Tensor y = empty_dense(x);
   with_float(x.scalar_type(), [&](auto zero) {

@@ -40,8 +40,7 @@ void run(Problem& p, const Tensor& x) {
 // results are channels of `into` from `channel` on where that is given.
 Tensor winograd_conv2d(const Tensor& x, const Tensor& panels, int64_t out, const std::vector<int64_t>& padding,
                        const std::optional<Tensor>& bias, const std::optional<Tensor>& residual,
-                       const std::optional<std::string>& activation, const std::optional<Tensor>& into,
-                       int64_t channel) {
+                       const std::optional<Text>& activation, const std::optional<Tensor>& into, int64_t channel) {
   Problem p;
   p.x = pointwise::check_slice(x);
   p.g = geometry(sizes_of(x), {out, x.size(1), 3, 3}, {1, 1}, padding, {1, 1}, 1);

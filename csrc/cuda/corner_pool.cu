@@ -137,7 +137,7 @@ bool sum_at_once(const Tensor& vertical, const Tensor& horizontal, const Tensor&
   return done;
 }
 
-Tensor corner_pool(const Tensor& x, const std::string& direction, const std::string& tie) {
+Tensor corner_pool(const Tensor& x, const Text& direction, const Text& tie) {
   const Direction d = parse_direction(direction);
   takes_first(tie);
   check_image_batch(x);
@@ -147,7 +147,7 @@ Tensor corner_pool(const Tensor& x, const std::string& direction, const std::str
   return y;
 }
 
-Tensor corner_pool_sum(const Tensor& vertical, const Tensor& horizontal, const std::string& corner) {
+Tensor corner_pool_sum(const Tensor& vertical, const Tensor& horizontal, const Text& corner) {
   const bool reverse = parse_corner(corner);
   check_image_batch(vertical);
   check_alike(vertical, horizontal);
@@ -160,7 +160,7 @@ Tensor corner_pool_sum(const Tensor& vertical, const Tensor& horizontal, const s
   return y;
 }
 
-Tensor corner_pool_backward(const Tensor& dy, const Tensor& x, const std::string& direction, const std::string& tie) {
+Tensor corner_pool_backward(const Tensor& dy, const Tensor& x, const Text& direction, const Text& tie) {
   const Direction d = parse_direction(direction);
   const bool first = takes_first(tie);
   check_image_batch(x);

@@ -9,7 +9,7 @@ using std::vector;
 
 Tensor depthwise_conv2d(const Tensor& x, const Tensor& w, const std::optional<Tensor>& bias,
                         const vector<int64_t>& stride, const vector<int64_t>& padding, const vector<int64_t>& dilation,
-                        const std::optional<std::string>& activation) {
+                        const std::optional<Text>& activation) {
   const Convolution g = depthwise_geometry(x, w, stride, padding, dilation);
   return grouped_conv2d(x, w, bias, stride, padding, dilation, g.groups, activation);
 }

@@ -106,7 +106,7 @@ void run_weight_gradient(const Stream& stream, const Tensor& dy, const Tensor& x
 
 Tensor grouped_conv2d(const Tensor& x, const Tensor& w, const std::optional<Tensor>& bias,
                       const vector<int64_t>& stride, const vector<int64_t>& padding, const vector<int64_t>& dilation,
-                      int64_t groups, const std::optional<std::string>& activation) {
+                      int64_t groups, const std::optional<Text>& activation) {
   const Convolution sizes = geometry(x, w, stride, padding, dilation, groups);
   check_alike(x, w, "weight");
   if (bias) {

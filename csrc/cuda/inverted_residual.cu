@@ -106,13 +106,12 @@ void run(const Stream& stream, const Operands<T>& t, const Sizes& sizes, const P
 
 // Weights are in panels as csrc/cpu/inverted_residual.h says; `into` and `channel` are as in pointwise_conv2d.
 Tensor inverted_residual(const Tensor& x, const MaybeTensor& expand, const MaybeTensor& expand_bias,
-                         const std::optional<std::string>& expand_activation, const Tensor& depthwise, int64_t hidden,
+                         const std::optional<Text>& expand_activation, const Tensor& depthwise, int64_t hidden,
                          const std::vector<int64_t>& kernel, const std::vector<int64_t>& stride,
                          const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation,
-                         const std::optional<std::string>& activation, const Tensor& project,
-                         const MaybeTensor& project_bias, int64_t out, const MaybeTensor& residual,
-                         const std::optional<std::string>& project_activation, const MaybeTensor& into,
-                         int64_t channel) {
+                         const std::optional<Text>& activation, const Tensor& project, const MaybeTensor& project_bias,
+                         int64_t out, const MaybeTensor& residual, const std::optional<Text>& project_activation,
+                         const MaybeTensor& into, int64_t channel) {
   const Convolution g = inverted::check(x, expand, expand_bias, depthwise, hidden, kernel, stride, padding, dilation,
                                         project, project_bias, out, residual, {1, x.scalar_type()});
   STD_TORCH_CHECK((g.kh == 3 || g.kh == 5) && g.kw == g.kh && (g.sh == 1 || g.sh == 2) && g.sw == g.sh && g.dh == 1 &&

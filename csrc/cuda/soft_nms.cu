@@ -11,8 +11,8 @@ namespace {
 // those from 0 on, and scores.
 void soft_nms_categories(const Tensor& boxes, const Tensor& scores, const Tensor& index,
                          const std::optional<Tensor>& begins, const Tensor& keep, const Tensor& decayed,
-                         double iou_threshold, double sigma, double min_score, const std::string& method, int64_t most,
-                         const std::optional<std::string>& compat) {
+                         double iou_threshold, double sigma, double min_score, const Text& method, int64_t most,
+                         const std::optional<Text>& compat) {
   const int64_t n = scores.size(0);
   if (n == 0) return;
   const Stream stream(boxes);

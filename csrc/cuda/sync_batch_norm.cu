@@ -10,7 +10,7 @@ namespace {
 
 using namespace batch_norm;
 using Optional = std::optional<Tensor>;
-using Name = std::optional<std::string>;
+using Name = std::optional<Text>;
 
 template <typename T>
 Vector<T> vector(const Tensor& x, const Optional& t, Sum<T> otherwise) {
@@ -75,7 +75,7 @@ void run_gradient(const Stream& stream, const Tensor& dy, const Tensor& x, const
 
 // Count, group and layer are for the gradient.
 Tensor sync_batch_norm(const Tensor& x, const Tensor& mean, const Tensor& var, const Optional& weight,
-                       const Optional& bias, const Optional&, double eps, const std::string&, const std::string&,
+                       const Optional& bias, const Optional&, double eps, const Text&, const Text&,
                        const Name& activation) {
   map_of(x);
   const Tensor y = empty_dense(x);

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+
 import pytest
 import torch
 from check_op import flat, same
@@ -45,3 +47,31 @@ def test_a_forked_worker_gives_what_its_parent_does(cpu_kernels, name):
     workers = {"num_workers": 2, "multiprocessing_context": "fork", "timeout": 60}
     for got in DataLoader([name] * 2, batch_size=None, collate_fn=lambda name: flat(examples(6)[name]()), **workers):
         assert same(got, expected)
+
+
+class _Allocated(ctypes.Structure):
+    """glibc's mallinfo2."""
+
+    _fields_ = [(n, ctypes.c_size_t) for n in "arena ordblks smblks hblks hblkhd usmblks fsmblks used free top".split()]
+
+
+def _allocated() -> int:
+    """The bytes that the C library has given out."""
+    count = ctypes.CDLL(None).mallinfo2
+    count.restype = _Allocated
+    info = count()
+    return int(info.used + info.hblkhd)
+
+
+@pytest.mark.skipif(
+    not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="this C library does not count what it gives out"
+)
+@each
+def test_calls_leave_no_memory_behind(cpu_kernels, name):
+    call, calls, least = examples(2)[name], 300, 32  # bytes of the smallest allocation
+    for _ in range(calls):
+        call()
+    before = _allocated()
+    for _ in range(calls):
+        call()
+    assert _allocated() - before < calls * least / 2
