@@ -143,6 +143,7 @@ void CopyPlan::run(int64_t begin, int64_t end) const {
       from -= at[i] * loops_[i].from, to -= at[i] * loops_[i].to, at[i] = 0;
     }
   }
+  if (block_.streams) FASTNETS_FOR_THIS_CPU(finish_streams)();
 }
 
 void run(const StridedCopy& copy) {

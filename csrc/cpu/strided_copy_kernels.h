@@ -72,7 +72,6 @@ void shuffle_blocks(const Block& block, const Rows& rows) {
   char* to = rows.to;
   for (int64_t row = 0; row < rows.count; ++row, from += rows.from_step, to += rows.to_step)
     shuffle_block<INVERSE, E, G, L, STREAM>(from, offsets, to, block.count);
-  if (STREAM) finish_streams();
 }
 
 template <typename E>
