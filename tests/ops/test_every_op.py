@@ -52,7 +52,8 @@ def test_a_forked_worker_gives_what_its_parent_does(cpu_kernels, name):
 class _Allocated(ctypes.Structure):
     """glibc's mallinfo2."""
 
-    _fields_ = [(n, ctypes.c_size_t) for n in "arena ordblks smblks hblks hblkhd usmblks fsmblks used free top".split()]
+    _names = ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "used", "free", "top")
+    _fields_ = [(name, ctypes.c_size_t) for name in _names]
 
 
 def _allocated() -> int:
