@@ -53,8 +53,11 @@ void forward_lanes(const Problem& p, int64_t begin, int64_t end) {
         const T* const h = kSum ? static_cast<const T*>(p.horizontal) + at : nullptr;
         T* const y = static_cast<T*>(p.out) + at;
         A* const m = down.data() + j * c.count;
+        const int64_t ahead = p.reverse ? -p.lanes : p.lanes;
         for (int64_t v = 0; v < whole; ++v) {
           const int64_t k = p.place(v, whole) * L;
+          __builtin_prefetch(x + k + ahead);
+          if constexpr (kSum) __builtin_prefetch(h + k + ahead);
           advance<T, L, kSum>(x + k, kSum ? h + k : h, y + k, m + k, across.data() + k, streams);
         }
         for (int64_t k = whole * L; k < c.count; ++k)
@@ -110,6 +113,7 @@ void backward_lanes(const Problem& p, int64_t begin, int64_t end) {
       int8_t* const to = begins.data() + i * c.count;
       for (int64_t v = 0; v < whole; ++v) {
         const int64_t k = p.place(v, whole) * L;
+        __builtin_prefetch(x + k + (p.reverse ? -p.lanes : p.lanes));
         mark<T, L, kFirst>(x + k, m.data() + k, to + k);
       }
       for (int64_t k = whole * L; k < c.count; ++k) mark<T, 1, kFirst>(x + k, m.data() + k, to + k);
@@ -122,6 +126,7 @@ void backward_lanes(const Problem& p, int64_t begin, int64_t end) {
       const int8_t* const from = begins.data() + i * c.count;
       for (int64_t v = whole - 1; v >= 0; --v) {
         const int64_t k = p.place(v, whole) * L;
+        __builtin_prefetch(dy + k + (p.reverse ? p.lanes : -p.lanes));
         collect<T, L>(dy + k, from + k, sums.data() + k, dx + k, streams);
       }
       for (int64_t k = whole * L; k < c.count; ++k) collect<T, 1>(dy + k, from + k, sums.data() + k, dx + k, false);

@@ -7,8 +7,11 @@
 namespace fastnets::FASTNETS_ISA::corner_pool {
 
 template <typename T, int L>
-FASTNETS_INLINE void load_turned(const T* x, int64_t pitch, Vec<Number<T>, L> (&v)[L]) {
-  for (int i = 0; i < L; ++i) v[i] = load_numbers<T, L>(x + i * pitch);
+FASTNETS_INLINE void load_turned(const T* x, int64_t pitch, int64_t ahead, Vec<Number<T>, L> (&v)[L]) {
+  for (int i = 0; i < L; ++i) {
+    __builtin_prefetch(x + ahead + i * pitch);
+    v[i] = load_numbers<T, L>(x + i * pitch);
+  }
   transpose<Number<T>, L>(v);
 }
 
@@ -48,7 +51,7 @@ FASTNETS_INLINE void scan_block(Rows<const T> h, Rows<const T> x, Rows<T> y, Vec
                                 bool streams) {
   using A = Number<T>;
   Vec<A, L> v[L];
-  load_turned<T, L>(h.data, h.pitch, v);
+  load_turned<T, L>(h.data, h.pitch, kReverse ? -L * h.pitch : L * h.pitch, v);
   for (int i = 0; i < L; ++i) {
     Vec<A, L>& at = v[kReverse ? L - 1 - i : i];
     at = across = later<A, L>(across, at);
@@ -100,7 +103,7 @@ template <typename T, int L, bool kReverse, bool kFirst>
 FASTNETS_INLINE void mark_block(Rows<const T> x, Vec<Number<T>, L>& m, int8_t* begins) {
   using A = Number<T>;
   Vec<A, L> v[L];
-  load_turned<T, L>(x.data, x.pitch, v);
+  load_turned<T, L>(x.data, x.pitch, L * x.pitch, v);
   for (int i = 0; i < L; ++i) {
     const int at = kReverse ? L - 1 - i : i;
     const auto narrow = __builtin_convertvector(takes<A, L, kFirst>(m, v[at]), Vec<int8_t, L>);
@@ -114,7 +117,7 @@ FASTNETS_INLINE void collect_block(Rows<const T> dy, const int8_t* begins, Vec<N
                                    bool streams) {
   using A = Number<T>;
   Vec<A, L> v[L];
-  load_turned<T, L>(dy.data, dy.pitch, v);
+  load_turned<T, L>(dy.data, dy.pitch, L * dy.pitch, v);
   for (int i = 0; i < L; ++i) {
     const int at = kReverse ? i : L - 1 - i;
     Vec<int8_t, L> mask;

@@ -190,13 +190,12 @@ template <typename T, bool kOne>
 FASTNETS_INLINE void spread(const Sum<T>* row, const Sum<T>* columns, int64_t length, T* dx, bool streams) {
   using A = Sum<T>;
   constexpr int L = kLanes<A>;
-  int64_t k = 0;
-  for (; k + L <= length; k += L) {
-    const Vec<A, L> r = kOne ? splat<A, L>(*row) : load<A, L>(row + (kOne ? 0 : k));
-    const Vec<A, L> sum = r + load<A, L>(columns + k);
-    streams ? stream<T, L>(dx + k, sum) : store<T, L>(dx + k, sum);
+  for (int64_t k = 0; k < length; k += L) {
+    const int64_t left = length - k;
+    const Vec<A, L> r = kOne ? splat<A, L>(*row) : load_first<A, L>(row + (kOne ? 0 : k), left);
+    const Vec<A, L> sum = r + load_first<A, L>(columns + k, left);
+    streams ? stream<T, L>(dx + k, sum) : store_first<T, L>(dx + k, sum, left);
   }
-  for (; k < length; ++k) store<T, 1>(dx + k, load<A, 1>(row + (kOne ? 0 : k)) + load<A, 1>(columns + k));
 }
 
 // A task is some rows of an image, of all lanes.
@@ -207,14 +206,14 @@ void backward(const Problem& p, int64_t begin, int64_t end) {
   for (int64_t task = begin; task < end; ++task) {
     const int64_t image = task / p.chunks, first = task % p.chunks * p.chunk,
                   last = std::min(first + p.chunk, p.height);
+    const int64_t row = image * p.height + first;
     scale(at<const T>(p.columns, image * p.width * p.lanes), p.width * p.lanes, p.height, columns);
-    for (int64_t i = first; i < last; ++i) {
-      const int64_t row = image * p.height + i;
-      scale(at<const T>(p.rows, row * p.lanes), p.lanes, p.width, rows);
-      T* const dx = at<T>(p.x, row * p.width * p.lanes);
+    scale(at<const T>(p.rows, row * p.lanes), (last - first) * p.lanes, p.width, rows);
+    for (int64_t i = 0; i < last - first; ++i) {
+      T* const dx = at<T>(p.x, (row + i) * p.width * p.lanes);
       const bool streams = p.streams && can_stream<T, kLanes<Sum<T>>>(dx, step);
       for (int64_t j = 0; j < p.width; j += pixels)
-        spread<T, kOne>(rows.data(), columns.data() + j * p.lanes, step, dx + j * p.lanes, streams);
+        spread<T, kOne>(rows.data() + i * p.lanes, columns.data() + j * p.lanes, step, dx + j * p.lanes, streams);
     }
   }
   if (p.streams) finish_streams();
