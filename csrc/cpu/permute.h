@@ -1,8 +1,13 @@
-// Gathers by permutations of vectors, which AVX-512 has for all lanes at once; its gather instruction takes as long as
-// loads of single elements. Included once for each instruction set (isa.h): no guard.
-#if FASTNETS_VECTOR_BYTES == 64
+// Gathers by permutations of vectors: AVX-512 has them for all lanes at once, AVX2 for the bytes of 16. The instruction
+// that gathers takes as long as loads of single elements. Included once for each instruction set (isa.h): no guard.
+#if FASTNETS_VECTOR_BYTES >= 32
 namespace fastnets::FASTNETS_ISA {
 
+// Bytes of a vector, in the source as in the result.
+template <typename E>
+constexpr int64_t kWindow = sizeof(E) == 1 ? 16 : 64;
+
+#if FASTNETS_VECTOR_BYTES == 64
 template <typename E>
 FASTNETS_INLINE __m512i load_lanes(uint64_t lanes, const char* p) {
   if constexpr (sizeof(E) == 2) return _mm512_maskz_loadu_epi16(static_cast<__mmask32>(lanes), p);
@@ -50,30 +55,70 @@ void permute_blocks(const Block& block, const Rows& rows) {
   }
 }
 
-// Covers the lanes of each vector of the result by windows of the source as wide as a vector. False: there would be so
-// many that single elements are as fast.
+#endif
+
+// Every vector is whole: the last one overlaps the one before.
+inline void permute_bytes(const Block& block, const Rows& rows) {
+  constexpr int64_t L = kWindow<uint8_t>;
+  const Window *first = block.windows.data(), *end = first + block.windows.size();
+  const int64_t last = static_cast<int64_t>(block.offsets.size()) - L;
+  const char* from = rows.from;
+  char* to = rows.to;
+  for (int64_t row = 0; row < rows.count; ++row, from += rows.from_step, to += rows.to_step) {
+    int64_t k = 0;
+    __m128i v = _mm_setzero_si128();
+    for (const Window* window = first; window < end; ++window) {
+      const __m128i source = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + window->offset));
+      v |= _mm_shuffle_epi8(source, _mm_load_si128(reinterpret_cast<const __m128i*>(window->index)));
+      if (!window->last) continue;
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(to + std::min(k, last)), v);
+      k += L;
+      v = _mm_setzero_si128();
+    }
+  }
+}
+
+// A window of the source, as wide as a vector, from the lowest of the missing offsets on, but within `end` where there
+// are no masks to read by; without the lanes that it has.
+template <typename E>
+Window take_window(const int64_t* offsets, int64_t end, uint64_t& missing) {
+  constexpr bool kBytes = sizeof(E) == 1;
+  constexpr unsigned char kZero = kBytes ? 0x80 : 0;  // what a shuffle of bytes takes for none
+  constexpr int64_t L = kWindow<E> / sizeof(E);
+  Window w{};
+  std::memset(w.index, kZero, sizeof w.index);
+  w.offset = kBytes ? end - kWindow<E> : INT64_MAX;
+  for (int64_t lane = 0; lane < L; ++lane)
+    if (missing >> lane & 1) w.offset = std::min(w.offset, offsets[lane]);
+  for (int64_t lane = 0; lane < L; ++lane) {
+    if (!(missing >> lane & 1)) continue;
+    const int64_t distance = offsets[lane] - w.offset;
+    if (distance >= kWindow<E> || distance % sizeof(E) != 0) continue;
+    const E index = static_cast<E>(distance / sizeof(E));
+    std::memcpy(w.index + lane * sizeof(E), &index, sizeof index);
+    w.read |= uint64_t{1} << index;
+    w.written |= uint64_t{1} << lane;
+  }
+  missing &= ~w.written;
+  return w;
+}
+
+// Covers the lanes of each vector of the result by windows. False: there would be so many that single elements are as
+// fast, or a vector of bytes is more than there is.
 template <typename E>
 bool find_windows(Block& block) {
-  constexpr int64_t L = 64 / sizeof(E), kMost = 8;
+  constexpr bool kBytes = sizeof(E) == 1;
+  constexpr int64_t L = kWindow<E> / sizeof(E), kMost = 8;
   const std::vector<int64_t>& offsets = block.offsets;
-  for (int64_t k = 0; k < static_cast<int64_t>(offsets.size()); k += L) {
-    const int64_t lanes = std::min<int64_t>(L, offsets.size() - k);
+  const int64_t size = offsets.size();
+  const auto [low, high] = std::minmax_element(offsets.begin(), offsets.end());
+  if (kBytes && (size < L || *high - *low < L)) return false;
+  for (int64_t k = 0; k < size; k += L) {
+    const int64_t first = kBytes ? std::min(k, size - L) : k, lanes = std::min<int64_t>(L, size - first);
     uint64_t missing = lanes == 64 ? ~uint64_t{0} : (uint64_t{1} << lanes) - 1;
     for (int64_t windows = 0; missing; ++windows) {
       if (windows == kMost) return false;
-      Window& w = block.windows.emplace_back(Window{});
-      w.offset = INT64_MAX;
-      for (int64_t lane = 0; lane < lanes; ++lane)
-        if (missing >> lane & 1) w.offset = std::min(w.offset, offsets[k + lane]);
-      for (int64_t lane = 0; lane < lanes; ++lane) {
-        const int64_t distance = offsets[k + lane] - w.offset;
-        if (!(missing >> lane & 1) || distance >= 64 || distance % sizeof(E) != 0) continue;
-        const E index = static_cast<E>(distance / sizeof(E));
-        std::memcpy(w.index + lane * sizeof(E), &index, sizeof index);
-        w.read |= uint64_t{1} << index;
-        w.written |= uint64_t{1} << lane;
-      }
-      missing &= ~w.written;
+      block.windows.push_back(take_window<E>(offsets.data() + first, *high + 1, missing));
     }
     block.windows.back().last = true;
   }

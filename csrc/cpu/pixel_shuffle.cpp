@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <memory>
+#include <optional>
 
 #include "strided_copy.h"
 
@@ -33,41 +34,66 @@ void quantise(QuantiseLine line, const Axis* axis, size_t axes, const char* from
   for (int64_t i = 0; i < axis->size; ++i) quantise(line, axis + 1, axes - 1, from + i * axis->from, to + i * axis->to);
 }
 
-// Through a buffer that holds the bytes in the order of x, the innermost axis of which comes first.
-void run_band(QuantiseLine line, const char* from, char* to, const std::vector<Axis>& axes, char* buffer) {
-  StridedCopy read{from, buffer, 1, axes}, write{buffer, to, 1, axes};
-  int64_t step = 1;
-  for (size_t i = 0; i < axes.size(); step *= axes[i++].size) read.axes[i].to = write.axes[i].from = step;
-  read = simplified(read);
-  quantise(line, read.axes.data(), read.axes.size(), read.from, read.to);
-  const CopyPlan plan(write);
-  plan.run(0, plan.blocks());
-}
-
 // A band is some rows of x, of all channels where these are neighbours and otherwise of one channel of the result: as
-// much as the first-level cache has room for.
+// much as the first-level cache has room for. It goes through a buffer that holds the bytes in the order of x, the
+// innermost axis of which comes first.
+class Bands {
+ public:
+  Bands(const Tensor& x, const Tensor& y, int64_t r) : x_(data<char>(x)), y_(mutable_data<char>(y)) {
+    constexpr int64_t kBand = 16 << 10;
+    const bool last = is_channels_last(x);
+    const std::vector<Axis> all = pixel_shuffle_axes(x, y, r);
+    const Axis c = all[1], w = all[3], i = all[4], j = all[5];
+    n_ = all[0], h_ = all[2], planes_ = last ? Axis{1, 0, 0} : c;
+    axes_ = last ? std::vector{j, i, c, w, h_} : std::vector{w, h_, j, i};
+    rows_of_ = last ? 4 : 1;
+    row_ = y.numel() / (n_.size * planes_.size * h_.size);
+    rows_ = std::clamp<int64_t>(kBand / row_, 1, h_.size);
+    pieces_ = ceil_div(h_.size, rows_);
+  }
+
+  int64_t count() const { return n_.size * planes_.size * pieces_; }
+
+  void run(QuantiseLine line, int64_t begin, int64_t end) const {
+    const std::unique_ptr<char[]> buffer(new char[row_ * rows_]);
+    std::optional<CopyPlan> plan;  // of as many rows as the last band
+    int64_t planned = 0, at = 0;
+    for (int64_t band = begin; band < end; ++band) {
+      const int64_t first = band % pieces_ * rows_, plane = band / pieces_ % planes_.size,
+                    image = band / pieces_ / planes_.size, rows = std::min(rows_, h_.size - first),
+                    to = image * n_.to + plane * planes_.to + first * h_.to;
+      StridedCopy read{x_ + image * n_.from + plane * planes_.from + first * h_.from, buffer.get(), 1, axes_};
+      read.axes[rows_of_].size = rows;
+      StridedCopy write{buffer.get(), y_ + to, 1, read.axes};
+      int64_t step = 1;
+      for (size_t i = 0; i < axes_.size(); step *= read.axes[i++].size) read.axes[i].to = write.axes[i].from = step;
+      read = simplified(read);
+      quantise(line, read.axes.data(), read.axes.size(), read.from, read.to);
+      if (rows == planned)
+        plan->move_result(to - at);
+      else
+        plan.emplace(write), planned = rows;
+      at = to;
+      plan->run(0, plan->blocks());
+    }
+  }
+
+ private:
+  const char* x_;
+  char* y_;
+  Axis n_, h_, planes_;
+  std::vector<Axis> axes_;
+  int64_t rows_of_;     // which of the axes is that of rows
+  int64_t row_, rows_;  // bytes of a row; rows in a band
+  int64_t pieces_;      // bands of a plane
+};
+
 Tensor pixel_shuffle_to_uint8(const Tensor& x, int64_t r) {
-  constexpr int64_t kBand = 16 << 10;
-  const bool last = is_channels_last(x);
-  const Tensor y = empty(x, fine_sizes(x, r), last, aoti_torch_dtype_uint8());
+  const Tensor y = empty(x, fine_sizes(x, r), is_channels_last(x), aoti_torch_dtype_uint8());
   if (y.numel() == 0) return y;
   const QuantiseLine line = FASTNETS_FOR_THIS_CPU(quantise_kernel)(x.scalar_type());
-  const std::vector<Axis> all = pixel_shuffle_axes(x, y, r);
-  const Axis n = all[0], c = all[1], h = all[2], w = all[3], i = all[4], j = all[5], planes = last ? Axis{1, 0, 0} : c;
-  const std::vector<Axis> inner = last ? std::vector{j, i, c, w, h} : std::vector{w, h, j, i};
-  const int64_t row = y.numel() / (n.size * planes.size * h.size), rows = std::clamp<int64_t>(kBand / row, 1, h.size);
-  const int64_t pieces = (h.size + rows - 1) / rows;
-  torch::stable::parallel_for(0, n.size * planes.size * pieces, 1, [&](int64_t begin, int64_t end) {
-    const std::unique_ptr<char[]> buffer(new char[row * rows]);
-    for (int64_t band = begin; band < end; ++band) {
-      const int64_t first = band % pieces * rows, plane = band / pieces % planes.size,
-                    image = band / pieces / planes.size;
-      std::vector<Axis> axes = inner;
-      axes[last ? 4 : 1].size = std::min(rows, h.size - first);
-      run_band(line, data<char>(x) + image * n.from + plane * planes.from + first * h.from,
-               mutable_data<char>(y) + image * n.to + plane * planes.to + first * h.to, axes, buffer.get());
-    }
-  });
+  const Bands bands(x, y, r);
+  torch::stable::parallel_for(0, bands.count(), 1, [&](int64_t begin, int64_t end) { bands.run(line, begin, end); });
   return y;
 }
 

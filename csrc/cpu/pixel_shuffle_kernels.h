@@ -2,6 +2,18 @@
 
 namespace fastnets::FASTNETS_ISA {
 
+// Of a product, so that GCC does not contract it with the sum that follows and round once.
+template <typename V>
+FASTNETS_INLINE void keep_apart(V& x) {
+#if defined(__x86_64__)
+  if constexpr (sizeof x == FASTNETS_VECTOR_BYTES) {
+    asm("" : "+x"(x));
+    return;
+  }
+#endif
+  asm("" : "+m"(x));
+}
+
 // As x.clamp(0, 1).mul(255).round() in T: the product is rounded to T. NaN becomes 0: it fails the first comparison.
 template <typename T, int L>
 FASTNETS_INLINE Vec<uint8_t, L> quantise(Vec<Sum<T>, L> x) {
@@ -15,7 +27,7 @@ FASTNETS_INLINE Vec<uint8_t, L> quantise(Vec<Sum<T>, L> x) {
     x = load<T, L>(rounded);
   }
   constexpr A kMagic = std::is_same_v<A, double> ? A(6755399441055744.0) : A(12582912.0);  // 1.5 * 2^52 or 2^23
-  asm("" : "+m"(x));          // or GCC would contract the product and the sum below, and round once
+  keep_apart(x);
   x = (x + kMagic) - kMagic;  // rounds half to even
   return __builtin_convertvector(__builtin_convertvector(x, Vec<int32_t, L>), Vec<uint8_t, L>);
 }

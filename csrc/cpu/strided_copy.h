@@ -46,6 +46,7 @@ class CopyPlan {
 
   int64_t blocks() const;
   void run(int64_t begin, int64_t end) const;  // of the blocks
+  void move_result(int64_t bytes) { to_ += bytes; }
 
  private:
   bool plan_run(StridedCopy& copy);
