@@ -69,12 +69,14 @@ struct Tasks {
 };
 
 // What is read again and again stays in a cache: the weights of one panel while the pixels, which are few, go by; or
-// else a block of pixels, and the rows of results which that writes, while the panels go by.
+// else a block of pixels, and the rows of results which that writes, while the panels go by. Of groups' panels few is
+// what does not pay for packing each in every thread: results of two may share a cache line that two threads then
+// write.
 template <typename X, typename Y>
 Tasks tasks_of(const ProblemOf<X, Y>& p, int64_t pixels, int64_t groups = 1) {
   constexpr int64_t kFirstLevel = 24 << 10, kSecondLevel = 512 << 10, kTile = 42;  // a multiple of 14 and of 6 pixels
-  constexpr int64_t kSize = sizeof(X);
-  if (kSize * pixels * p.in <= kSecondLevel)
+  constexpr int64_t kSize = sizeof(X), kFew = 512;
+  if (groups > 1 ? pixels < kFew : kSize * pixels * p.in <= kSecondLevel)
     return {pixels, groups * p.panels(), capability() == Capability::kAvx512 ? 14 : 12, false};
   return {pixels, groups * p.panels(), std::max<int64_t>(1, kFirstLevel / (kSize * (p.in + p.out)) / kTile) * kTile,
           true};
