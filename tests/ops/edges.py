@@ -66,7 +66,7 @@ def check_at_once(calls: Sequence[Callable[[], Any]], rounds: int = 8) -> None:
 def allocated(fn: Callable[[], Any]) -> int:
     """Bytes that a call allocates: of PyTorch's memory all together; of any other what it has at once.
 
-    PyTorch's profiler counts the first to the byte. The second is what the process grows by, less half a megabyte:
+    PyTorch's profiler counts the first to the byte. The second is what the process grows by, less a megabyte:
     what two threads may use for themselves, in their caches.
     """
     activities = [torch.profiler.ProfilerActivity.CPU]
@@ -77,7 +77,7 @@ def allocated(fn: Callable[[], Any]) -> int:
         growth = min(_growth(fn) for _ in range(5))  # others may only add to it
     events = profiler.profiler.kineto_results.events()
     tensors = sum(e.nbytes() for e in events if e.name() == "[memory]" and e.nbytes() > 0)
-    return max(tensors, growth - (1 << 19))
+    return max(tensors, growth - (1 << 20))
 
 
 def _growth(fn: Callable[[], Any]) -> int:

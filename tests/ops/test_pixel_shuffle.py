@@ -239,7 +239,7 @@ def test_any_geometry(data):
 
 @in_both_layouts
 def test_allocates_only_its_result(cpu_kernels, layout):
-    x = torch.randn(4, 16, 128, 128).contiguous(memory_format=layout)
+    x = torch.randn(4, 16, 256, 256).contiguous(memory_format=layout)
     size = x.numel() * 4
     for f in (pixel_shuffle, pixel_unshuffle):
         assert allocated(lambda f=f: f(x, 2)) == size
