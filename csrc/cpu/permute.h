@@ -30,7 +30,7 @@ FASTNETS_INLINE __m512i take_lanes(__m512i v, uint64_t lanes, __m512i index, __m
   return _mm512_mask_permutexvar_epi64(v, static_cast<__mmask8>(lanes), index, from);
 }
 
-template <typename E>
+template <typename E, bool STREAM>
 void permute_blocks(const Block& block, const Rows& rows) {
   constexpr int64_t L = 64 / sizeof(E);
   const Window *first = block.windows.data(), *end = first + block.windows.size();
@@ -45,7 +45,9 @@ void permute_blocks(const Block& block, const Rows& rows) {
       const __m512i source = load_lanes<E>(window->read, from + window->offset);
       v = take_lanes<E>(v, window->written, _mm512_load_si512(window->index), source);
       if (!window->last) continue;
-      if (k <= last)
+      if constexpr (STREAM)
+        _mm512_stream_si512(reinterpret_cast<__m512i*>(to + k * sizeof(E)), v);
+      else if (k <= last)
         _mm512_storeu_si512(to + k * sizeof(E), v);
       else
         store_lanes<E>(every >> (k - last), to + k * sizeof(E), v);

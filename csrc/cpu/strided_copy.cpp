@@ -13,14 +13,22 @@ namespace {
 
 BlockKernel kernel_for(Block& block) { return FASTNETS_FOR_THIS_CPU(block_kernel)(block); }
 
+constexpr int64_t kLine = 64;
+
 // Whether all vectors of the result are whole cache lines, and there are more than a third-level cache keeps.
 bool should_stream(const StridedCopy& copy) {
-  constexpr int64_t kLine = 64;
   if (copy.elements() * copy.bytes <= kThirdLevel) return false;
   uintptr_t places = reinterpret_cast<uintptr_t>(copy.to);
   for (const Axis& axis : copy.axes)
     if (axis.to >= kLine) places |= axis.to;
   return places % kLine == 0;
+}
+
+// The largest divisor of `size` that is at most `most` and makes of so many bytes each whole cache lines; or 1.
+int64_t largest_part(int64_t size, int64_t most, int64_t bytes) {
+  int64_t part = std::min(size, most);
+  while (part > 1 && (size % part != 0 || part * bytes % kLine != 0)) --part;
+  return part;
 }
 
 // Takes out the axes that enumerate, with the given strides, 0 to g elements; their offsets in the other array.
@@ -75,17 +83,20 @@ bool CopyPlan::plan_interleave(StridedCopy& copy, Move move) {
   return true;
 }
 
-// As many of the innermost axes as a table of offsets has room for; of the last of them a part that divides it.
+// As many of the innermost axes as a table of offsets has room for; of the last of them a part that divides it, if
+// there is one of whole cache lines, so that it can be streamed.
 void CopyPlan::plan_gather(StridedCopy& copy) {
   constexpr int64_t kTable = 256;
+  const bool streams = should_stream(copy);
   block_ = {Move::kGather, copy.bytes, 0, {0}, false};
   std::vector<int64_t>& offsets = block_.offsets;
   while (!copy.axes.empty()) {
     Axis& axis = copy.axes.back();
     const int64_t have = offsets.size();
     if (axis.to != have * copy.bytes) return;
-    int64_t part = std::min(axis.size, kTable / have);
-    while (axis.size % part != 0) --part;
+    int64_t part = streams ? largest_part(axis.size, kTable / have, have * copy.bytes) : 1;
+    if (part == 1) part = largest_part(axis.size, kTable / have, kLine);
+    block_.streams = streams && have * part * copy.bytes % kLine == 0;
     for (int64_t i = 1; i < part; ++i)
       for (int64_t k = 0; k < have; ++k) offsets.push_back(offsets[k] + i * axis.from);
     if (part < axis.size) {

@@ -140,7 +140,7 @@ BlockKernel gather_kernel(Block& block) {
 #endif
 #if FASTNETS_VECTOR_BYTES == 64
   if constexpr (sizeof(E) > 1 && sizeof(E) < 16)
-    if (find_windows<E>(block)) return &permute_blocks<E>;
+    if (find_windows<E>(block)) return block.streams ? &permute_blocks<E, true> : &permute_blocks<E, false>;
 #endif
   block.windows.clear();
   return &gather_blocks<E>;

@@ -237,6 +237,15 @@ def test_any_geometry(data):
     assert torch.equal(pixel_unshuffle(draw(st.sampled_from(list(layouts(y).values()))), r), x)
 
 
+@pytest.mark.parametrize("r, c", [(2, 3), (3, 3), (2, 8)])
+@in_both_layouts
+def test_more_than_the_caches_keep(cpu_kernels, layout, r, c):
+    """Results of more than 16 MiB are stored past the caches where their rows are whole cache lines."""
+    x = torch.randn(1, c, 1200, 1200).contiguous(memory_format=layout)
+    y = pixel_unshuffle(x, r)
+    assert torch.equal(y, F.pixel_unshuffle(x, r)) and torch.equal(pixel_shuffle(y, r), x)
+
+
 @in_both_layouts
 def test_allocates_only_its_result(cpu_kernels, layout):
     x = torch.randn(4, 16, 256, 256).contiguous(memory_format=layout)
