@@ -58,6 +58,7 @@ void forward_lanes(const Problem& p, int64_t begin, int64_t end) {
           const int64_t k = p.place(v, whole) * L;
           __builtin_prefetch(x + k + ahead);
           if constexpr (kSum) __builtin_prefetch(h + k + ahead);
+          if (!streams) __builtin_prefetch(y + k + ahead, 1);
           advance<T, L, kSum>(x + k, kSum ? h + k : h, y + k, m + k, across.data() + k, streams);
         }
         for (int64_t k = whole * L; k < c.count; ++k)
@@ -126,7 +127,9 @@ void backward_lanes(const Problem& p, int64_t begin, int64_t end) {
       const int8_t* const from = begins.data() + i * c.count;
       for (int64_t v = whole - 1; v >= 0; --v) {
         const int64_t k = p.place(v, whole) * L;
-        __builtin_prefetch(dy + k + (p.reverse ? p.lanes : -p.lanes));
+        const int64_t ahead = p.reverse ? p.lanes : -p.lanes;
+        __builtin_prefetch(dy + k + ahead);
+        if (!streams) __builtin_prefetch(dx + k + ahead, 1);
         collect<T, L>(dy + k, from + k, sums.data() + k, dx + k, streams);
       }
       for (int64_t k = whole * L; k < c.count; ++k) collect<T, 1>(dy + k, from + k, sums.data() + k, dx + k, false);

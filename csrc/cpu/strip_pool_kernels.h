@@ -190,10 +190,12 @@ template <typename T, bool kOne>
 FASTNETS_INLINE void spread(const Sum<T>* row, const Sum<T>* columns, int64_t length, T* dx, bool streams) {
   using A = Sum<T>;
   constexpr int L = kLanes<A>;
+  constexpr int64_t kAhead = 512 / sizeof(T);  // of lines to write, which are in no near cache
   for (int64_t k = 0; k < length; k += L) {
     const int64_t left = length - k;
     const Vec<A, L> r = kOne ? splat<A, L>(*row) : load_first<A, L>(row + (kOne ? 0 : k), left);
     const Vec<A, L> sum = r + load_first<A, L>(columns + k, left);
+    if (!streams) __builtin_prefetch(dx + k + kAhead, 1);
     streams ? stream<T, L>(dx + k, sum) : store_first<T, L>(dx + k, sum, left);
   }
 }
