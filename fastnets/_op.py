@@ -100,7 +100,7 @@ class Op:
 
         def first_call(*args: Any) -> Any:  # only now is the library loaded
             operator = getattr(getattr(torch.ops, f"fastnets_{name}"), self.name).default
-            self.implementations[name].fn = operator
+            self.implementations[name].fn = operator._op  # which operator would call from one more frame of Python
             return operator(*args)
 
         self.implementations[name] = Implementation(name, first_call, why_not, validates=True)

@@ -35,10 +35,11 @@ FASTNETS_INLINE Vec<uint8_t, L> quantise(Vec<Sum<T>, L> x) {
 // `count` numbers, `step` bytes apart.
 template <typename T>
 void quantise_line(const char* from, int64_t step, char* to, int64_t count) {
-  constexpr int L = kLanes<Sum<T>>;
+  constexpr int L = kLanes<Sum<T>>, kAhead = 512;  // bytes
   int64_t i = 0;
   if (step == sizeof(T)) {
     for (; i + L <= count; i += L) {
+      __builtin_prefetch(from + i * sizeof(T) + kAhead);
       const auto bytes = quantise<T, L>(load<T, L>(reinterpret_cast<const T*>(from) + i));
       std::memcpy(to + i, &bytes, L);
     }
