@@ -33,7 +33,6 @@ FASTNETS_INLINE __m512i take_lanes(__m512i v, uint64_t lanes, __m512i index, __m
 template <typename E, bool STREAM>
 void permute_blocks(const Block& block, const Rows& rows) {
   constexpr int64_t L = 64 / sizeof(E);
-  constexpr int64_t kAhead = 512;  // bytes; stores wait for lines that are in no near cache, several for each vector
   const Window *first = block.windows.data(), *end = first + block.windows.size();
   const uint64_t every = L == 64 ? ~uint64_t{0} : (uint64_t{1} << L) - 1;
   const int64_t last = static_cast<int64_t>(block.offsets.size()) - L;
@@ -46,14 +45,12 @@ void permute_blocks(const Block& block, const Rows& rows) {
       const __m512i source = load_lanes<E>(window->read, from + window->offset);
       v = take_lanes<E>(v, window->written, _mm512_load_si512(window->index), source);
       if (!window->last) continue;
-      char* const place = to + k * sizeof(E);
-      if constexpr (!STREAM) __builtin_prefetch(place + kAhead, 1);
       if constexpr (STREAM)
-        _mm512_stream_si512(reinterpret_cast<__m512i*>(place), v);
+        _mm512_stream_si512(reinterpret_cast<__m512i*>(to + k * sizeof(E)), v);
       else if (k <= last)
-        _mm512_storeu_si512(place, v);
+        _mm512_storeu_si512(to + k * sizeof(E), v);
       else
-        store_lanes<E>(every >> (k - last), place, v);
+        store_lanes<E>(every >> (k - last), to + k * sizeof(E), v);
       k += L;
       v = _mm512_setzero_si512();  // so that the next one need not wait for this one
     }

@@ -26,9 +26,13 @@ FASTNETS_INLINE void store_to(char* p, const V& v) {
   std::memcpy(p, &v, sizeof v);
 }
 
-// Elements i to i + L of G runs at once.
+// Elements i to i + L of G runs at once. The lines to write are asked for: stores across two that are in no near cache
+// take long.
 template <typename E, int G, int L, bool STREAM>
 FASTNETS_INLINE void interleave_vectors(const char* from, const int64_t* offsets, char* to, int64_t i) {
+  constexpr int64_t kAhead = 512;  // bytes
+  if constexpr (!STREAM)
+    for (int j = 0; j < G; ++j) __builtin_prefetch(to + (i * G + j * L) * sizeof(E) + kAhead, 1);
   Vec<E, L> v[G];
   for (int j = 0; j < G; ++j) v[j] = load_from<Vec<E, L>>(from + offsets[j] + i * sizeof(E));
   interleave<G, L>(v);
