@@ -26,25 +26,28 @@ FASTNETS_INLINE void store_to(char* p, const V& v) {
   std::memcpy(p, &v, sizeof v);
 }
 
-// Elements i to i + L of G runs at once. The lines to write are asked for: stores across two that are in no near cache
-// take long.
+// Asks for a line to be written soon: stores across two that are in no near cache take long.
+FASTNETS_INLINE void fetch_ahead(char* to) { __builtin_prefetch(to + 512, 1); }
+
+// Elements i to i + L of G runs at once.
 template <typename E, int G, int L, bool STREAM>
 FASTNETS_INLINE void interleave_vectors(const char* from, const int64_t* offsets, char* to, int64_t i) {
-  constexpr int64_t kAhead = 512;  // bytes
-  if constexpr (!STREAM)
-    for (int j = 0; j < G; ++j) __builtin_prefetch(to + (i * G + j * L) * sizeof(E) + kAhead, 1);
+  to += i * G * sizeof(E);
+  for (int j = 0; j < G && !STREAM; ++j) fetch_ahead(to + j * L * sizeof(E));
   Vec<E, L> v[G];
   for (int j = 0; j < G; ++j) v[j] = load_from<Vec<E, L>>(from + offsets[j] + i * sizeof(E));
   interleave<G, L>(v);
-  for (int j = 0; j < G; ++j) store_to<STREAM>(to + (i * G + j * L) * sizeof(E), v[j]);
+  for (int j = 0; j < G; ++j) store_to<STREAM>(to + j * L * sizeof(E), v[j]);
 }
 
 template <typename E, int G, int L, bool STREAM>
 FASTNETS_INLINE void deinterleave_vectors(const char* from, const int64_t* offsets, char* to, int64_t i) {
+  to += i * sizeof(E);
+  for (int j = 0; j < G && !STREAM; ++j) fetch_ahead(to + offsets[j]);
   Vec<E, L> v[G];
   for (int j = 0; j < G; ++j) v[j] = load_from<Vec<E, L>>(from + (i * G + j * L) * sizeof(E));
   deinterleave<G, L>(v);
-  for (int j = 0; j < G; ++j) store_to<STREAM>(to + offsets[j] + i * sizeof(E), v[j]);
+  for (int j = 0; j < G; ++j) store_to<STREAM>(to + offsets[j], v[j]);
 }
 
 template <bool INVERSE, typename E, int G, int L, bool STREAM>
