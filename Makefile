@@ -71,7 +71,7 @@ sanitize: $(VENV)/has-test ## Run the tests of the ops on CPU kernels that check
 	CXXFLAGS="-O1 -fsanitize=address,undefined -fno-sanitize-recover=all" LDFLAGS="-fsanitize=address,undefined" \
 		FASTNETS_BUILD=cpu python setup.py -q build --build-base build/sanitize --build-lib build/sanitize/lib
 	LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
-		PYTHONPATH=build/sanitize/lib pytest -s -rs -k 'cpu or threads or geometry' tests/ops $(ARGS)
+		PYTHONPATH=build/sanitize/lib pytest -o 'pythonpath=build/sanitize/lib tests/cuda tests/ops' -s -rs -k 'cpu or threads or geometry' tests/ops $(ARGS)
 
 wheel: $(HAS_TORCH) ## Write the source archive, and a wheel made from it, to dist/
 	rm -rf dist

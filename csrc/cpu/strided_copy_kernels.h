@@ -141,12 +141,8 @@ BlockKernel shuffle_kernel(int64_t g, bool streams) {
 
 template <typename E>
 BlockKernel gather_kernel(Block& block) {
-#if FASTNETS_VECTOR_BYTES >= 32
-  if constexpr (sizeof(E) == 1)
-    if (find_windows<E>(block)) return &permute_bytes;
-#endif
 #if FASTNETS_VECTOR_BYTES == 64
-  if constexpr (sizeof(E) > 1 && sizeof(E) < 16)
+  if constexpr (sizeof(E) < 16)
     if (find_windows<E>(block)) return block.streams ? &permute_blocks<E, true> : &permute_blocks<E, false>;
 #endif
   block.windows.clear();
