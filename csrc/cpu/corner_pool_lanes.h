@@ -38,6 +38,7 @@ template <typename T, bool kSum>
 void forward_lanes(const Problem& p, int64_t begin, int64_t end) {
   using A = Number<T>;
   constexpr int L = kLanes<A>;
+  const int64_t ahead = p.reverse ? -p.lanes : p.lanes;  // to the next row
   std::vector<A> down, across;
   for (int64_t task = begin; task < end; ++task) {
     const Chunk c = chunk_of(p, task);
@@ -53,7 +54,6 @@ void forward_lanes(const Problem& p, int64_t begin, int64_t end) {
         const T* const h = kSum ? static_cast<const T*>(p.horizontal) + at : nullptr;
         T* const y = static_cast<T*>(p.out) + at;
         A* const m = down.data() + j * c.count;
-        const int64_t ahead = p.reverse ? -p.lanes : p.lanes;
         for (int64_t v = 0; v < whole; ++v) {
           const int64_t k = p.place(v, whole) * L;
           __builtin_prefetch(x + k + ahead);
@@ -101,6 +101,7 @@ template <typename T, bool kFirst>
 void backward_lanes(const Problem& p, int64_t begin, int64_t end) {
   using A = Number<T>;
   constexpr int L = kLanes<A>;
+  const int64_t ahead = p.reverse ? -p.lanes : p.lanes;  // to the next row over x, from it over dy
   std::vector<A> m, sums;
   std::vector<int8_t> begins(p.rows * p.chunk);
   for (int64_t task = begin; task < end; ++task) {
@@ -114,7 +115,7 @@ void backward_lanes(const Problem& p, int64_t begin, int64_t end) {
       int8_t* const to = begins.data() + i * c.count;
       for (int64_t v = 0; v < whole; ++v) {
         const int64_t k = p.place(v, whole) * L;
-        __builtin_prefetch(x + k + (p.reverse ? -p.lanes : p.lanes));
+        __builtin_prefetch(x + k + ahead);
         mark<T, L, kFirst>(x + k, m.data() + k, to + k);
       }
       for (int64_t k = whole * L; k < c.count; ++k) mark<T, 1, kFirst>(x + k, m.data() + k, to + k);
@@ -127,9 +128,8 @@ void backward_lanes(const Problem& p, int64_t begin, int64_t end) {
       const int8_t* const from = begins.data() + i * c.count;
       for (int64_t v = whole - 1; v >= 0; --v) {
         const int64_t k = p.place(v, whole) * L;
-        const int64_t ahead = p.reverse ? p.lanes : -p.lanes;
-        __builtin_prefetch(dy + k + ahead);
-        if (!streams) __builtin_prefetch(dx + k + ahead, 1);
+        __builtin_prefetch(dy + k - ahead);
+        if (!streams) __builtin_prefetch(dx + k - ahead, 1);
         collect<T, L>(dy + k, from + k, sums.data() + k, dx + k, streams);
       }
       for (int64_t k = whole * L; k < c.count; ++k) collect<T, 1>(dy + k, from + k, sums.data() + k, dx + k, false);

@@ -1,6 +1,7 @@
 // Strided copies on a CPU: the choice of a block and of its kernel. The kernels are in the headers.
 #include "strided_copy.h"
 
+#include <numeric>
 #include <utility>
 
 #include "steps.h"
@@ -24,10 +25,10 @@ bool should_stream(const StridedCopy& copy) {
   return places % kLine == 0;
 }
 
-// The largest divisor of `size` that is at most `most` and makes of so many bytes each whole cache lines; or 1.
-int64_t largest_part(int64_t size, int64_t most, int64_t bytes) {
-  int64_t part = std::min(size, most);
-  while (part > 1 && (size % part != 0 || part * bytes % kLine != 0)) --part;
+// The largest divisor of `size` that is at most `most` and a multiple of `unit`; or 0.
+int64_t largest_part(int64_t size, int64_t most, int64_t unit) {
+  int64_t part = std::min(size, most) / unit * unit;
+  while (part > 0 && size % part != 0) part -= unit;
   return part;
 }
 
@@ -94,8 +95,9 @@ void CopyPlan::plan_gather(StridedCopy& copy) {
     Axis& axis = copy.axes.back();
     const int64_t have = offsets.size();
     if (axis.to != have * copy.bytes) return;
-    int64_t part = streams ? largest_part(axis.size, kTable / have, have * copy.bytes) : 1;
-    if (part == 1) part = largest_part(axis.size, kTable / have, kLine);
+    const int64_t lines = kLine / std::gcd(kLine, have * copy.bytes);  // so many of what there is are whole lines
+    int64_t part = streams ? largest_part(axis.size, kTable / have, lines) : 0;
+    if (part == 0) part = largest_part(axis.size, kTable / have, 1);
     block_.streams = streams && have * part * copy.bytes % kLine == 0;
     for (int64_t i = 1; i < part; ++i)
       for (int64_t k = 0; k < have; ++k) offsets.push_back(offsets[k] + i * axis.from);
