@@ -6,6 +6,7 @@ FASTNETS_TEST_DEVICE=cuda takes the backends of GPUs to a GPU; `make gpu` does.
 from __future__ import annotations
 
 import os
+from zlib import crc32
 
 import pytest
 
@@ -52,4 +53,11 @@ def cpu_kernels():
     """Runs the test on the compiled CPU kernels and no other."""
     _need("cpu")
     with use_backend("cpu"):
+        yield
+
+
+@pytest.fixture
+def walled_cpu_kernels(request, cpu_kernels):
+    """The same, on copies of their tensors with memory on one side that cannot be read; each test has its side."""
+    with pytest.importorskip("walls").walls(("before", "after")[crc32(request.node.name.encode()) % 2]):
         yield

@@ -122,7 +122,7 @@ Tensor nms(const Tensor& boxes, const Tensor& scores, const std::optional<Tensor
     const auto kept = std::make_unique<bool[]>(n);  // by original index
     torch::stable::parallel_for(0, c.count(), 1 + 256 * c.count() / (n + 1), [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
-        const int64_t* members = &c.members[c.begins[i]];
+        const int64_t* members = c.members.data() + c.begins[i];
         const auto ranks = std::make_unique_for_overwrite<int64_t[]>(c.size(i));
         const auto threshold = round_down<Sum<T>>(iou_threshold);
         const int64_t count = ranks_of_category<T>(boxes, members, c.size(i), threshold, ranks.get());

@@ -119,7 +119,8 @@ void quantize_channels(const Problem& p, const T* x, uint8_t* high, uint8_t* low
     for (int64_t group = 0; group < p.g.groups; ++group, high += p.channels, low += p.channels) {
       for (int64_t c = 0; c < p.channels; c += L) {
         Vec<int32_t, L> h, l;
-        split(load_some<T>(x + group * channels + c, channels - c, 1), h, l);
+        // The channels that fill up a word of four may be a vector of their own.
+        split(load_some<T>(x + group * channels + c, std::max<int64_t>(0, channels - c), 1), h, l);
         store_bytes<L>(high + c, h, p.channels - c), store_bytes<L>(low + c, l, p.channels - c);
       }
     }

@@ -50,7 +50,7 @@ Taken<Sum<T>> take_each(const Tensor& boxes, const Tensor& scores, const Categor
     const auto memory = std::make_unique_for_overwrite<std::byte[]>(BoxArrays<A>::bytes(most));
     const BoxArrays<A> arrays(memory.get(), most);
     for (int64_t i = begin; i < end; ++i) {
-      gather<T>(boxes, scores, &c.members[c.begins[i]], c.size(i), arrays);
+      gather<T>(boxes, scores, c.members.data() + c.begins[i], c.size(i), arrays);
       taken.counts[i] = kernel(arrays, c.size(i), p, &taken.keep[c.begins[i]], &taken.decayed[c.begins[i]]);
     }
   });

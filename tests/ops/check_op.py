@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from walls import walled
 
 import fastnets
 from fastnets._backends import INTERPRETED
@@ -178,7 +179,7 @@ def same(a: list, b: list) -> bool:
 
 
 def check_values(case: Case, dtype: torch.dtype) -> None:
-    """Results and gradients, in every layout; inputs untouched, memory written, the same bits again."""
+    """Results and gradients, in every layout; inputs untouched, what lies beside them unread, memory written, the same bits again."""
     tensors = case.cast(dtype)
     if not dtype.is_floating_point:  # an op that moves numbers of any type
         tensors = [None if t is None else _integers(t, dtype) for t in tensors]
@@ -191,10 +192,10 @@ def check_values(case: Case, dtype: torch.dtype) -> None:
     if INTERPRETED and dtype != torch.float32:  # strides are arguments; which lanes are neighbours is compiled in
         several = {what: several[what] for what in ("contiguous", "channels_last") if what in several}
     for what, x in several.items():
-        inputs = [x, *tensors[1:]]
+        inputs = walled([x, *tensors[1:]], "before")
         copies = [None if t is None else t.clone() for t in inputs]
         with poisoned():
-            got = run(case, inputs, dy)
+            got = run(case, inputs, dy and walled(dy, "before"))
         if dtype.is_floating_point:
             assert_close(case, got, values, sizes, dtype, what)
         assert not case.exact or same(got[0], exact), f"{case}, {dtype}, {what}: not the reference bit for bit"
@@ -207,7 +208,7 @@ def check_values(case: Case, dtype: torch.dtype) -> None:
             )
         assert same(copies, inputs), f"{case}: input changed"
         if not INTERPRETED:  # the interpreter knows one order of the programs
-            again = run(case, inputs, dy)
+            again = run(case, walled(inputs, "after"), dy and walled(dy, "after"))
             assert same(again[0], got[0]) and same(again[1], got[1]), f"{case}: not deterministic"
 
 

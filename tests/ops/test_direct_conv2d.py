@@ -38,7 +38,7 @@ def check(x, o, activation=None, bias=True, **geometry):
 @pytest.mark.parametrize("width", (1, 5, 14, 30))
 @pytest.mark.parametrize("c", (1, 2, 3, 4))
 @types
-def test_cpu_edges(cpu_kernels, dtype, c, width, o):
+def test_cpu_edges(walled_cpu_kernels, dtype, c, width, o):
     check(whole(2, c, 7, 2 * width - 1).to(dtype), o, "relu6", kernel_size=3, stride=2, padding=1)
 
 
@@ -46,7 +46,7 @@ def test_cpu_edges(cpu_kernels, dtype, c, width, o):
 @pytest.mark.parametrize("o", (1, 32, 70))
 @pytest.mark.parametrize("width", (1, 13, 14, 30))
 @pytest.mark.parametrize("c", (6, 16, 50))
-def test_cpu_edges_in_pairs(cpu_kernels, c, width, o):
+def test_cpu_edges_in_pairs(walled_cpu_kernels, c, width, o):
     check(whole(2, c, 5, width).bfloat16(), o, "relu", kernel_size=3, padding=1)
 
 
@@ -61,7 +61,7 @@ def test_cpu_edges_in_pairs(cpu_kernels, c, width, o):
     ),
     ids=str,
 )
-def test_cpu_geometries_in_pairs(cpu_kernels, geometry, bias):
+def test_cpu_geometries_in_pairs(walled_cpu_kernels, geometry, bias):
     check(whole(2, 12, 20, 23).bfloat16(), 40, "relu6", bias, **geometry)
 
 
@@ -89,11 +89,11 @@ def test_an_odd_number_of_channels_is_left_to_others(cpu_kernels):
     ids=str,
 )
 @types
-def test_cpu_geometries(cpu_kernels, dtype, geometry, bias):
+def test_cpu_geometries(walled_cpu_kernels, dtype, geometry, bias):
     check(whole(2, 3, 20, 23).to(dtype), 20, "relu", bias, **geometry)
 
 
-def test_cpu_results_past_the_caches(cpu_kernels):
+def test_cpu_results_past_the_caches(walled_cpu_kernels):
     check(whole(1, 3, 400, 351), 32, kernel_size=3, padding=1)
 
 

@@ -43,7 +43,7 @@ POOLS = {  # kernel, stride, padding, ceil_mode
 @pytest.mark.parametrize("windows", POOLS.values(), ids=POOLS)
 @pytest.mark.parametrize("size", ((1, 2), (8, 9), (13, 31)))
 @types
-def test_cpu_geometries(cpu_kernels, dtype, size, windows):
+def test_cpu_geometries(walled_cpu_kernels, dtype, size, windows):
     for n in (1, 3):
         x = whole(n, 3, *(s + 4 for s in size)).to(dtype)
         for given in (x, x.contiguous(memory_format=LAST)):
@@ -54,7 +54,7 @@ def test_cpu_geometries(cpu_kernels, dtype, size, windows):
 @pytest.mark.parametrize("o", (1, 15, 16, 33, 70))
 @pytest.mark.parametrize("c", (1, 3, 6))
 @pytest.mark.parametrize("activation", (None, "relu6", "silu"))
-def test_cpu_channels(cpu_kernels, c, o, activation):
+def test_cpu_channels(walled_cpu_kernels, c, o, activation):
     for dtype in [torch.bfloat16] + [torch.float32] * (c <= 4):
         check(whole(2, c, 11, 12).to(dtype), o, (3, 3), (1, 1), (1, 1), POOLS["3/2"], activation)
 

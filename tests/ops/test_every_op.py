@@ -10,6 +10,7 @@ from check_op import flat, same
 from edges import check_at_once
 from examples import examples
 from torch.utils.data import DataLoader
+from walls import walls
 
 import fastnets
 from fastnets import ops
@@ -32,6 +33,15 @@ def test_inference_mode_changes_nothing(backend, name):
     assert same(got, expected) and all(y.is_inference() for y in got)
     with fastnets.use_backend("reference"):
         torch.testing.assert_close(got, flat(examples(size)[name]()))
+
+
+@each
+def test_cpu_memory_beside_tensors_is_left_alone(cpu_kernels, name):
+    for size in (1, 2, 3, 5):
+        expected = flat(examples(size)[name]())
+        for side in ("before", "after"):
+            with walls(side):
+                assert same(flat(examples(size)[name]()), expected)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter runs one kernel at a time")

@@ -77,7 +77,7 @@ def check_in(dtype, layer, x, residual=None):
 @pytest.mark.parametrize("hidden", (1, 16, 17, 32, 48, 70))
 @pytest.mark.parametrize("o", (1, 15, 17, 33))
 @pytest.mark.parametrize("size", ((1, 1), (3, 5), (7, 7), (13, 15)))
-def test_cpu_edges(cpu_kernels, size, o, hidden, dtype):
+def test_cpu_edges(walled_cpu_kernels, size, o, hidden, dtype):
     check_in(dtype, block(5, hidden, o), whole(1, 5, *size), whole(1, o, *size))
 
 
@@ -101,7 +101,7 @@ GEOMETRIES = (
     ),
     ids=str,
 )
-def test_cpu_geometries(cpu_kernels, geometry, expand, dtype):
+def test_cpu_geometries(walled_cpu_kernels, geometry, expand, dtype):
     check_in(dtype, block(48, 48, 20, SMALL, expand=expand, **geometry), whole(2, 48, 11, 9))
 
 
@@ -112,7 +112,7 @@ def test_cpu_geometries(cpu_kernels, geometry, expand, dtype):
 @pytest.mark.parametrize("n", (3, 5))
 @pytest.mark.parametrize(("c", "o"), ((5, 17), (140, 140), (700, 700)))
 @pytest.mark.parametrize("hidden", (240, 256, 257, 290))
-def test_cpu_many_hidden_channels(cpu_kernels, hidden, c, o, n, dtype):
+def test_cpu_many_hidden_channels(walled_cpu_kernels, hidden, c, o, n, dtype):
     check_in(dtype, block(c, hidden, o, SMALL), whole(n, c, 7, 9), whole(n, o, 7, 9))
 
 
@@ -120,7 +120,7 @@ def test_cpu_many_hidden_channels(cpu_kernels, hidden, c, o, n, dtype):
 @cpu_types
 @pytest.mark.parametrize("n", (1, 3, 9))
 @pytest.mark.parametrize(("stride", "kernel_size"), ((1, 3), (2, 3), (1, 5), (2, 5)))
-def test_cpu_strips(cpu_kernels, kernel_size, stride, n, dtype):
+def test_cpu_strips(walled_cpu_kernels, kernel_size, stride, n, dtype):
     layer = block(8, 112, 16, SMALL, kernel_size=kernel_size, padding=kernel_size // 2, stride=stride)
     check_in(dtype, layer, whole(n, 8, 61, 58))
 

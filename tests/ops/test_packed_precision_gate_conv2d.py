@@ -34,7 +34,7 @@ def call(x, packed, w, threshold, bias, scale, groups=1, stride=1, padding=0, di
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", CASES)
-def test_cpu_the_same_bits_as_on_weights(cpu_kernels, name, dtype):
+def test_cpu_the_same_bits_as_on_weights(walled_cpu_kernels, name, dtype):
     case, kwargs = CASES[name]
     x, w, threshold, bias = cast(case, dtype)
     kwargs = {**kwargs, "scale": torch.tensor(kwargs.get("scale", 1.5), dtype=dtype)}
@@ -72,7 +72,7 @@ def weights_of(kind, shape):
 @pytest.mark.parametrize(
     "kind", ("any", "few", "all the largest", "one sign each", "many too large for a byte", "at the ends of a byte", "zeros")
 )  # fmt: skip
-def test_cpu_unpacking_gives_the_integers(cpu_kernels, kind, channels, groups):
+def test_cpu_unpacking_gives_the_integers(walled_cpu_kernels, kind, channels, groups):
     q = weights_of(kind, (18 * groups, channels, 1, 2))
     packs = [on(backend, pack_precision_gate_conv2d, q.float(), groups, 8) for backend in ("cpu", "reference")]
     for packed in packs:

@@ -44,7 +44,7 @@ def check(x, weight, bias, residual, activation):
 @pytest.mark.parametrize("o", (1, 6, 15, 16, 17, 31, 32, 33, 70))
 @pytest.mark.parametrize("c", (1, 7, 40))
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
-def test_cpu_edges(cpu_kernels, dtype, c, o, pixels):
+def test_cpu_edges(walled_cpu_kernels, dtype, c, o, pixels):
     x, weight, bias, residual = (t.to(dtype) for t in arguments(1, c, o, 1, pixels))
     check(x, weight, None, None, None)
     check(x, weight, bias, residual, "relu")
@@ -52,14 +52,14 @@ def test_cpu_edges(cpu_kernels, dtype, c, o, pixels):
 
 # Around the 64 channels of bfloat16 that are widened at a time.
 @pytest.mark.parametrize("c", (63, 64, 65, 129))
-def test_cpu_channels(cpu_kernels, c):
+def test_cpu_channels(walled_cpu_kernels, c):
     x, weight, bias, residual = (t.bfloat16() for t in arguments(1, c, 40, 1, 15))
     check(x, weight, bias, residual, "relu")
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
-def test_cpu_activations(cpu_kernels, dtype, activation):
+def test_cpu_activations(walled_cpu_kernels, dtype, activation):
     x, weight, bias, residual = (t.to(dtype) for t in arguments(2, 19, 37, 5, 7))
     for b in (None, bias):
         for r in (None, residual):

@@ -40,19 +40,19 @@ def check(x, *geometry, ceil_mode=False):
 # Channels around the lanes, and around four vectors of them, for each instruction set.
 @pytest.mark.parametrize("c", (*range(1, 36), 47, 48, 49, 63, 64, 65, 70))
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
-def test_cpu_channels(cpu_kernels, dtype, c):
+def test_cpu_channels(walled_cpu_kernels, dtype, c):
     check(whole(2, c, 5, 6).to(dtype), 3, 2, 1)
 
 
 @pytest.mark.parametrize("ceil_mode", (False, True))
 @pytest.mark.parametrize("stride", (1, 2, 3))
 @pytest.mark.parametrize(("kernel", "padding"), [(k, p) for k in (2, 3, 5, 7) for p in range(k // 2 + 1)])
-def test_cpu_geometries(cpu_kernels, kernel, padding, stride, ceil_mode):
+def test_cpu_geometries(walled_cpu_kernels, kernel, padding, stride, ceil_mode):
     for size in ((7, 9), (8, 7), (13, 10)):
         check(whole(2, 20, *size), kernel, stride, padding, ceil_mode=ceil_mode)
 
 
-def test_cpu_pairs(cpu_kernels):
+def test_cpu_pairs(walled_cpu_kernels):
     check(whole(2, 20, 9, 8), (1, 4), (3, 1), (0, 2))
     check(whole(1, 20, 2, 2), (4, 5), (2, 1), (1, 2), ceil_mode=True)
 

@@ -34,14 +34,14 @@ def layer(c, o, bias=True):
 @pytest.mark.parametrize("c", (1, 15, 17, 33, 100))
 @pytest.mark.parametrize("o", (1, 16, 40))
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
-def test_cpu_edges(cpu_kernels, dtype, o, c, n):
+def test_cpu_edges(walled_cpu_kernels, dtype, o, c, n):
     linear, x = layer(c, o, bias=n != 3).to(dtype), image(n, c, 4, 2).to(dtype)
     assert linear._has_kernel(x)
     exact = F.linear(x.double().mean((2, 3)), linear.weight.double(), linear.bias.double() if n != 3 else None)
     assert torch.equal(linear(x), exact.to(dtype))
 
 
-def test_cpu_any_number_of_pixels(cpu_kernels):
+def test_cpu_any_number_of_pixels(walled_cpu_kernels):
     linear = layer(70, 30)
     for size in ((1, 1), (7, 7), (31, 29)):
         x = torch.randn(2, 70, *size).contiguous(memory_format=LAST)

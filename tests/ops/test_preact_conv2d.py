@@ -43,12 +43,12 @@ def check(norm, xs, weight, bias=None, pool=1, activation=None):
 @pytest.mark.parametrize("pixels", (1, 11, 12, 13, 14, 15, 29, 100))
 @pytest.mark.parametrize("o", (1, 16, 31, 33, 70))
 @pytest.mark.parametrize("c", (1, 15, 16, 17, 40))
-def test_cpu_edges(cpu_kernels, c, o, pixels):
+def test_cpu_edges(walled_cpu_kernels, c, o, pixels):
     check(*arguments(1, [c], o, 1, pixels))
 
 
 @pytest.mark.parametrize("parts", ([16, 16], [64, 32, 32], [1, 1, 1], [7, 12, 12], [17, 3, 48, 5]), ids=str)
-def test_cpu_channels_come_from_several_images(cpu_kernels, parts):
+def test_cpu_channels_come_from_several_images(walled_cpu_kernels, parts):
     tensors = arguments(2, parts, 40, 5, 7)
     check(*tensors)
     check(*tensors, pool=2)
@@ -57,7 +57,7 @@ def test_cpu_channels_come_from_several_images(cpu_kernels, parts):
 @pytest.mark.parametrize("pool", (1, 2, 3))
 @pytest.mark.parametrize("h", (3, 7))
 @pytest.mark.parametrize("w", (4, 9, 33))
-def test_cpu_pooling_leaves_out_what_is_left_over(cpu_kernels, pool, h, w):
+def test_cpu_pooling_leaves_out_what_is_left_over(walled_cpu_kernels, pool, h, w):
     check(*arguments(2, [19, 4], 37, h, w), bias=whole(37).double(), pool=pool)
 
 

@@ -9,10 +9,11 @@ import hypothesis.strategies as st
 import pytest
 import torch
 import torch.nn.functional as F
-from check_op import DTYPES, Case, check_onnx, check_tracing, in_both_layouts, layouts, poisoned
+from check_op import DTYPES, Case, check_onnx, check_tracing, in_both_layouts, layouts, poisoned, same
 from convolutions import BAD_GROUPS, X, bad_arguments, check_autocast, check_empty_batch, fits
 from edges import allocated, check_thread_counts, error_of
 from torch import Tensor
+from walls import walled
 
 import fastnets
 from fastnets._backends import INTERPRETED
@@ -194,17 +195,17 @@ def test_every_backend_gives_the_references_bits(backend, name, dtype):
     expected, density = reference(x, w, threshold, **kwargs, return_density=True)
     with_bias = reference(x, w, threshold, bias, **kwargs)
     for layout, t in layouts(x).items():
-        copies = [u.clone() for u in (t, w, threshold, bias)]
+        begun, ended = (walled((t, w, threshold, bias), side) for side in ("before", "after"))
         with poisoned():
-            y, open = precision_gate_conv2d(t, w, threshold, **kwargs, return_density=True)
-            z = precision_gate_conv2d(t, w, threshold, bias, **kwargs)
+            y, open = precision_gate_conv2d(*begun[:3], **kwargs, return_density=True)
+            z = precision_gate_conv2d(*ended, **kwargs)
         assert torch.equal(y, expected) and torch.equal(open, density), layout
         bound = 2 * torch.finfo(dtype).eps * (expected.abs() + bias.view(-1, 1, 1).abs())
         assert ((z - with_bias).abs() <= bound).all(), layout
         meta = torch.empty_strided(t.shape, t.stride(), dtype=dtype, device="meta")
         fake = precision_gate_conv2d(meta, *(u.to("meta") for u in (w, threshold)), **kwargs)
         assert (y.stride(), y.dtype, y.shape) == (fake.stride(), fake.dtype, fake.shape), layout
-        assert all(map(torch.equal, copies, (t, w, threshold, bias)))
+        assert same(begun, [t, w, threshold, bias]) and same(ended, begun)
 
 
 @pytest.mark.parametrize("weight", ("transposed", "channels_last", "every second", "expanded"))

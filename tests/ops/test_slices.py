@@ -54,7 +54,7 @@ def kernel(op):
 @pytest.mark.parametrize(("c", "o"), [(16, 16), (20, 37), (33, 70), (48, 32)])
 @pytest.mark.parametrize("first", (0, 3, 16))
 @pytest.mark.parametrize("size", [(1, 1, 1), (2, 1, 5), (2, 5, 1), (1, 13, 9)])
-def test_cpu_slices(cpu_kernels, op, c, o, first, size):
+def test_cpu_slices(walled_cpu_kernels, op, c, o, first, size):
     n, *hw = size
     x = image(n, c + 20, *hw)[:, first : first + c]
     o = o if "conv" in op else c
@@ -71,7 +71,7 @@ def test_cpu_slices(cpu_kernels, op, c, o, first, size):
 @pytest.mark.parametrize("op", ("direct_conv2d", "direct_max_pool2d", "inverted_residual", "preact_conv2d"))
 @pytest.mark.parametrize("o", (16, 37, 70))
 @pytest.mark.parametrize("first", (0, 3, 16))
-def test_cpu_results_in_slices(cpu_kernels, op, o, first):
+def test_cpu_results_in_slices(walled_cpu_kernels, op, o, first):
     given = whole_inputs(op, o)
     expected = kernel(op)(*given)
     into = torch.full((2, o + 24, 7, 5), torch.nan).contiguous(memory_format=LAST)
@@ -132,7 +132,7 @@ def test_cpu_refuses_what_does_not_fit(op):
 @pytest.mark.parametrize("c", (1, 15, 16, 33, 70))
 @pytest.mark.parametrize("first", (0, 3, 16))
 @pytest.mark.parametrize("size", [(1, 1, 1), (2, 7, 5)])
-def test_cpu_sums_of_slices(cpu_kernels, dtype, c, first, size):
+def test_cpu_sums_of_slices(walled_cpu_kernels, dtype, c, first, size):
     n, *hw = size
     a, b = image(n, c + 20, *hw).to(dtype)[:, first : first + c], image(n, c, *hw).to(dtype)
     assert torch.equal(kernel("add_images")(a, b), a + b)
@@ -143,7 +143,7 @@ def test_cpu_sums_of_slices(cpu_kernels, dtype, c, first, size):
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
-def test_cpu_concatenations(cpu_kernels, dtype):
+def test_cpu_concatenations(walled_cpu_kernels, dtype):
     xs = [image(2, 37, 7, 5).to(dtype), image(2, 60, 7, 5).to(dtype)[:, 9:22], image(2, 1, 7, 5).to(dtype).contiguous()]
     into = torch.full((2, 60, 7, 5), torch.nan, dtype=dtype).contiguous(memory_format=LAST)
     assert kernel("concat_images")(into, xs, [0, 37, 51]).data_ptr() == into.data_ptr()

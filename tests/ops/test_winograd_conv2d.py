@@ -51,7 +51,7 @@ def check(x, weight, side, padding=(1, 1), bias=None, residual=None, activation=
 @pytest.mark.parametrize("w", (1, 2, 4, 5, 8, 9))
 @pytest.mark.parametrize("h", (1, 3, 4, 7))
 @pytest.mark.parametrize("side", (2, 4))
-def test_cpu_sizes(cpu_kernels, side, h, w):
+def test_cpu_sizes(walled_cpu_kernels, side, h, w):
     x, weight, bias, residual = arguments(2, 16, 32, h, w)
     check(x, weight, side)
     check(x, weight, side, (1, 1), bias, residual, "relu")
@@ -61,14 +61,14 @@ def test_cpu_sizes(cpu_kernels, side, h, w):
 @pytest.mark.parametrize("o", (1, 15, 16, 17, 33, 48, 70))
 @pytest.mark.parametrize("c", (1, 4, 15, 17, 40))
 @pytest.mark.parametrize("side", (2, 4))
-def test_cpu_channels(cpu_kernels, side, c, o):
+def test_cpu_channels(walled_cpu_kernels, side, c, o):
     x, weight, bias, residual = arguments(2, c, o, 6, 7)
     check(x, weight, side, (1, 1), bias, residual)
 
 
 @pytest.mark.parametrize("padding", ((0, 0), (0, 1), (2, 1), (3, 4)))
 @pytest.mark.parametrize("side", (2, 4))
-def test_cpu_paddings(cpu_kernels, side, padding):
+def test_cpu_paddings(walled_cpu_kernels, side, padding):
     x, weight, bias, residual = arguments(2, 20, 24, 9, 6, padding)
     check(x, weight, side, padding, bias, residual, "relu6")
 
