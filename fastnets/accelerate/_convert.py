@@ -8,7 +8,7 @@ from typing import TypeVar
 from torch import nn
 
 from fastnets.layers import ChannelShuffle, Conv2d, PixelShuffle, PixelUnshuffle, Sequential
-from fastnets.layers.sequential import has_pair, sequential_class
+from fastnets.layers.sequential import has_norm, sequential_class
 
 # The same attributes, parameters and arguments: only the class of the object changes.
 _OURS: dict[type[nn.Module], type[nn.Module]] = {
@@ -26,7 +26,7 @@ def convert(model: M) -> M:
     """Exchanges, in place, PyTorch's layers for drop-in layers on the kernels of fastnets, for training and inference.
 
     ``nn.Conv2d`` in groups, ``nn.ChannelShuffle``, ``nn.PixelShuffle`` and ``nn.PixelUnshuffle``; and, in training,
-    BatchNorm with the activation after it where the two are neighbours in an ``nn.Sequential``
+    BatchNorm in an ``nn.Sequential``, with the activation after it where that is its neighbour
     (:class:`fastnets.layers.Sequential`). Parameters, buffers, hooks and the state_dict stay the same objects, so an
     optimizer goes on. Subclasses of these are left alone, but for those of ``nn.Sequential`` that leave its ``forward``
     as it is. For BatchNorm across processes there is :class:`fastnets.layers.SyncBatchNorm`.
@@ -72,7 +72,7 @@ def revert(model: M) -> M:
 
 def _ours(module: nn.Module) -> type[nn.Module]:
     theirs = type(module)
-    if isinstance(module, nn.Sequential) and theirs.forward is nn.Sequential.forward and has_pair(module):
+    if isinstance(module, nn.Sequential) and theirs.forward is nn.Sequential.forward and has_norm(module):
         return sequential_class(theirs)
     return _OURS.get(theirs, theirs)
 

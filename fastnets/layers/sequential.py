@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.module import _has_any_global_hook
@@ -13,6 +13,7 @@ from fastnets.layers.activation import activation_name
 from fastnets.layers.sync_batch_norm import SyncBatchNorm, batch_norm
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, SyncBatchNorm)  # not PyTorch's own SyncBatchNorm
+_LARGE = 1 << 20  # bytes; on fewer, our calls cost more than our kernels save over those of PyTorch's BatchNorm
 
 
 class Sequential(nn.Sequential):
@@ -20,7 +21,8 @@ class Sequential(nn.Sequential):
 
     That is ``torch.nn.BatchNorm1d``, ``2d``, ``3d`` or :class:`SyncBatchNorm` before ``ReLU``, ``ReLU6``, ``SiLU``,
     ``Hardswish``, ``Sigmoid`` or ``LeakyReLU(0.1)``, on :func:`fastnets.ops.sync_batch_norm`. What is between the two
-    is then never written: hooks on one of them, or on all modules, keep them apart.
+    is then never written: hooks on one of them, or on all modules, keep them apart. On a CPU that op also takes a batch
+    normalisation by itself of 1 MiB and more, but where ``torch.compile`` would fuse PyTorch's with what is around it.
 
     Args:
         modules: as of ``torch.nn.Sequential``.
@@ -46,24 +48,25 @@ class Sequential(nn.Sequential):
         layers = list(self)
         while layers:
             layer = layers.pop(0)
-            activation = _joined(layer, layers[0]) if layers and layer.training else None
-            if activation is None or _is_watched(layer) or _is_watched(layers[0]):
-                input = layer(input)
-            else:
+            normalises = layer.training and type(layer) in _NORMS and not _is_watched(layer)
+            activation = activation_name(layers[0]) if normalises and layers and not _is_watched(layers[0]) else None
+            if activation is not None:
+                layers.pop(0)
+            if activation is not None or (normalises and _is_large(input)):
                 assert isinstance(layer, _BatchNorm)
                 input = batch_norm(layer, input, activation)
-                layers.pop(0)
+            else:
+                input = layer(input)
         return input
 
 
-def has_pair(chain: nn.Sequential) -> bool:
-    """Whether there are two layers in it that `Sequential` takes together."""
-    return any(_joined(*pair) for pair in itertools.pairwise(chain))
+def has_norm(chain: nn.Sequential) -> bool:
+    """Whether there is a layer in it that `Sequential` may call otherwise."""
+    return any(type(layer) in _NORMS for layer in chain)
 
 
-def _joined(norm: nn.Module, activation: nn.Module) -> str | None:
-    """The activation's name, if the two layers are a pair."""
-    return activation_name(activation) if type(norm) in _NORMS else None
+def _is_large(input: Tensor) -> bool:
+    return not torch.compiler.is_compiling() and input.is_cpu and input.nbytes >= _LARGE
 
 
 def _is_watched(layer: nn.Module) -> bool:

@@ -140,9 +140,29 @@ def test_a_hook_sees_what_is_between_the_two():
 def test_what_is_no_pair_stays_as_it_is(activation):
     assert activation_name(activation) is None
     model = chain(activation=activation)
-    assert type(fastnets.convert(model)) is nn.Sequential
-    ours = Sequential(*model)
-    torch.testing.assert_close(step(ours, image())[:2], step(model, image())[:2])
+    ours = fastnets.convert(copy.deepcopy(model))
+    fastnets.backend_report(reset=True)
+    torch.testing.assert_close(step(ours, image()), step(model, image()), rtol=0, atol=0)
+    assert ran() == (0, 0)
+
+
+@pytest.mark.parametrize(
+    "norm, size",
+    [(nn.BatchNorm1d, (64, 16, 130)), (nn.BatchNorm2d, (2, 16, 65, 65)), (nn.BatchNorm3d, (2, 16, 3, 37, 37))],
+    ids=lambda v: getattr(v, "__name__", ""),
+)
+def test_a_large_batch_norm_by_itself_runs_on_our_kernels(norm, size):
+    x = torch.randn(size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    theirs = nn.Sequential(norm(16), nn.Tanh()).double()
+    ours = fastnets.convert(copy.deepcopy(theirs))
+    fastnets.backend_report(reset=True)
+    torch.testing.assert_close(step(ours, x), step(theirs, x), rtol=1e-10, atol=1e-10)
+    assert ran() == (1, 1)
+    for watched in (copy.deepcopy(ours), fastnets.convert(nn.Sequential(norm(16, device="meta")))):
+        watched[0].register_forward_hook(nothing)
+        watched(x.to(watched[0].weight.device))
+    ours.eval()(x)
+    assert ran() == (0, 0)
 
 
 @pytest.mark.parametrize(
@@ -162,18 +182,20 @@ def test_a_batch_norm_in_eval_mode_uses_what_it_has_learnt():
 
 
 def test_subclasses_that_leave_forward_alone_are_converted_and_come_back():
-    model = nn.ModuleList([chain(make=Named), chain(make=Own), chain(), nn.Sequential(nn.ReLU())])
+    model = nn.ModuleList(
+        [chain(make=Named), chain(make=Own), chain(), nn.Sequential(nn.ReLU()), nn.Sequential(nn.BatchNorm2d(6))]
+    )
     before, state = str(model), list(model.state_dict())
     assert fastnets.convert(fastnets.convert(model)) is model
-    named, own, plain, other = model
+    named, own, plain, other, alone = model
     assert isinstance(named, Sequential) and isinstance(named, Named) and named.also == 4
-    assert (type(own), type(plain), type(other)) == (Own, Sequential, nn.Sequential)
+    assert [type(m) for m in (own, plain, other, alone)] == [Own, Sequential, nn.Sequential, Sequential]
     assert str(model) == before and list(model.state_dict()) == state
     fastnets.backend_report(reset=True)
     named(image())
     assert ran()[0] == 1
     fastnets.revert(model)
-    assert [type(m) for m in model] == [Named, Own, nn.Sequential, nn.Sequential]
+    assert [type(m) for m in model] == [Named, Own, *[nn.Sequential] * 3]
 
 
 @pytest.mark.parametrize("make", (nn.Sequential, Named))
