@@ -157,7 +157,7 @@ class Op:
             self._refuse_tangents(args)
         # A call that nothing listens to (mode, transform, tracer, autocast) skips PyTorch's
         # dispatcher, which would cost 4 µs to arrive at this same line.
-        if _nothing_listens():
+        if nothing_listens():
             needs = _needs(args[: self.tensors])
             if needs == "nothing":
                 return self.run(*args)
@@ -274,7 +274,8 @@ def looked_on(mode: TorchDispatchMode) -> Iterator[None]:
             del _onlooker.keys
 
 
-def _nothing_listens() -> bool:
+def nothing_listens() -> bool:
+    """Whether no mode, transform, tracer or autocast sees what is called."""
     keys = _included().raw_repr()
     quiet = keys in _PLAIN_INCLUDED or keys == getattr(_onlooker, "keys", None)
     return quiet and not _is_any_autocast_enabled()
@@ -298,7 +299,7 @@ def _needs(tensors: tuple[Tensor | None, ...]) -> str:
 
 def is_plain(*tensors: Tensor | None) -> bool:
     """Whether a call on these tensors computes numbers and nothing else: no mode, transform, tracer or gradient."""
-    return _nothing_listens() and _needs(tensors) == "nothing"
+    return nothing_listens() and _needs(tensors) == "nothing"
 
 
 class Report(dict[str, dict[str, Any]]):

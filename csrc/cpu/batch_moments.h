@@ -118,4 +118,18 @@ void moments_of(Kernel kernel, const Cut& cut, const void* x, Sum<T>* mean, Sum<
   });
 }
 
+// A vector per channel, in the type of sums; `otherwise` in each place where there is none.
+template <typename T>
+std::vector<Sum<T>> values_of(const Tensor& x, const std::optional<Tensor>& t, Sum<T> otherwise) {
+  std::vector<Sum<T>> values(x.size(1), otherwise);
+  if (!t) return values;
+  check_vector(x, *t);
+  const int64_t step = t->stride(0), size = values.size();
+  if (t->scalar_type() == x.scalar_type())
+    for (int64_t i = 0; i < size; ++i) values[i] = static_cast<Sum<T>>(data<T>(*t)[i * step]);
+  else
+    for (int64_t i = 0; i < size; ++i) values[i] = data<Sum<T>>(*t)[i * step];
+  return values;
+}
+
 }  // namespace fastnets::moments

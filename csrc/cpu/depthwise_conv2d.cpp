@@ -4,10 +4,12 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cmath>
 #include <memory>
 #include <tuple>
 #include <type_traits>
 
+#include "batch_moments.h"
 #include "steps.h"
 #define FASTNETS_KERNELS "depthwise_conv2d_kernels.h"
 #include "isa.h"
@@ -19,6 +21,7 @@ namespace {
 
 using depthwise::Kernels;
 using depthwise::Layout;
+using depthwise::Norm;
 using depthwise::Problem;
 
 // Cuts the channels into `pieces` of whole vectors, or fewer.
@@ -95,10 +98,11 @@ void run(void (*kernel)(const Problem&, int64_t, int64_t), const Problem& p, int
   run_step(tasks, std::max<int64_t>(1, (1 << 15) / work), [=](int64_t begin, int64_t end) { kernel(p, begin, end); });
 }
 
-Tensor depthwise_conv2d(const Tensor& x, const Tensor& w, const std::optional<Tensor>& bias,
-                        const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
-                        const std::vector<int64_t>& dilation, const std::optional<Text>& activation) {
-  Problem p;
+using Ints = std::vector<int64_t>;
+
+// The convolution of what stands in front of it in p, if anything does.
+Tensor convolve(Problem p, const Tensor& x, const Tensor& w, const std::optional<Tensor>& bias, const Ints& stride,
+                const Ints& padding, const Ints& dilation, const std::optional<Text>& activation) {
   p.g = depthwise_geometry(x, w, stride, padding, dilation);
   const Convolution& g = p.g;
   p.activation = parse_activation(activation);
@@ -120,6 +124,11 @@ Tensor depthwise_conv2d(const Tensor& x, const Tensor& w, const std::optional<Te
   return y;
 }
 
+Tensor depthwise_conv2d(const Tensor& x, const Tensor& w, const std::optional<Tensor>& bias, const Ints& stride,
+                        const Ints& padding, const Ints& dilation, const std::optional<Text>& activation) {
+  return convolve({}, x, w, bias, stride, padding, dilation, activation);
+}
+
 // Adds up partial sums [part][count] in their order, into the first of them.
 template <typename A>
 void add_up(A* partial, int64_t parts, int64_t count) {
@@ -136,15 +145,17 @@ int64_t partial_sums(const Problem& p) {
   return std::clamp<int64_t>(p.g.n * p.g.oh * p.g.ow / kPixels, 1, std::clamp<int64_t>(p.units(), 1, kParts));
 }
 
-// Gradients of weight and bias, and that of the input if it has memory.
+// Gradients of weight and bias, and that of the input if it has memory; `sums` (2, c) are those of Norm.
 template <typename T>
-void backward_weight(Problem p, const Kernels& kernels, const Tensor& dw, const Tensor& db) {
+void backward_weight(Problem p, const Kernels& kernels, const Tensor& dw, const Tensor& db, float* sums = nullptr) {
   using A = std::conditional_t<std::is_same_v<T, double>, double, float>;
   p.parts = partial_sums(p);
   cut_channels(p, ceil_div(wanted_tasks(), p.parts));
   const std::unique_ptr<A[]> weights(new A[p.parts * dw.numel()]), biases(new A[p.parts * db.numel()]);
+  const std::unique_ptr<float[]> products(sums ? new float[p.parts * 2 * p.g.c] : nullptr);
   p.dw = dw.numel() ? weights.get() : nullptr;
   p.db = db.numel() ? biases.get() : nullptr;
+  p.norm.sums = products.get();
   run(kernels.backward, p, p.chunks() * p.parts);
   add_up(weights.get(), p.parts, dw.numel());
   add_up(biases.get(), p.parts, db.numel());
@@ -152,6 +163,15 @@ void backward_weight(Problem p, const Kernels& kernels, const Tensor& dw, const 
                  [](A v) { return static_cast<T>(v); });
   std::transform(biases.get(), biases.get() + db.numel(), static_cast<T*>(db.data_ptr()),
                  [](A v) { return static_cast<T>(v); });
+  if (!sums) return;
+  add_up(products.get(), p.parts, 2 * p.g.c);
+  std::copy_n(products.get(), 2 * p.g.c, sums);
+}
+
+void check_gradient(const Convolution& g, const Tensor& x, const Tensor& dy) {
+  STD_TORCH_CHECK(dy.dim() == 4 && dy.size(0) == g.n && dy.size(1) == g.o && dy.size(2) == g.oh && dy.size(3) == g.ow &&
+                      dy.scalar_type() == x.scalar_type(),
+                  "expected a gradient of the result's shape and type");
 }
 
 void backward_input(Problem p, const Kernels& kernels) {
@@ -161,16 +181,13 @@ void backward_input(Problem p, const Kernels& kernels) {
 }
 
 std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward(const Tensor& dy, const Tensor& x, const Tensor& w,
-                                                             const std::vector<int64_t>& stride,
-                                                             const std::vector<int64_t>& padding,
-                                                             const std::vector<int64_t>& dilation, bool need_dx,
-                                                             bool need_dw, bool need_db) {
+                                                             const Ints& stride, const Ints& padding,
+                                                             const Ints& dilation, bool need_dx, bool need_dw,
+                                                             bool need_db) {
   Problem p;
   p.g = depthwise_geometry(x, w, stride, padding, dilation);
   const Convolution& g = p.g;
-  STD_TORCH_CHECK(dy.dim() == 4 && dy.size(0) == g.n && dy.size(1) == g.o && dy.size(2) == g.oh && dy.size(3) == g.ow &&
-                      dy.scalar_type() == x.scalar_type(),
-                  "expected a gradient of the result's shape and type");
+  check_gradient(g, x, dy);
   const bool last = is_channels_last(x);
   const Tensor dx = need_dx ? empty(x, {g.n, g.c, g.h, g.w}, last) : empty(x, 0);
   const Tensor dw = need_dw ? empty(w, {g.o, 1, g.kh, g.kw}, is_channels_last(w)) : empty(w, 0);
@@ -194,10 +211,78 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward(const Tensor& dy, c
   return {dx, dw, db};
 }
 
+// Batch normalisation in front of a convolution: the vectors that Norm names.
+struct Normalization {
+  Normalization(const Tensor& x, const Tensor& mean, const Tensor& var, const std::optional<Tensor>& weight,
+                const std::optional<Tensor>& bias, double eps)
+      : mean(moments::values_of<float>(x, mean, 0)),
+        r(moments::values_of<float>(x, var, 1)),
+        scale(moments::values_of<float>(x, weight, 1)),
+        shift(moments::values_of<float>(x, bias, 0)) {
+    for (size_t c = 0; c < r.size(); ++c) r[c] = 1 / std::sqrt(r[c] + static_cast<float>(eps)), scale[c] *= r[c];
+  }
+
+  Norm with(const std::optional<Text>& activation) const {
+    return {mean.data(), scale.data(), shift.data(), parse_activation(activation)};
+  }
+
+  std::vector<float> mean, r, scale, shift;
+};
+
+void check_normalized(const Tensor& x, const Tensor& w) {
+  STD_TORCH_CHECK(x.dim() == 4 && x.scalar_type() == ScalarType::Float && is_channels_last(x) && is_dense(x, true),
+                  "expected input in float32 and channels_last, without gaps");
+  STD_TORCH_CHECK(w.size(0) == x.size(1), "expected a kernel for each channel");
+}
+
+std::tuple<Tensor, Tensor, Tensor> norm_depthwise_conv2d(const Tensor& x, const std::optional<Tensor>& weight,
+                                                         const std::optional<Tensor>& bias, const Tensor& w, double eps,
+                                                         const std::optional<Text>& activation, const Ints& stride,
+                                                         const Ints& padding, const Ints& dilation) {
+  check_normalized(x, w);
+  const moments::Cut cut(map_of(x), sizeof(float));
+  STD_TORCH_CHECK(eps > 0 && cut.map.count() > 1, "expected more than 1 value per channel and a positive eps");
+  const Tensor mean = empty_sums(x), var = empty_sums(x);
+  float *const means = mutable_data<float>(mean), *const vars = mutable_data<float>(var);
+  moments::moments_of<float>(FASTNETS_FOR_THIS_CPU(moments::kernel<float>)(true), cut, x.const_data_ptr(), means, vars);
+  for (int64_t c = 0; c < cut.map.c; ++c) vars[c] /= cut.map.count();
+  const Normalization normalization(x, mean, var, weight, bias, eps);
+  Problem p;
+  p.norm = normalization.with(activation);
+  return {convolve(p, x, w, std::nullopt, stride, padding, dilation, std::nullopt), mean, var};
+}
+
+// The gradient of what the convolution takes, the sums (2, c) of dz and dz * xhat, and dw.
+std::tuple<Tensor, Tensor, Tensor> norm_depthwise_conv2d_backward(
+    const Tensor& dy, const Tensor& x, const Tensor& mean, const Tensor& var, const std::optional<Tensor>& weight,
+    const std::optional<Tensor>& bias, const Tensor& w, double eps, const std::optional<Text>& activation,
+    const Ints& stride, const Ints& padding, const Ints& dilation) {
+  check_normalized(x, w);
+  STD_TORCH_CHECK(is_dense(dy, true), "expected a gradient in channels_last, without gaps");
+  const Normalization normalization(x, mean, var, weight, bias, eps);
+  Problem p;
+  p.g = depthwise_geometry(x, w, stride, padding, dilation);
+  p.norm = normalization.with(activation);
+  check_gradient(p.g, x, dy);
+  const Tensor dx = empty(x, {p.g.n, p.g.c, p.g.h, p.g.w}, true), sums = empty_sums(x, 2);
+  const Tensor dw = empty(w, {p.g.o, 1, p.g.kh, p.g.kw}, is_channels_last(w));
+  p.x = operand(x), p.w = operand(w), p.y = operand(dy), p.dx = operand(dx);
+  p.layout = Layout::kChannelsLast;
+  look_at_caches(p, x.element_size(), dx);
+  cut_rows(p, x.element_size());
+  const Kernels kernels = FASTNETS_FOR_THIS_CPU(depthwise_kernels)(x.scalar_type(), p);
+  float* const totals = mutable_data<float>(sums);
+  backward_weight<float>(p, kernels, dw, empty(w, 0), totals);
+  for (int64_t c = 0; c < p.g.c; ++c) totals[p.g.c + c] *= normalization.r[c];
+  return {dx, sums, dw};
+}
+
 }  // namespace
 }  // namespace fastnets
 
 STABLE_TORCH_LIBRARY_IMPL(fastnets_cpu, CPU, m) {
   m.impl("depthwise_conv2d", TORCH_BOX(&fastnets::depthwise_conv2d));
   m.impl("depthwise_conv2d_backward", TORCH_BOX(&fastnets::depthwise_conv2d_backward));
+  m.impl("norm_depthwise_conv2d", TORCH_BOX(&fastnets::norm_depthwise_conv2d));
+  m.impl("norm_depthwise_conv2d_backward", TORCH_BOX(&fastnets::norm_depthwise_conv2d_backward));
 }

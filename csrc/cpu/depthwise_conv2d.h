@@ -15,6 +15,14 @@ constexpr int64_t kWidest = 16;  // floats in the widest vector
 // Where neighbours in memory are channels; pixels; pixels, as the kernels of "rows" take them.
 enum class Layout { kChannelsLast, kPlanar, kRows };
 
+// Batch normalisation and an activation in front of the convolution, of float32 in channels_last: what this takes is
+// f((x - mean) * scale + bias), and dx its gradient, not that of x.
+struct Norm {
+  const float *mean = nullptr, *scale = nullptr, *bias = nullptr;  // (c); null: there is none
+  Activation activation = Activation::kNone;
+  float* sums = nullptr;  // backward: partial sums [part][2][c], of dz and dz * (x - mean)
+};
+
 struct Problem {
   Convolution g;
   Layout layout = Layout::kPlanar;
@@ -22,6 +30,7 @@ struct Problem {
   Operand x, w, y;             // y: the result, or its gradient
   const void* bias = nullptr;  // (o), bias_step apart
   int64_t bias_step = 1;
+  Norm norm;
   Operand dx;               // no data where not asked for
   void* dw = nullptr;       // partial sums [part][o][kh][kw] in float or double; null where not asked for
   void* db = nullptr;       // partial sums [part][o]

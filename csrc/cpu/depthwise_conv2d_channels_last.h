@@ -9,6 +9,7 @@
 // write dx once.
 
 #include "depthwise_conv2d_columns.h"
+#include "depthwise_conv2d_normalized.h"
 
 namespace fastnets::FASTNETS_ISA::channels_last {
 
@@ -445,17 +446,24 @@ void write_sums(const Problem& p, int64_t part, Range c, int64_t q, const A* sum
     std::copy(sums, sums + taps, dw);
 }
 
+// The rows of x that rows of results are made of.
+inline Range source_rows(const Convolution& g, Range rows) {
+  const int64_t begin = std::clamp<int64_t>(rows.begin * g.sh - g.ph, 0, g.h);
+  return {begin, std::clamp<int64_t>((rows.end - 1) * g.sh - g.ph + (g.kh - 1) * g.dh + 1, begin, g.h)};
+}
+
 // Tasks go strip by strip, all chunks of each: a strip stays in the second-level cache meanwhile, and threads take
 // images rather than channels, as the kernels before and after do. What another core holds is slow to come by.
 template <typename T, int L>
 void forward(const Problem& p, int64_t begin, int64_t end) {
   Row<T> row;
+  Source<T> source(p);
   std::vector<std::vector<Sum<T>>> packed(p.chunks());
   for (int64_t task = begin; task < end; ++task) {
-    const int64_t chunk = task % p.chunks();
-    const Range c = p.channels(chunk);
+    const int64_t chunk = task % p.chunks(), unit = task / p.chunks();
+    const Range c = p.channels(chunk), rows = share(p.g.oh, unit % p.strips, p.strips);
     if (packed[chunk].empty()) packed[chunk] = pack<T>(p, c, c.end - c.begin);
-    forward_unit<T, L>(p, packed[chunk], c, task / p.chunks(), row);
+    forward_unit<T, L>(source.rows(c, unit / p.strips, source_rows(p.g, rows)), packed[chunk], c, unit, row);
   }
   if (p.streams) finish_streams();
 }
@@ -463,10 +471,12 @@ void forward(const Problem& p, int64_t begin, int64_t end) {
 template <typename T, int L>
 void backward(const Problem& p, int64_t begin, int64_t end) {
   const int64_t slot = (p.g.kh * p.g.kw + 1) * L;
-  const std::vector<int64_t> places = padded_places(p);
   const std::vector<Columns> sets = all_backward_columns(p.g);
   int64_t packed_chunk = -1;
   Row<T> row;
+  Source<T> source(p);
+  Products<T> products(p);
+  std::vector<int64_t> places;
   std::vector<Sum<T>> packed, sums;
   for (int64_t task = begin; task < end; ++task) {
     const int64_t chunk = task / p.parts, part = task % p.parts;
@@ -474,12 +484,20 @@ void backward(const Problem& p, int64_t begin, int64_t end) {
     if (p.dx.data && chunk != packed_chunk) packed = pack<T>(p, c, c.end - c.begin), packed_chunk = chunk;
     const int64_t blocks = p.dw || p.db ? (c.end - c.begin + L - 1) / L * p.g.m : 0;
     sums.assign(blocks * slot, 0);
+    products.start(c);
     for (int64_t unit = units.begin; unit < units.end; ++unit) {
-      if (p.dx.data) backward_input_unit<T, L>(p, packed, sets, c, unit, row);
+      const int64_t n = unit / p.strips, strip = unit % p.strips;
+      const Range rows = share(p.g.h, strip, p.strips);
+      if (p.dx.data) backward_input_unit<T, L>(products.rows(rows), packed, sets, c, unit, row);
+      products.add(n, rows);
+      if (blocks == 0) continue;
+      const Problem& from = source.rows(c, n, source_rows(p.g, share(p.g.oh, strip, p.strips)));
+      if (unit == units.begin) places = padded_places(from);
       for (int64_t b = 0; b < blocks; ++b)
-        backward_weight_unit<T, L>(p, block_of<L>(c, b / p.g.m), b % p.g.m, unit, places.data(),
+        backward_weight_unit<T, L>(from, block_of<L>(c, b / p.g.m), b % p.g.m, unit, places.data(),
                                    sums.data() + b * slot);
     }
+    products.write(part);
     for (int64_t b = 0; b < blocks; ++b) {
       const int64_t first = block_of<L>(c, b / p.g.m);
       write_sums<Sum<T>, L>(p, part, {first, first + L}, b % p.g.m, sums.data() + b * slot);

@@ -1,5 +1,7 @@
 // The kernels of depthwise_conv2d by type and layout. Included by isa.h: no guard.
 #include "activate.h"
+#include "batch_moments_kernels.h"
+#include "batch_norm_rows.h"
 #include "transpose.h"
 // Above: what those below are written with.
 #include "depthwise_conv2d_channels_last.h"

@@ -6,6 +6,7 @@
 // the whole tensor, 3 and 5 b n c l bytes; the second goes backwards, and meets in the caches what the first left.
 #include "activate.h"
 #include "batch_moments_kernels.h"
+#include "batch_norm_rows.h"
 
 namespace fastnets::FASTNETS_ISA::batch_norm {
 
@@ -24,11 +25,6 @@ FASTNETS_INLINE const Sum<T>* vector(const void* values) {
   return static_cast<const Sum<T>*>(values);
 }
 
-template <typename T, int L>
-FASTNETS_INLINE void put(T* p, Vec<Sum<T>, L> v, bool streams) {
-  streams ? stream<T, L>(p, v) : store<T, L>(p, v);
-}
-
 // y = f((x - mean) * scale + bias) of one channel.
 template <typename T>
 struct Normalize {
@@ -45,12 +41,6 @@ struct Normalize {
   }
   FASTNETS_INLINE void fetch(int64_t i) const { __builtin_prefetch(x + i, 0, 2); }
 };
-
-// dz of values whose distance from the mean is d.
-template <typename A, int L, typename V>
-FASTNETS_INLINE Vec<A, L> dz_of(const ActivateBackward<A>& backward, Vec<A, L> dy, Vec<A, L> d, V scale, V bias) {
-  return backward.kind == Activation::kNone ? dy : backward.template operator()<L>(dy, d * scale + bias);
-}
 
 // dx = (dz - shift - (x - mean) * slope) * scale of one channel.
 template <typename T>
@@ -222,36 +212,6 @@ void local_backward_planes(const Problem& p, int64_t begin, int64_t end) {
   finish_streams();
 }
 
-// Rows of channels_last (see moments::for_channels), `step` apart.
-template <typename T>
-struct NormalizeRows {
-  const T* x;
-  T* y;
-  int64_t rows, step;
-  const Sum<T>*mean, *scale, *bias;
-  Activate<Sum<T>> activate;
-  bool streams;
-
-  template <int L, int W>
-  FASTNETS_INLINE void at(int64_t c, int64_t) const {
-    using A = Sum<T>;
-    Vec<A, L> m[W], s[W], b[W];
-    for (int k = 0; k < W; ++k) {
-      m[k] = load<A, L>(mean + c + k * L), s[k] = load<A, L>(scale + c + k * L), b[k] = load<A, L>(bias + c + k * L);
-    }
-    const T* from = x + c;
-    T* to = y + c;
-    const bool past = streams && can_stream<T, L, W>(to, step);
-    const Activate<A> f = activate;
-    for (int64_t r = rows, down = step; r > 0; --r, from += down, to += down) {
-      Vec<A, L> z[W];
-      for (int k = 0; k < W; ++k) z[k] = (load<T, L>(from + k * L) - m[k]) * s[k] + b[k];
-      f.template operator()<L, W>(z);
-      for (int k = 0; k < W; ++k) put<T, L>(to + k * L, z[k], past);
-    }
-  }
-};
-
 template <typename T>
 struct GradientRows {
   const T *dy, *x;
@@ -279,39 +239,6 @@ struct GradientRows {
         const Vec<A, L> g = dz_of<A, L>(f, load<T, L>(gradient + k * L), d, s[k], b[k]);
         put<T, L>(to + k * L, (g - h[k] - d * o[k]) * s[k], past);
       }
-  }
-};
-
-// Sums of a block of rows: of dz and dz * (x - mean), added to s and q.
-template <typename T>
-struct BlockProducts {
-  const T *dy, *x;
-  int64_t rows, step;
-  const Sum<T>*mean, *scale, *bias;
-  ActivateBackward<Sum<T>> backward;
-  Sum<T>*s, *q;
-
-  template <int L, int W>
-  FASTNETS_INLINE void at(int64_t c, int64_t slot) const {
-    using A = Sum<T>;
-    Vec<A, L> m[W], z1[W], z0[W], s0[W] = {}, q0[W] = {};
-    for (int k = 0; k < W; ++k) {
-      m[k] = load<A, L>(mean + c + k * L), z1[k] = load<A, L>(scale + c + k * L), z0[k] = load<A, L>(bias + c + k * L);
-    }
-    const ActivateBackward<A> f = backward;
-    const T *gradient = dy + c, *from = x + c;
-    for (int64_t i = rows, down = step; i > 0; --i, gradient += down, from += down)
-      for (int k = 0; k < W; ++k) {
-        __builtin_prefetch(gradient + k * L + rows * down);
-        __builtin_prefetch(from + k * L + rows * down);
-        const Vec<A, L> d = load<T, L>(from + k * L) - m[k];
-        const Vec<A, L> g = dz_of<A, L>(f, load<T, L>(gradient + k * L), d, z1[k], z0[k]);
-        s0[k] += g, q0[k] += g * d;
-      }
-    for (int k = 0; k < W; ++k) {
-      store<A, L>(s + slot + k * L, load<A, L>(s + slot + k * L) + s0[k]);
-      store<A, L>(q + slot + k * L, load<A, L>(q + slot + k * L) + q0[k]);
-    }
   }
 };
 
@@ -349,6 +276,7 @@ void forward_rows(const Problem& p, int64_t begin, int64_t end) {
     const NormalizeRows<T> rows{static_cast<const T*>(p.x) + at,
                                 static_cast<T*>(p.out) + at,
                                 count,
+                                c,
                                 c,
                                 vector<T>(p.mean),
                                 vector<T>(p.scale),
@@ -393,16 +321,19 @@ void reduce_rows(const Problem& p, int64_t begin, int64_t end) {
     const Range r = share(cut.blocks, part, cut.parts);
     std::fill(work.begin(), work.end(), A(0));
     for (int64_t i = r.begin; i < r.end; i += block) {
-      const BlockProducts<T> products{static_cast<const T*>(p.dy) + i * c,
-                                      static_cast<const T*>(p.x) + i * c,
-                                      std::min(block, r.end - i),
-                                      c,
-                                      vector<T>(p.mean),
-                                      vector<T>(p.scale),
-                                      vector<T>(p.bias),
-                                      ActivateBackward<A>(p.activation),
-                                      s,
-                                      q};
+      const BlockProducts<T, false> products{static_cast<const T*>(p.dy) + i * c,
+                                             static_cast<const T*>(p.x) + i * c,
+                                             nullptr,
+                                             std::min(block, r.end - i),
+                                             c,
+                                             c,
+                                             vector<T>(p.mean),
+                                             vector<T>(p.scale),
+                                             vector<T>(p.bias),
+                                             ActivateBackward<A>(p.activation),
+                                             false,
+                                             s,
+                                             q};
       moments::for_channels<A>(c, products);
     }
     A* const sums = vector<T>(p.sums) + 2 * part * c;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.module import _has_any_global_hook
 
 from fastnets.layers.activation import activation_name
+from fastnets.layers.norm_depthwise import joins, norm_depthwise
 from fastnets.layers.sync_batch_norm import SyncBatchNorm, batch_norm
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, SyncBatchNorm)  # not PyTorch's own SyncBatchNorm
@@ -45,19 +47,35 @@ class Sequential(nn.Sequential):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        layers = list(self)
+        layers = list(_flat(self))
         while layers:
             layer = layers.pop(0)
-            normalises = layer.training and type(layer) in _NORMS and not _is_watched(layer)
-            activation = activation_name(layers[0]) if normalises and layers and not _is_watched(layers[0]) else None
-            if activation is not None:
-                layers.pop(0)
-            if activation is not None or (normalises and _is_large(input)):
-                assert isinstance(layer, _BatchNorm)
-                input = batch_norm(layer, input, activation)
-            else:
+            if not layer.training or type(layer) not in _NORMS or _is_watched(layer):
                 input = layer(input)
+                continue
+            assert isinstance(layer, _BatchNorm)
+            after = _unwatched(layers)
+            activation = None if after is None else activation_name(after)
+            if activation is None:
+                input = batch_norm(layer, input) if _is_large(input) else layer(input)
+                continue
+            layers.pop(0)
+            after = _unwatched(layers)
+            if after is not None and _is_large(input) and joins(layer, after, input):
+                input = norm_depthwise(layer, activation, after, input)
+                layers.pop(0)
+            else:
+                input = batch_norm(layer, input, activation)
         return input
+
+
+def _flat(chain: nn.Sequential) -> Iterator[nn.Module]:
+    """The layers of a chain, and of those in it that only call their layers."""
+    for layer in chain:
+        if isinstance(layer, Sequential) and type(layer).forward is Sequential.forward and not _is_watched(layer):
+            yield from _flat(layer)
+        else:
+            yield layer
 
 
 def has_norm(chain: nn.Sequential) -> bool:
@@ -67,6 +85,11 @@ def has_norm(chain: nn.Sequential) -> bool:
 
 def _is_large(input: Tensor) -> bool:
     return not torch.compiler.is_compiling() and input.is_cpu and input.nbytes >= _LARGE
+
+
+def _unwatched(layers: list[nn.Module]) -> nn.Module | None:
+    """The next layer, if nobody looks at it."""
+    return layers[0] if layers and not _is_watched(layers[0]) else None
 
 
 def _is_watched(layer: nn.Module) -> bool:

@@ -141,13 +141,8 @@ def batch_norm(layer: _BatchNorm, input: Tensor, activation: str | None = None) 
         ValueError, RuntimeError: as :func:`fastnets.ops.sync_batch_norm`.
     """
     layer._check_input_dim(input)
-    momentum: float | Tensor = 0.0 if layer.momentum is None else layer.momentum
+    momentum = count_batch(layer)
     tracks = layer.training and layer.track_running_stats
-    if tracks and layer.num_batches_tracked is not None and layer.running_mean is not None:
-        layer.num_batches_tracked.add_(1)
-        if layer.momentum is None:
-            average = torch.promote_types(layer.running_mean.dtype, torch.float32)
-            momentum = 1 / layer.num_batches_tracked.to(average)
     running = (layer.running_mean, layer.running_var) if tracks or not layer.training else (None, None)
     training = layer.training or layer.running_mean is None
     group = name = ""
@@ -155,3 +150,20 @@ def batch_norm(layer: _BatchNorm, input: Tensor, activation: str | None = None) 
         group, name = group_name(layer.process_group) if layer.training else "", layer.layer_name
     vectors = *running, layer.weight, layer.bias
     return normalize(input, *vectors, training, momentum, layer.eps, group, name, activation)
+
+
+def count_batch(layer: _BatchNorm) -> float | Tensor:
+    """Counts a batch in training.
+
+    Args:
+        layer: that is about to be called.
+
+    Returns:
+        The share of the batch's statistics in the layer's running ones.
+    """
+    tracks = layer.training and layer.track_running_stats
+    if tracks and layer.num_batches_tracked is not None and layer.running_mean is not None:
+        layer.num_batches_tracked.add_(1)
+        if layer.momentum is None:
+            return 1 / layer.num_batches_tracked.to(torch.promote_types(layer.running_mean.dtype, torch.float32))
+    return 0.0 if layer.momentum is None else layer.momentum

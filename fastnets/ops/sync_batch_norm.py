@@ -205,11 +205,16 @@ def normalize(
         count = x.numel() // max(1, x.shape[1])
         correction = count / max(1, count - 1)
     if running_mean is not None and running_var is not None and (group or count > 0):
-        with torch.no_grad():
-            for running, new in ((running_mean, mean), (running_var, var * correction)):
-                share = momentum.to(running.dtype) if isinstance(momentum, Tensor) else momentum
-                running.lerp_(new if new.dtype == running.dtype else new.to(running.dtype), share)
+        track(running_mean, running_var, mean, var * correction, momentum)
     return y
+
+
+@torch.no_grad()
+def track(running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, momentum: float | Tensor) -> None:
+    """Takes a batch's mean and unbiased variance into the running ones, by that share."""
+    for running, new in ((running_mean, mean), (running_var, var)):
+        share = momentum.to(running.dtype) if isinstance(momentum, Tensor) else momentum
+        running.lerp_(new if new.dtype == running.dtype else new.to(running.dtype), share)
 
 
 def sync_batch_norm(

@@ -230,3 +230,74 @@ def test_it_needs_less_memory_for_the_backward_pass():
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
         Sequential(nn.BatchNorm2d(6), nn.ReLU6(inplace=True))(x)
     assert sum(saved) < 1.05 * x.nbytes
+
+
+def block(norm=None, **kwargs):
+    """As in MobileNetV2: chains within a chain."""
+    torch.manual_seed(0)
+    conv = {"kernel_size": 3, "stride": 2, "padding": 1, "groups": 24, "bias": False} | kwargs
+    first = nn.Sequential(nn.Conv2d(3, 24, 1, bias=False), norm or nn.BatchNorm2d(24), nn.ReLU6(inplace=True))
+    second = nn.Sequential(nn.Conv2d(24, 24, **conv), nn.BatchNorm2d(24), nn.ReLU6(inplace=True))
+    return nn.Sequential(first, second, nn.Conv2d(24, 4, 1, bias=False), nn.BatchNorm2d(4)).to(memory_format=LAST)
+
+
+def large_image(layout=LAST):
+    return torch.randn(2, 3, 75, 75, generator=torch.Generator().manual_seed(0)).contiguous(memory_format=layout)
+
+
+def joined():
+    report = fastnets.backend_report(reset=True)
+    return sum(report["norm_depthwise_conv2d"]["calls"].values()) if "norm_depthwise_conv2d" in report else 0
+
+
+def check_as_near(ours, theirs, x):
+    """What a step computes and leaves behind is as near to what it would in float64 as with PyTorch's layers."""
+    got, other = (torch.cat([t.double().flatten() for t in step(model, x)]) for model in (ours, theirs))
+    exact = torch.cat([t.double().flatten() for t in step(theirs.double(), x.double())])
+    assert (got - exact).norm() <= 2 * (other - exact).norm() + torch.finfo(torch.float32).eps * exact.norm()
+
+
+@pytest.mark.parametrize("momentum", (0.1, None))
+def test_cpu_a_depthwise_convolution_after_the_pair_joins_them(cpu_kernels, momentum):
+    theirs = block(nn.BatchNorm2d(24, momentum=momentum))
+    ours = fastnets.convert(copy.deepcopy(theirs))
+    for _ in range(2):
+        joined()
+        check_as_near(ours, copy.deepcopy(theirs), large_image())
+        assert joined() == 1
+        step(theirs, large_image())
+    torch.testing.assert_close(ours.eval()(large_image()), theirs.eval()(large_image()))
+    assert joined() == 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["bias", "two kernels a channel", "reflected padding", "padding same", "dense", "contiguous", "float64", "small",
+     "hook on the convolution", "hook on the inner chain", "eval", "synchronised"],
+)  # fmt: skip
+def test_cpu_what_keeps_the_convolution_apart(cpu_kernels, change):
+    kwargs = {
+        "bias": {"bias": True},
+        "reflected padding": {"padding_mode": "reflect"},
+        "padding same": {"stride": 1, "padding": "same"},
+        "dense": {"groups": 1},
+    }
+    theirs = block(SyncBatchNorm(24) if change == "synchronised" else None, **kwargs.get(change, {}))
+    if change == "two kernels a channel":
+        theirs[1] = nn.Sequential(nn.Conv2d(24, 48, 3, groups=24, bias=False), nn.Conv2d(48, 24, 1)).to(
+            memory_format=LAST
+        )
+    x = large_image(torch.contiguous_format if change == "contiguous" else LAST)
+    if change == "float64":
+        theirs, x = theirs.double(), x.double()
+    x = x[:, :, :20] if change == "small" else x
+    if change == "contiguous":
+        theirs = theirs.to(memory_format=torch.contiguous_format)
+    if change == "eval":
+        theirs[0].eval()
+    ours = fastnets.convert(copy.deepcopy(theirs))
+    if "hook" in change:
+        (ours[1][0] if "convolution" in change else ours[1]).register_forward_pre_hook(nothing)
+    joined()
+    check_as_near(ours, theirs, x)
+    assert joined() == 0
