@@ -23,8 +23,13 @@ class Sequential(nn.Sequential):
 
     That is ``torch.nn.BatchNorm1d``, ``2d``, ``3d`` or :class:`SyncBatchNorm` before ``ReLU``, ``ReLU6``, ``SiLU``,
     ``Hardswish``, ``Sigmoid`` or ``LeakyReLU(0.1)``, on :func:`fastnets.ops.sync_batch_norm`. What is between the two
-    is then never written: hooks on one of them, or on all modules, keep them apart. On a CPU that op also takes a batch
-    normalisation by itself of 1 MiB and more, but where ``torch.compile`` would fuse PyTorch's with what is around it.
+    is then never written: hooks on one of them, or on all modules, keep them apart. Chains within the chain count as
+    their layers.
+
+    On a CPU, from 1 MiB on, a depthwise :class:`Conv2d` without bias that follows a ``BatchNorm2d`` and its activation
+    joins them where the input is float32 in channels_last: what it reads is not written either, nor kept for the
+    backward pass. And a batch normalisation without an activation runs on our op, but where ``torch.compile`` would
+    fuse PyTorch's with what is around it.
 
     Args:
         modules: as of ``torch.nn.Sequential``.
