@@ -27,9 +27,9 @@ def convert(model: M) -> M:
 
     ``nn.Conv2d`` in groups, ``nn.ChannelShuffle``, ``nn.PixelShuffle`` and ``nn.PixelUnshuffle``; and, in training,
     BatchNorm in an ``nn.Sequential``, with the activation and the depthwise convolution after it where these are its
-    neighbours (:class:`fastnets.layers.Sequential`). Parameters, buffers, hooks and the state_dict stay the same objects, so an
-    optimizer goes on. Subclasses of these are left alone, but for those of ``nn.Sequential`` that leave its ``forward``
-    as it is. For BatchNorm across processes there is :class:`fastnets.layers.SyncBatchNorm`.
+    neighbours (:class:`fastnets.layers.Sequential`). Parameters, buffers, hooks and the state_dict stay the same
+    objects, so an optimizer goes on. Subclasses of these are left alone, but for those of ``nn.Sequential`` that leave
+    its ``forward`` as it is. For BatchNorm across processes there is :class:`fastnets.layers.SyncBatchNorm`.
 
     Args:
         model: any module; may itself be one of those layers.
