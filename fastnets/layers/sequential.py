@@ -89,7 +89,8 @@ def has_norm(chain: nn.Sequential) -> bool:
 
 
 def _is_large(input: Tensor) -> bool:
-    return not torch.compiler.is_compiling() and input.is_cpu and input.nbytes >= _LARGE
+    # What is no tensor stands for one, in torch.fx.
+    return isinstance(input, Tensor) and not torch.compiler.is_compiling() and input.is_cpu and input.nbytes >= _LARGE
 
 
 def _unwatched(layers: list[nn.Module]) -> nn.Module | None:
@@ -99,7 +100,8 @@ def _unwatched(layers: list[nn.Module]) -> nn.Module | None:
 
 def _is_watched(layer: nn.Module) -> bool:
     hooks = layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks
-    return any(hooks) or _has_any_global_hook() or "forward" in layer.__dict__
+    changed = "forward" in layer.__dict__ or layer._compiled_call_impl is not None
+    return any(hooks) or _has_any_global_hook() or changed
 
 
 _CLASSES: dict[type[nn.Module], type[Sequential]] = {nn.Sequential: Sequential}

@@ -232,6 +232,12 @@ def test_it_needs_less_memory_for_the_backward_pass():
     assert sum(saved) < 1.05 * x.nbytes
 
 
+def test_a_batch_norm_by_itself_can_be_traced():
+    model = fastnets.convert(nn.Sequential(nn.BatchNorm2d(6), nn.Tanh()))
+    traced, x = torch.fx.symbolic_trace(copy.deepcopy(model)), image().float()[:, :1].expand(-1, 6, -1, -1)
+    torch.testing.assert_close(traced(x), model(x))
+
+
 def block(norm=None, **kwargs):
     """As in MobileNetV2: chains within a chain."""
     torch.manual_seed(0)
@@ -273,7 +279,7 @@ def test_cpu_a_depthwise_convolution_after_the_pair_joins_them(cpu_kernels, mome
 @pytest.mark.parametrize(
     "change",
     ["bias", "two kernels a channel", "reflected padding", "padding same", "dense", "contiguous", "float64", "small",
-     "hook on the convolution", "hook on the inner chain", "eval", "synchronised"],
+     "hook on the convolution", "hook on the inner chain", "compiled", "eval", "synchronised"],
 )  # fmt: skip
 def test_cpu_what_keeps_the_convolution_apart(cpu_kernels, change):
     kwargs = {
@@ -296,6 +302,8 @@ def test_cpu_what_keeps_the_convolution_apart(cpu_kernels, change):
     if change == "eval":
         theirs[0].eval()
     ours = fastnets.convert(copy.deepcopy(theirs))
+    if change == "compiled":
+        ours[1].compile(backend="eager")
     if "hook" in change:
         (ours[1][0] if "convolution" in change else ours[1]).register_forward_pre_hook(nothing)
     joined()
