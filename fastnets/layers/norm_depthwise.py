@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fastnets._backends import requested
 from fastnets._op import nothing_listens
 from fastnets.layers.conv import Conv2d
 from fastnets.layers.sync_batch_norm import count_batch
@@ -24,7 +25,10 @@ def joins(norm: _BatchNorm, conv: nn.Module, input: Tensor) -> bool:
         return False
     if not conv.groups == conv.in_channels == conv.out_channels == norm.num_features or isinstance(conv.padding, str):
         return False
-    return conv.padding_mode == "zeros" and nothing_listens() and not norm_depthwise_conv2d.why_not(input)
+    if conv.padding_mode != "zeros" or (requested.get() or "cpu") not in norm_depthwise_conv2d.op.implementations:
+        return False
+    fits = not norm_depthwise_conv2d.why_not(input) and input.shape[1] == norm.num_features
+    return fits and nothing_listens()
 
 
 def norm_depthwise(norm: _BatchNorm, activation: str, conv: nn.Module, input: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.module import _has_any_global_hook
 
+from fastnets._backends import BACKENDS
 from fastnets.layers.activation import activation_name
 from fastnets.layers.norm_depthwise import joins, norm_depthwise
 from fastnets.layers.sync_batch_norm import SyncBatchNorm, batch_norm
@@ -90,7 +91,8 @@ def has_norm(chain: nn.Sequential) -> bool:
 
 def _is_large(input: Tensor) -> bool:
     # What is no tensor stands for one, in torch.fx.
-    return isinstance(input, Tensor) and not torch.compiler.is_compiling() and input.is_cpu and input.nbytes >= _LARGE
+    here = isinstance(input, Tensor) and input.is_cpu and not torch.compiler.is_compiling()
+    return here and input.nbytes >= _LARGE and not BACKENDS["cpu"].missing()
 
 
 def _unwatched(layers: list[nn.Module]) -> nn.Module | None:

@@ -76,9 +76,14 @@ def _reference_backward(
 
 
 def why_not(x: Tensor) -> list[str]:
-    """Why there is no kernel for x (n, c, h, w); an empty list means that there is one."""
+    """Why there is no kernel for x; an empty list means that there is one."""
     last = torch.channels_last
-    if x.dtype == torch.float32 and convolution.memory_format(x) == last and x.is_contiguous(memory_format=last):
+    if (
+        x.dtype == torch.float32
+        and x.dim() == 4
+        and convolution.memory_format(x) == last
+        and x.is_contiguous(memory_format=last)
+    ):
         return []
     return [f"its kernel takes float32 in channels_last, not {x.dtype} with strides {tuple(x.stride())}"]
 

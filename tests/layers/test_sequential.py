@@ -11,7 +11,7 @@ from edges import error_of
 from torch import nn
 
 import fastnets
-from fastnets.layers import Sequential, SyncBatchNorm
+from fastnets.layers import Sequential, SyncBatchNorm, norm_depthwise
 from fastnets.layers.activation import activation_name
 
 ACTIVATIONS = [nn.ReLU(), nn.ReLU(inplace=True), nn.ReLU6(), nn.SiLU(), nn.Hardswish(), nn.Sigmoid(), nn.LeakyReLU(0.1)]
@@ -309,3 +309,20 @@ def test_cpu_what_keeps_the_convolution_apart(cpu_kernels, change):
     joined()
     check_as_near(ours, theirs, x)
     assert joined() == 0
+
+
+def test_cpu_a_wrong_large_input_gets_pytorchs_error(cpu_kernels):
+    theirs = nn.Sequential(*block()[0][1:], *block()[1][:1])
+    ours = fastnets.convert(copy.deepcopy(theirs))
+    for size in ((24, 150, 150), (2, 23, 120, 120), (2, 24, 1, 1, 12000)):
+        wrong = torch.ones(size)
+        wrong = wrong.contiguous(memory_format=LAST) if wrong.dim() == 4 else wrong
+        assert error_of(ours, wrong) == error_of(theirs, wrong)
+
+
+def test_a_backend_that_lacks_the_op_keeps_the_convolution_apart():
+    norm, _, conv = fastnets.convert(nn.Sequential(*block()[0][1:], *block()[1][:1]))
+    x = torch.ones(1, 24, 8, 8).contiguous(memory_format=LAST)
+    for name, joins in ((None, True), ("cpu", True), ("reference", True), ("triton", False), ("cuda", False)):
+        with fastnets.use_backend(name):
+            assert norm_depthwise.joins(norm, conv, x) == joins
