@@ -65,9 +65,9 @@ struct BlockProducts {
     }
     const ActivateBackward<A> f = backward;
     const T *gradient = dy + c, *from = x + c;
-    T* to = copy + c;
+    T* to = Copies ? copy + c : nullptr;
     const bool past = Copies && streams && can_stream<T, L, W>(to, x_step);
-    for (int64_t i = rows, dy_down = dy_step, down = x_step; i > 0; --i, gradient += dy_down, from += down, to += down)
+    for (int64_t i = rows, dy_down = dy_step, down = x_step; i > 0; --i, gradient += dy_down, from += down) {
       for (int k = 0; k < W; ++k) {
         __builtin_prefetch(gradient + k * L + rows * dy_down);
         __builtin_prefetch(from + k * L + rows * down);
@@ -76,6 +76,8 @@ struct BlockProducts {
         const Vec<A, L> g = dz_of<A, L>(f, g_y, d, z1[k], z0[k]);
         s0[k] += g, q0[k] += g * d;
       }
+      if (Copies) to += down;
+    }
     for (int k = 0; k < W; ++k) {
       store<A, L>(s + slot + k * L, load<A, L>(s + slot + k * L) + s0[k]);
       store<A, L>(q + slot + k * L, load<A, L>(q + slot + k * L) + q0[k]);

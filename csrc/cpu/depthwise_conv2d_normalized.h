@@ -112,8 +112,9 @@ class Products {
   }
 
   void write(int64_t part) const {
+    if (!given_.norm.sums) return;
     float* const to = given_.norm.sums + 2 * part * given_.g.c + c_.begin;
-    if (given_.norm.sums) moments::for_channels<float>(c_.end - c_.begin, Place{*this, to, to + given_.g.c});
+    moments::for_channels<float>(c_.end - c_.begin, Place{*this, to, to + given_.g.c});
   }
 
  private:
