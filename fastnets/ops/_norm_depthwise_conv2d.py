@@ -124,7 +124,7 @@ def _backward(ctx: Any, dy: Tensor, *_: Any) -> tuple[Any, ...]:
         rest = iter(torch.autograd.grad(convolved, leaves, dy, create_graph=True))
         return tuple(next(rest) if n else None for n in ctx.needs_input_grad)
     df, sums, dw = op_backward(dy, x, mean, var, weight, bias, w, ctx.eps, ctx.activation, *ctx.geometry)
-    count = torch.full((), x.numel() // x.shape[1], dtype=sums.dtype)
+    count = torch.full((), x.numel() // x.shape[1], dtype=sums.dtype, device=x.device)
     dx = batch_norm.op_dx(df, x, mean, var, weight, bias, sums, count, ctx.eps, ctx.activation)
     sum_dz, sum_dz_xhat = sums.unbind()
     gradients = dx, sum_dz_xhat, sum_dz, dw
