@@ -3,8 +3,8 @@
 // isa.h: no guard.
 //
 // Forward, after the moments, memory sees x read and y written; backward, before dx, x and dy read and the gradient of
-// what the convolution took written, of which the sums that batch normalisation needs are taken while a strip is cached.
-// Apart, the first reads and writes a tensor of x's size once more each, the second reads two more.
+// what the convolution took written, of which the sums that batch normalisation needs are taken while a strip is
+// cached. Apart, the first reads and writes a tensor of x's size once more each, the second reads two more.
 
 namespace fastnets::FASTNETS_ISA::channels_last {
 
