@@ -39,7 +39,7 @@ void forward_lanes(const Problem& p, int64_t begin, int64_t end) {
   using A = Number<T>;
   constexpr int L = kLanes<A>;
   const int64_t ahead = p.reverse ? -p.lanes : p.lanes;  // to the next row
-  std::vector<A> down, across;
+  AlignedVector<A> down, across;
   for (int64_t task = begin; task < end; ++task) {
     const Chunk c = chunk_of(p, task);
     const bool streams = p.streams && can_stream<T, L>(static_cast<T*>(p.out) + c.first, p.lanes);
@@ -102,7 +102,7 @@ void backward_lanes(const Problem& p, int64_t begin, int64_t end) {
   using A = Number<T>;
   constexpr int L = kLanes<A>;
   const int64_t ahead = p.reverse ? -p.lanes : p.lanes;  // to the next row over x, from it over dy
-  std::vector<A> m, sums;
+  AlignedVector<A> m, sums;
   std::vector<int8_t> begins(p.rows * p.chunk);
   for (int64_t task = begin; task < end; ++task) {
     const Chunk c = chunk_of(p, task);

@@ -194,13 +194,13 @@ template void columns<float, kLanes<float>>(const Row<float>&, const Columns&);
 // Weights of input channels [c.begin, c.end) as [multiplier][kh * kw + 1][channels], the bias (or zeros) after the last
 // tap; `channels` may be more than there are.
 template <typename T>
-std::vector<Sum<T>> pack(const Problem& p, Range c, int64_t channels) {
+AlignedVector<Sum<T>> pack(const Problem& p, Range c, int64_t channels) {
   constexpr int L = kLanes<Sum<T>>;
   const Convolution& g = p.g;
   const Four& s = p.w.stride;
   const int64_t taps = g.kh * g.kw, slot = (taps + 1) * channels, count = c.end - c.begin;
   const bool rows = g.m == 1 && s.w == 1 && s.h == g.kw && count >= L;  // a channel's taps are neighbours
-  std::vector<Sum<T>> packed(g.m * slot);
+  AlignedVector<Sum<T>> packed(g.m * slot);
   const T *w = static_cast<const T*>(p.w.data), *bias = static_cast<const T*>(p.bias);
   for (int64_t b = 0; rows && b * L < count; ++b) {
     const int64_t first = block_of<L>({0, count}, b);
@@ -220,7 +220,7 @@ std::vector<Sum<T>> pack(const Problem& p, Range c, int64_t channels) {
 }
 
 template <typename T, int L>
-void forward_unit(const Problem& p, const std::vector<Sum<T>>& packed, Range c, int64_t unit, Row<T>& row) {
+void forward_unit(const Problem& p, const AlignedVector<Sum<T>>& packed, Range c, int64_t unit, Row<T>& row) {
   const Convolution& g = p.g;
   const Columns set = forward_columns(g);
   const int64_t n = unit / p.strips, channels = c.end - c.begin;
@@ -251,8 +251,8 @@ void forward_unit(const Problem& p, const std::vector<Sum<T>>& packed, Range c, 
 
 // Rows of dx. Each row of dy that meets one counts m times, once for each multiplier's channels.
 template <typename T, int L>
-void backward_input_unit(const Problem& p, const std::vector<Sum<T>>& packed, const std::vector<Columns>& sets, Range c,
-                         int64_t unit, Row<T>& row) {
+void backward_input_unit(const Problem& p, const AlignedVector<Sum<T>>& packed, const std::vector<Columns>& sets,
+                         Range c, int64_t unit, Row<T>& row) {
   const Convolution& g = p.g;
   const int64_t n = unit / p.strips, channels = c.end - c.begin;
   const Range rows = share(g.h, unit % p.strips, p.strips);
@@ -458,7 +458,7 @@ template <typename T, int L>
 void forward(const Problem& p, int64_t begin, int64_t end) {
   Row<T> row;
   Source<T> source(p);
-  std::vector<std::vector<Sum<T>>> packed(p.chunks());
+  std::vector<AlignedVector<Sum<T>>> packed(p.chunks());
   for (int64_t task = begin; task < end; ++task) {
     const int64_t chunk = task % p.chunks(), unit = task / p.chunks();
     const Range c = p.channels(chunk), rows = share(p.g.oh, unit % p.strips, p.strips);
@@ -477,7 +477,7 @@ void backward(const Problem& p, int64_t begin, int64_t end) {
   Source<T> source(p);
   Products<T> products(p);
   std::vector<int64_t> places;
-  std::vector<Sum<T>> packed, sums;
+  AlignedVector<Sum<T>> packed, sums;
   for (int64_t task = begin; task < end; ++task) {
     const int64_t chunk = task / p.parts, part = task % p.parts;
     const Range c = p.channels(chunk), units = share(p.units(), part, p.parts);

@@ -61,10 +61,8 @@ class Scratch {
   // Makes room for these rows; what the kernels are told of them, as if all rows were there.
   Operand at(Range rows) {
     const int64_t row = width_ * step_;
-    numbers_.resize(std::max<size_t>(numbers_.size(), std::max<int64_t>(0, rows.end - rows.begin) * row + kLine));
-    auto* start = numbers_.data();
-    start += (kLine - reinterpret_cast<uintptr_t>(start) / sizeof(A) % kLine) % kLine;
-    begin_ = rows.begin, end_ = rows.end, base_ = start - rows.begin * row;
+    numbers_.resize(std::max<size_t>(numbers_.size(), std::max<int64_t>(0, rows.end - rows.begin) * row));
+    begin_ = rows.begin, end_ = rows.end, base_ = numbers_.data() - rows.begin * row;
     return {base_, {0, 1, row, step_}};
   }
 
@@ -73,8 +71,6 @@ class Scratch {
   void scatter(const Operand& t, int64_t n, Range c) { move<false>(t, n, c); }
 
  private:
-  static constexpr int64_t kLine = 64 / sizeof(A);
-
   template <bool In>
   void move(const Operand& t, int64_t n, Range c) {
     const bool dense = t.stride.h == width_ * t.stride.w;  // rows follow each other: one long run
@@ -92,7 +88,7 @@ class Scratch {
 
   int64_t channels_, step_, width_, begin_ = 0, end_ = 0;
   A* base_ = nullptr;
-  std::vector<A> numbers_;
+  AlignedVector<A> numbers_;
 };
 
 // The rows of x that a range of rows of y is computed from.
@@ -123,7 +119,7 @@ struct Block {
 
   Range channels;
   Problem problem;
-  std::vector<A> packed;
+  AlignedVector<A> packed;
 };
 
 // Blocks of a chunk. The last one overlaps the one before, where there are enough channels for that.
@@ -163,7 +159,7 @@ void forward(const Problem& p, int64_t begin, int64_t end) {
 
 template <typename T>
 void backward_unit(const Problem& p, Block<T>& block, const std::vector<channels_last::Columns>& sets, int64_t unit,
-                   Scratch<T> (&scratch)[3], channels_last::Row<Sum<T>>& row, std::vector<Sum<T>>& sums) {
+                   Scratch<T> (&scratch)[3], channels_last::Row<Sum<T>>& row, AlignedVector<Sum<T>>& sums) {
   using A = Sum<T>;
   constexpr int L = kLanes<A>;
   const Convolution& g = p.g;
@@ -198,7 +194,7 @@ void backward(const Problem& p, int64_t begin, int64_t end) {
   const std::vector<channels_last::Columns> sets = channels_last::all_backward_columns(g);
   channels_last::Row<A> row;
   std::vector<Block<T>> blocks;
-  std::vector<A> sums;
+  AlignedVector<A> sums;
   int64_t chunk = -1;
   for (int64_t task = begin; task < end; ++task) {
     if (chunk != task / p.parts) chunk = task / p.parts, blocks = blocks_of<T>(p, p.channels(chunk));

@@ -216,7 +216,7 @@ class Weights {
   const A* data() const { return data_.data(); }
 
   int64_t vector, tap, in;  // strides
-  std::vector<A> bias;
+  AlignedVector<A> bias;
 
  private:
   static void pack_run(const T* const* rows, int64_t height, int64_t offset, int64_t count, A* to) {
@@ -226,7 +226,7 @@ class Weights {
   }
 
   bool tap_major_;
-  std::vector<A> data_;
+  AlignedVector<A> data_;
 };
 
 // How many taps of a kernel row a tile takes at once: those at adjacent source columns, for the shapes that networks
@@ -292,7 +292,7 @@ inline Range taps_inside(const std::vector<Tap>& taps, const Axis& axis, int64_t
 template <typename T>
 void correlate_unit(const Problem& p, const Strip<T>& strip, const Sum<T>* source, const Weights<T>& weights,
                     const std::vector<Taps>& taps, const std::vector<int32_t>& lane_sources, int64_t n, int64_t unit,
-                    Range q, std::vector<Sum<T>>& row) {
+                    Range q, AlignedVector<Sum<T>>& row) {
   using A = Sum<T>;
   constexpr int64_t L = kLanes<A>, kVectors = FASTNETS_VECTOR_BYTES == 64 ? 2 : 1;  // as registers allow
   const Four& s = p.result.stride;
@@ -332,7 +332,7 @@ void correlate(const Problem& p, int64_t begin, int64_t end) {
   std::vector<Weights<T>> weights(p.chunk, Weights<T>(p));
   const std::vector<Taps> taps = taps_of(p, strip, weights[0]);
   const std::vector<int32_t> index = p.together > 1 ? lane_sources<L>(p) : std::vector<int32_t>();
-  std::vector<Sum<T>> row(p.columns.size * 2 * L);
+  AlignedVector<Sum<T>> row(p.columns.size * 2 * L);
   int64_t packed = -1;
   for (int64_t task = begin; task < end; ++task) {
     const int64_t chunk = task / (p.n * p.strips), n = task / p.strips % p.n;

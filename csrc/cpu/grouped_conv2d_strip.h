@@ -98,7 +98,7 @@ class Strip {
 
   Operand from_;
   const int64_t channels_, total_, height_, width_, left_, columns_;
-  std::vector<A> copy_;
+  AlignedVector<A> copy_;
 };
 
 }  // namespace fastnets::FASTNETS_ISA::grouped

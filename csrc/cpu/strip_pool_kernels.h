@@ -35,7 +35,7 @@ FASTNETS_INLINE void write_means(const Sum<T>* sums, int64_t length, int64_t cou
 // Adds sums of a block to those of the whole, and begins the next block: a sum of many numbers, taken one after
 // another, would lose digits.
 template <typename A>
-FASTNETS_INLINE void fold(std::vector<A>& block, std::vector<A>& whole) {
+FASTNETS_INLINE void fold(AlignedVector<A>& block, AlignedVector<A>& whole) {
   for (size_t k = 0; k < block.size(); ++k) whole[k] += block[k];
   std::fill(block.begin(), block.end(), A(0));
 }
@@ -75,7 +75,8 @@ FASTNETS_INLINE void sum_rows(const T* x, int64_t width, Sum<T>* columns, T* row
 }
 
 template <typename T, int L>
-void forward_image(const Problem& p, const T* x, T* rows, std::vector<Sum<T>>& block, std::vector<Sum<T>>& columns) {
+void forward_image(const Problem& p, const T* x, T* rows, AlignedVector<Sum<T>>& block,
+                   AlignedVector<Sum<T>>& columns) {
   for (int64_t begin = 0; begin < p.height; begin += kBlock) {
     const int64_t end = std::min(begin + kBlock, p.height);
     int64_t i = begin;
@@ -88,7 +89,7 @@ void forward_image(const Problem& p, const T* x, T* rows, std::vector<Sum<T>>& b
 template <typename T>
 void forward_contiguous(const Problem& p, int64_t begin, int64_t end) {
   constexpr int L = kLanes<Sum<T>>;
-  std::vector<Sum<T>> block(p.width), columns;
+  AlignedVector<Sum<T>> block(p.width), columns;
   for (int64_t image = begin; image < end; ++image) {
     const T* const x = at<T>(p.x, image * p.height * p.width);
     T* const rows = at<T>(p.rows, image * p.height);
@@ -127,8 +128,8 @@ FASTNETS_INLINE void add_pixels(const Problem& p, const T* x, int64_t pixels, Su
 
 // Adds R rows of `count` channels to the sums of columns, and writes their means.
 template <typename T, int R>
-void add_rows(const Problem& p, const T* x, int64_t count, Sum<T>* columns, std::vector<Sum<T>>& block,
-              std::vector<Sum<T>>& whole, T* means) {
+void add_rows(const Problem& p, const T* x, int64_t count, Sum<T>* columns, AlignedVector<Sum<T>>& block,
+              AlignedVector<Sum<T>>& whole, T* means) {
   constexpr int L = kLanes<Sum<T>>;
   block.assign(R * count, Sum<T>(0));
   whole.assign(R * count, Sum<T>(0));
@@ -148,7 +149,7 @@ void add_rows(const Problem& p, const T* x, int64_t count, Sum<T>* columns, std:
 template <typename T>
 void forward_channels_last(const Problem& p, int64_t begin, int64_t end) {
   using A = Sum<T>;
-  std::vector<A> block, whole;
+  AlignedVector<A> block, whole;
   const int64_t pitch = p.width * p.lanes;
   for (int64_t task = begin; task < end; ++task) {
     const int64_t part = task / p.chunks, image = part / p.parts, first = task % p.chunks * p.chunk;
@@ -180,7 +181,7 @@ void merge(const Problem& p, int64_t begin, int64_t end) {
 
 // from / count, in the type of sums
 template <typename T>
-void scale(const T* from, int64_t length, int64_t count, std::vector<Sum<T>>& to) {
+void scale(const T* from, int64_t length, int64_t count, AlignedVector<Sum<T>>& to) {
   to.resize(length);
   for (int64_t k = 0; k < length; ++k) to[k] = static_cast<Sum<T>>(from[k]) / Sum<T>(count);
 }
@@ -204,7 +205,7 @@ FASTNETS_INLINE void spread(const Sum<T>* row, const Sum<T>* columns, int64_t le
 template <typename T, bool kOne>
 void backward(const Problem& p, int64_t begin, int64_t end) {
   const int64_t pixels = kOne ? p.width : 1, step = kOne ? p.width : p.lanes;  // of a row at once; numbers in them
-  std::vector<Sum<T>> rows, columns;
+  AlignedVector<Sum<T>> rows, columns;
   for (int64_t task = begin; task < end; ++task) {
     const int64_t image = task / p.chunks, first = task % p.chunks * p.chunk,
                   last = std::min(first + p.chunk, p.height);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <new>
+#include <vector>
 
 #include "../tensor.h"
 
@@ -15,6 +16,20 @@ struct Range {
   int64_t begin, end;
 };
 inline Range share(int64_t count, int64_t i, int64_t n) { return {count * i / n, count * (i + 1) / n}; }
+
+// A vector that begins a cache line: what AVX-512 loads and stores elsewhere crosses two of them each time.
+template <typename T>
+struct LineAllocator {
+  using value_type = T;
+  LineAllocator() = default;
+  template <typename U>
+  LineAllocator(const LineAllocator<U>&) {}
+  T* allocate(size_t n) { return static_cast<T*>(operator new(n * sizeof(T), std::align_val_t(64))); }
+  void deallocate(T* data, size_t) { operator delete(data, std::align_val_t(64)); }
+  bool operator==(const LineAllocator&) const { return true; }
+};
+template <typename T>
+using AlignedVector = std::vector<T, LineAllocator<T>>;
 
 // Uninitialised numbers that begin a cache line.
 struct Scratch {
