@@ -6,6 +6,8 @@ from fastnets import ops as ops
 from fastnets._backends import use_backend as use_backend
 from fastnets._memory import keep_memory as keep_memory
 from fastnets._op import backend_report as backend_report
+from fastnets._tuner import tune as tune
+from fastnets._tuning import use_tuning as use_tuning
 from fastnets.accelerate import accelerate as accelerate
 from fastnets.accelerate import convert as convert
 from fastnets.accelerate import revert as revert

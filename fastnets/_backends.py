@@ -59,6 +59,10 @@ class Backend:
             reasons.append(f"the tensors are on {device}, it runs on {wanted}")
         return reasons
 
+    def is_automatic(self, device: str) -> bool:
+        """Whether it is considered on ``device`` when nobody asked, and can run there."""
+        return (self.automatic is None or device in self.automatic) and not self.why_not(device)
+
 
 def load(library: str) -> str | None:
     """Loads ``fastnets/<library>``; returns None, or why it cannot be loaded."""

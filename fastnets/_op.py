@@ -18,6 +18,7 @@ from torch.compiler import is_dynamo_compiling
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastnets._backends import BACKENDS, named, requested, use_backend
+from fastnets._tuning import current, from_environment
 
 _library = torch.library.Library("fastnets", "DEF")
 # Where the compiled kernels register themselves, under the schemas that are given here.
@@ -209,23 +210,23 @@ class Op:
             return chosen
         device = "cpu" if args[0].is_cpu else args[0].device.type
         if device not in self.automatic:
-            self.automatic[device] = [self.implementations[n] for n in BACKENDS if self._is_automatic(n, device)]
-        for chosen in self.automatic[device]:
+            from_environment()
+            here = [name for name, backend in BACKENDS.items() if backend.is_automatic(device)]
+            self.automatic[device] = [self.implementations[name] for name in here if name in self.implementations]
+        candidates, why = self.automatic[device], "comes first"
+        if current.table is not None and (tuned := current.table.choice(self, args)):
+            candidates, why = sorted(candidates, key=lambda i: i.name != tuned), "was the fastest when tuned"
+        for chosen in candidates:
             if chosen.why_not is None or not chosen.why_not(*args):
                 break
         if chosen.calls == 0:
-            self._explain(args, chosen)
+            self._explain(args, chosen, why)
         return chosen
 
-    def _is_automatic(self, name: str, device: str) -> bool:
-        backend = BACKENDS[name]
-        listed = backend.automatic is None or device in backend.automatic
-        return name in self.implementations and listed and not backend.why_not(device)
-
-    def _explain(self, args: tuple[Any, ...], chosen: Implementation) -> None:
+    def _explain(self, args: tuple[Any, ...], chosen: Implementation, why: str) -> None:
         for other in self.implementations.values():
             if other is not chosen:
-                self.declined[other.name] = other.reasons(args) or [f"{chosen.name} comes first"]
+                self.declined[other.name] = other.reasons(args) or [f"{chosen.name} {why}"]
 
     def _autocast(self, device: str) -> Callable[..., Any]:
         keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{device}"))

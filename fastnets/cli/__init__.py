@@ -1,4 +1,4 @@
-"""The command line: ``fastnets classify``, ``models``, ``summary``, ``info`` and ``bench``."""
+"""The command line: ``fastnets classify``, ``models``, ``summary``, ``info``, ``tune`` and ``bench``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import NoReturn
 
 from fastnets import __version__
 from fastnets._backends import named, requested
-from fastnets.cli import bench, classify, info, models, summary
+from fastnets._tuning import from_environment
+from fastnets.cli import bench, classify, info, models, summary, tune
 from fastnets.cli._terminal import UsageError
 
 
@@ -23,7 +24,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="fastnets", description="Classic vision networks on fast kernels.")
     parser.add_argument("--version", action="version", version=f"fastnets {__version__}")
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
-    for command in (classify, models, summary, info, bench):
+    for command in (classify, models, summary, info, tune, bench):
         command.add_parser(commands)
     return parser
 
@@ -34,6 +35,10 @@ def _check_environment() -> None:
             named(backend, "FASTNETS_BACKEND")
     except ValueError as error:
         raise UsageError(str(error)) from None
+    try:
+        from_environment()
+    except (OSError, ValueError) as error:
+        raise UsageError(f"FASTNETS_TUNING: {error}") from None
 
 
 def main(argv: Sequence[str] | None = None) -> int:

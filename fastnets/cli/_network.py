@@ -30,7 +30,7 @@ class Network:
     """
 
     def __init__(self, name: str, weights: str, device: str, dtype: str) -> None:
-        self.device, self.dtype = _device(device), DTYPES[dtype]
+        self.device, self.dtype = device_named(device), DTYPES[dtype]
         try:
             self.info: ModelInfo = model_info(name)
             model = create_model(name, weights=weights)
@@ -84,7 +84,12 @@ class Network:
             torch.accelerator.synchronize(self.device)
 
 
-def _device(name: str) -> torch.device:
+def device_named(name: str) -> torch.device:
+    """The device, on which something has been computed.
+
+    Raises:
+        UsageError: there is no such device.
+    """
     try:
         device = torch.device(name)
     except RuntimeError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import os
 import platform
 from collections.abc import Callable
@@ -13,6 +12,7 @@ import torch
 
 import fastnets
 from fastnets._backends import BACKENDS
+from fastnets._tuning import cpu_name, version
 from fastnets.cli._terminal import one_line
 
 EVIDENCE = os.path.join(os.path.dirname(fastnets.__file__), "gpu_evidence.txt")  # by python -m benchmarks.keep
@@ -32,11 +32,11 @@ def run(args: argparse.Namespace) -> int:
     facts: dict[str, Callable[[], list[str]]] = {
         "fastnets": lambda: [f"{fastnets.__version__} in {os.path.dirname(fastnets.__file__)}"],
         "torch": lambda: [torch.__version__],
-        "triton": lambda: [_version("triton")],
-        "pillow": lambda: [_version("pillow")],
+        "triton": lambda: [version("triton")],
+        "pillow": lambda: [version("pillow")],
         "python": lambda: [f"{platform.python_version()} ({platform.python_implementation()})"],
         "system": lambda: [platform.platform()],
-        "CPU": lambda: [_cpu()],
+        "CPU": lambda: [cpu_name()],
         "threads": lambda: [f"{torch.get_num_threads()} of {os.cpu_count()} processors"],
         "GPU": _gpus,
         "build": _build,
@@ -53,22 +53,6 @@ def run(args: argparse.Namespace) -> int:
         for i, line in enumerate(lines):
             print(f"{name if i == 0 else '':12} {line}")
     return 0
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
-
-
-def _cpu() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-            models = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
-    except OSError:
-        models = []
-    return models[0] if models else platform.processor() or platform.machine()
 
 
 def _gpus() -> list[str]:
