@@ -59,7 +59,7 @@ class Source {
 
   const Problem& given_;
   Problem problem_;
-  Scratch memory_;
+  Scratch<float> memory_;
   int64_t n_ = -1;
   Range c_{}, rows_{};
 };
@@ -131,7 +131,7 @@ class Products {
 
   const Problem& given_;
   Problem problem_;
-  Scratch memory_;
+  Scratch<float> memory_;
   std::vector<float> sums_;
   Range c_{};
   int64_t slots_ = 0;

@@ -94,8 +94,8 @@ template <typename X, typename T>
 void convolve_and_pool(const Problem<X, T>& p, int64_t begin, int64_t end) {
   const Convolution& g = p.pool.g;
   const int64_t length = g.w * g.c;
-  const Scratch scratch(g.kh * length);
-  T* const kept = reinterpret_cast<T*>(scratch.data);
+  const Scratch<T> scratch(g.kh * length);
+  T* const kept = scratch.data;
   Rows<X, T> rows(p);
   int64_t first = 0, last = 0;  // the rows that are kept
   for (int64_t task = begin; task < end; ++task) {

@@ -32,7 +32,7 @@ inline void pack_panel(const Problem& p, int64_t group, int64_t panel, float* to
 inline void multiply(const Problem& p, const fastnets::pointwise::Problem& first,
                      const fastnets::pointwise::Tasks& tasks, int64_t begin, int64_t end) {
   const int64_t panels = first.panels(), size = p.in * kPanel;
-  const Scratch weights(p.groups * panels * size);
+  const Scratch<float> weights(p.groups * panels * size);
   std::vector<bool> packed(p.groups * panels);
   for (int64_t task = begin; task < end;) {
     const int64_t i = tasks.panel(task), group = i / panels;

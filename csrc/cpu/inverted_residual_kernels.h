@@ -16,16 +16,16 @@ using fastnets::inverted::Problem;
 using fastnets::pointwise::kPanel;
 using fastnets::pointwise::Pixels;
 
-// Lends scratch for one panel of the strips' source rows.
+// How many numbers one panel of the strips' source rows has, which are expanded into scratch.
 template <typename T>
-std::unique_ptr<T[]> expanded(const Problem<T>& p) {
-  if (!p.expand.w) return nullptr;
+int64_t expanded(const Problem<T>& p) {
+  if (!p.expand.w) return 0;
   int64_t rows = 0;
   for (int64_t strip = 0; strip < p.strips; ++strip) {
     const Range source = p.source_rows(p.rows(strip));
     rows = std::max(rows, source.end - source.begin);
   }
-  return std::unique_ptr<T[]>(new T[rows * p.g.w * kPanel]);
+  return rows * p.g.w * kPanel;
 }
 
 // A panel of hidden channels of a unit, in `scratch` if they have to be expanded, convolved into y from its first
@@ -67,15 +67,15 @@ void hidden_panel(const Problem<T>& p, int64_t unit, int64_t panel, T* scratch, 
 // Units with all their steps.
 template <typename T>
 void units(const Problem<T>& p, int64_t begin, int64_t end) {
-  const auto scratch = expanded(p);
+  const Scratch<T> scratch(expanded(p));
   const int64_t most = ceil_div(p.g.oh, p.strips) * p.g.ow;
-  const std::unique_ptr<T[]> hidden(new T[most * p.hidden_pixel()]);
+  const Scratch<T> hidden(most * p.hidden_pixel());
   for (int64_t unit = begin; unit < end; ++unit) {
     const Range rows = p.rows(unit);
     const int64_t pixels = (rows.end - rows.begin) * p.g.ow;
     const int64_t first = (unit / p.strips * p.g.oh + rows.begin) * p.g.ow;
-    const Pixels<T> to = p.hidden(hidden.get(), pixels);
-    for (int64_t panel = 0; panel < p.hidden_panels(); ++panel) hidden_panel(p, unit, panel, scratch.get(), to);
+    const Pixels<T> to = p.hidden(hidden.data, pixels);
+    for (int64_t panel = 0; panel < p.hidden_panels(); ++panel) hidden_panel(p, unit, panel, scratch.data, to);
     fastnets::pointwise::ProblemOf<T> project = p.project;
     project.x = {to.data, to.pixel, to.panel};
     project.y.data += first * project.y.pixel;
@@ -88,11 +88,11 @@ void units(const Problem<T>& p, int64_t begin, int64_t end) {
 // Panels of hidden channels of units, unit by unit, into `hidden`, which project reads.
 template <typename T>
 void hidden_panels(const Problem<T>& p, const Pixels<T>& hidden, int64_t begin, int64_t end) {
-  const auto scratch = expanded(p);
+  const Scratch<T> scratch(expanded(p));
   for (int64_t task = begin; task < end; ++task) {
     const int64_t unit = task / p.hidden_panels();
     const int64_t first = (unit / p.strips * p.g.oh + p.rows(unit).begin) * p.g.ow;
-    hidden_panel(p, unit, task % p.hidden_panels(), scratch.get(),
+    hidden_panel(p, unit, task % p.hidden_panels(), scratch.data,
                  {hidden.data + first * hidden.pixel, hidden.pixel, hidden.panel});
   }
 }

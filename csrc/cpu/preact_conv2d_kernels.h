@@ -68,15 +68,15 @@ void make_block(const Problem<T>& p, const Sources& sources, T* y) {
 
 template <typename T>
 void forward(const Problem<T>& p, int64_t begin, int64_t end) {
-  const std::unique_ptr<T[]> scratch(new T[p.tasks.block * p.step()]);
+  const Scratch<T> scratch(p.tasks.block * p.step());
   Sources sources;
   fastnets::pointwise::ProblemOf<T> product = p.product;
-  product.x = {scratch.get(), p.step(), 0, product.in};
+  product.x = {scratch.data, p.step(), 0, product.in};
   for (int64_t task = begin; task < end; ++task) {
     const Range pixels = p.tasks.range(task);
     if (task == begin || p.tasks.panel(task) == 0) {
       find(p, pixels, sources);
-      make_block(p, sources, scratch.get());
+      make_block(p, sources, scratch.data);
     }
     product.y.data = p.product.y.data + pixels.begin * product.y.pixel;
     pointwise::multiply(product, {0, pixels.end - pixels.begin}, p.tasks.panel(task));

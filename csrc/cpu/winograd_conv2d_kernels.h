@@ -176,7 +176,7 @@ inline void tiles(const Problem& p, float* v, int64_t begin, int64_t end) {
 
 // Panels of results of chunks in v, all chunks of a panel one after the other.
 inline void panels(const Problem& p, const float* v, int64_t begin, int64_t end) {
-  const Scratch sums(p.points() * p.y_point());
+  const Scratch<float> sums(p.points() * p.y_point());
   for (int64_t task = begin; task < end; ++task) {
     const int64_t chunk = task % p.chunks();
     multiply(p, p.range(chunk), task / p.chunks(), v + chunk * p.x_chunk(), sums.data);
@@ -185,7 +185,7 @@ inline void panels(const Problem& p, const float* v, int64_t begin, int64_t end)
 
 // Chunks with all their steps.
 inline void chunks(const Problem& p, int64_t begin, int64_t end) {
-  const Scratch v(p.x_chunk()), sums(p.points() * p.y_point());
+  const Scratch<float> v(p.x_chunk()), sums(p.points() * p.y_point());
   for (int64_t chunk = begin; chunk < end; ++chunk) {
     transform(p, p.range(chunk), v.data);
     for (int64_t panel = 0; panel < p.product.panels(); ++panel) multiply(p, p.range(chunk), panel, v.data, sums.data);

@@ -32,11 +32,12 @@ template <typename T>
 using AlignedVector = std::vector<T, LineAllocator<T>>;
 
 // Uninitialised numbers that begin a cache line.
+template <typename T>
 struct Scratch {
-  explicit Scratch(int64_t count) : data(new (std::align_val_t(64)) float[count]) {}
+  explicit Scratch(int64_t count) : data(static_cast<T*>(operator new(count * sizeof(T), std::align_val_t(64)))) {}
   Scratch(const Scratch&) = delete;
-  ~Scratch() { operator delete[](data, std::align_val_t(64)); }
-  float* const data;
+  ~Scratch() { operator delete(data, std::align_val_t(64)); }
+  T* const data;
 };
 
 // A tensor of four dimensions: data and strides in elements.
