@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from fastnets._tuning import cpu_name, version
 from fastnets.cli import info
 
 PACKAGES = ("fastnets", "torch", "triton", "onnx", "onnxruntime", "openvino", "torchvision", "timm", "numpy")
@@ -24,14 +25,14 @@ def provenance() -> dict[str, Any]:
         "commit": _git("rev-parse", "HEAD"),
         "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "cpu": info._cpu(),
+        "cpu": cpu_name(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "isa": {"torch": torch.backends.cpu.get_cpu_capability(), "fastnets": ", ".join(info._capability())},
         "system": platform.platform(),
         "python": platform.python_version(),
-        "versions": {package: info._version(package) for package in PACKAGES} | _gpu_versions(),
+        "versions": {package: version(package) for package in PACKAGES} | _gpu_versions(),
         "governor": _read(GOVERNOR),
         "load": round(os.getloadavg()[0], 2),
     }

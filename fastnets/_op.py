@@ -213,14 +213,14 @@ class Op:
             from_environment()
             here = [name for name, backend in BACKENDS.items() if backend.is_automatic(device)]
             self.automatic[device] = [self.implementations[name] for name in here if name in self.implementations]
-        candidates, why = self.automatic[device], "comes first"
-        if current.table is not None and (tuned := current.table.choice(self, args)):
-            candidates, why = sorted(candidates, key=lambda i: i.name != tuned), "was the fastest when tuned"
+        candidates, table, tuned = self.automatic[device], current.table, None
+        if table is not None and (tuned := table.choice(self, args)):
+            candidates = sorted(candidates, key=lambda i: i.name != tuned)
         for chosen in candidates:
             if chosen.why_not is None or not chosen.why_not(*args):
                 break
         if chosen.calls == 0:
-            self._explain(args, chosen, why)
+            self._explain(args, chosen, "was the fastest when tuned" if chosen.name == tuned else "comes first")
         return chosen
 
     def _explain(self, args: tuple[Any, ...], chosen: Implementation, why: str) -> None:

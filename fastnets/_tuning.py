@@ -46,12 +46,14 @@ class Table:
     def choice(self, op: Any, args: tuple[Any, ...]) -> str | None:
         """The backend for a call of an op (a ``fastnets._op.Op``), or None where the table has none."""
         call = (op.name, _where(args[0].device), *map(_mark, args))
-        if call not in self._known:
+        name = self._known.get(call, "")
+        if name == "":
+            entry = self._section(args[0].device).get(op.name, {}).get(signature(args))
+            name = None if entry is None else entry["backend"]
             if len(self._known) >= _KNOWN:
                 self._known.clear()
-            entry = self._section(args[0].device).get(op.name, {}).get(signature(args))
-            self._known[call] = None if entry is None else entry["backend"]
-        return self._known[call]
+            self._known[call] = name
+        return name
 
     def _section(self, device: torch.device) -> Section:
         where = _where(device)

@@ -46,7 +46,8 @@ class Strip {
       if (first_row + r < 0 || first_row + r >= height_)
         for (int64_t u = 0; u < units.end - units.begin; ++u) std::fill_n(to + u * unit, row, A(0));
       else if (from_.stride.c == 1)
-        copy_pixels(from, units, first_row + r + 1 < height_ ? from_.stride.h : 0, to);
+        fills_vectors(units) ? copy_pixels<true>(from, units, 0, to)
+                             : copy_pixels<false>(from, units, first_row + r + 1 < height_ ? from_.stride.h : 0, to);
       else
         copy_planes(from, units, to);
     }
@@ -66,16 +67,26 @@ class Strip {
   int64_t first_column() const { return std::max<int64_t>(0, left_); }
   int64_t column_count() const { return std::min(width_, left_ + columns_) - first_column(); }
 
-  // A row of pixels; the next one, `next` further on, is fetched meanwhile: units are shorter than the hardware's
-  // prefetchers follow.
+  // Whether these are all units, without a vector that is not full.
+  bool fills_vectors(Range units) const {
+    return channels_ % L == 0 && (units.end - units.begin) * channels_ == total_;
+  }
+
+  // A row of pixels. Of some units, the next row, `next` further on, is fetched meanwhile: they are shorter than the
+  // hardware's prefetchers follow.
+  template <bool kAll>
   void copy_pixels(const T* from, Range units, int64_t next, A* to) const {
-    from += first_column() * from_.stride.w, to += (first_column() - left_) * pixel;
-    for (int64_t i = 0; i < column_count(); ++i, from += from_.stride.w, to += pixel)
-      for (int64_t u = units.begin; u < units.end; ++u)
-        for (int64_t c = 0; c < channels_; c += L) {
-          const T* const lanes = from + u * channels_ + c;
-          __builtin_prefetch(lanes + next);
-          store<A, L>(to + (u - units.begin) * unit + c, load_first<T, L>(lanes, lanes_at(u, c)));
+    // Copies in registers: the compiler must assume that the stores below change what `this` refers to.
+    const int64_t count = column_count(), step = from_.stride.w, to_pixel = pixel, to_unit = unit;
+    const int64_t many = units.end - units.begin, channels = channels_;
+    from += first_column() * step + units.begin * channels, to += (first_column() - left_) * to_pixel;
+    for (int64_t i = 0; i < count; ++i, from += step, to += to_pixel)
+      for (int64_t u = 0; u < many; ++u)
+        for (int64_t c = 0; c < channels; c += L) {
+          const T* const lanes = from + u * channels + c;
+          if constexpr (!kAll) __builtin_prefetch(lanes + next);
+          const auto v = kAll ? load<T, L>(lanes) : load_first<T, L>(lanes, lanes_at(units.begin + u, c));
+          store<A, L>(to + u * to_unit + c, v);
         }
   }
 

@@ -22,7 +22,7 @@ def test_no_command_prints_help(capsys):
     assert main([]) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert all(command in err for command in ("classify", "models", "summary", "info", "bench"))
+    assert all(command in err for command in ("classify", "models", "summary", "info", "tune", "bench"))
 
 
 def test_version(capsys):
