@@ -31,11 +31,10 @@ class Tuner(Table):
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        if os.path.exists(path):
-            super().__init__(path)
-        else:
-            write(os.fspath(path), {})  # before hours of measurements, not after them
-            super().__init__(path)
+        file = os.fspath(path)
+        # What cannot be written fails before hours of measurements, not after them.
+        write(file, Table(file).machines if os.path.exists(file) else {})
+        super().__init__(file)
         self.measured: list[tuple[str, str, str, dict[str, Any]]] = []  # machine, op, signature, entry
         self._one_at_a_time = threading.RLock()  # a backend may call another op
 
@@ -49,7 +48,8 @@ class Tuner(Table):
             if len(names) < 2:
                 return None
             seconds = race({name: _calls(op, name, args) for name in names}, args[0].device)
-            entry = {"backend": fastest(seconds), "seconds": {n: float(f"{s:.4g}") for n, s in seconds.items()}}
+            kept = {n: float(f"{s:.4g}") if s < math.inf else None for n, s in seconds.items()}
+            entry = {"backend": fastest(seconds), "seconds": kept}
             self._section(args[0].device).setdefault(op.name, {})[signature(args)] = entry
             self._known.clear()
             self.measured.append((machine(args[0].device), op.name, signature(args), entry))

@@ -293,6 +293,13 @@ def test_a_file_that_cannot_be_written(tmp_path):
         tuned(path)
 
 
+def test_what_cannot_be_written_fails_before_it_is_measured(path, reference_wins, monkeypatch):
+    tuned(path)
+    monkeypatch.setattr(_tuner, "write", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError), fastnets.tune(path):
+        pytest.fail("the block has begun")
+
+
 def test_a_file_is_written_whole_or_not(path, monkeypatch):
     mask = os.umask(0o022)
     try:
@@ -343,6 +350,16 @@ def test_race(monkeypatch):
     seconds = _tuner.race({"a": takes("a", 9, 0.5, 0.25), "b": takes("b", 0.2, 1.0), "c": takes("c", 3.0)}, HERE)
     assert seconds == {"a": 0.25, "b": 1.0, "c": 3.0}  # neither the first call of a, nor the second
     assert counts == {"a": 2 + _tuner._ROUNDS, "b": 2 + _tuner._ROUNDS, "c": 2}
+
+
+def test_times_without_memory_are_none(path, monkeypatch):
+    monkeypatch.setattr(_tuner, "race", lambda *_: {"cpu": math.inf, "reference": 2.0})
+    tuned(path)
+    with open(path) as file:
+        text = file.read()
+    (section,) = json.loads(text, parse_constant=pytest.fail)["machines"].values()
+    (entry,) = section["channel_shuffle"].values()
+    assert entry == {"backend": "reference", "seconds": {"cpu": None, "reference": 2.0}}
 
 
 def test_race_without_memory():

@@ -64,7 +64,9 @@ def _ways(model: nn.Module) -> Iterator[tuple[nn.Module, torch.memory_format]]:
 def _print(tuner: Tuner, path: str) -> None:
     changed = 0
     for _, op, signature, entry in tuner.measured:
-        times = ", ".join(f"{name} {s * 1e6:.1f} µs" for name, s in entry["seconds"].items())
+        times = ", ".join(
+            f"{name} {s * 1e6:.1f} µs" if s else f"{name} too little memory" for name, s in entry["seconds"].items()
+        )
         print(f"{entry['backend']:9}  {op}({signature}): {times}")
         changed += entry["backend"] != next(iter(entry["seconds"]))
     print(f"{len(tuner.measured)} calls measured, {changed} of them better on another backend than the first; {path}")

@@ -44,6 +44,13 @@ def test_table(capsys, path, monkeypatch):
     assert fastnets.backend_report()["depthwise_conv2d"]["calls"] == {"reference": 17}
 
 
+@pytest.mark.skipif(BACKENDS["cpu"].missing() is not None, reason="there is no choice of backends in this process")
+def test_too_little_memory(capsys, path, monkeypatch):
+    monkeypatch.setattr(_tuner, "race", lambda *_: {"cpu": float("inf"), "reference": 2e-6})
+    assert tune(path, "mobilenet_v2") == 0
+    assert "cpu too little memory, reference 2.0 µs" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
