@@ -18,7 +18,7 @@ from torch.compiler import is_dynamo_compiling
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastnets._backends import BACKENDS, named, requested, use_backend
-from fastnets._tuning import current, from_environment
+from fastnets._tuning import current, from_environment, ignored
 
 _library = torch.library.Library("fastnets", "DEF")
 # Where the compiled kernels register themselves, under the schemas that are given here.
@@ -214,7 +214,7 @@ class Op:
             here = [name for name, backend in BACKENDS.items() if backend.is_automatic(device)]
             self.automatic[device] = [self.implementations[name] for name in here if name in self.implementations]
         candidates, table, tuned = self.automatic[device], current.table, None
-        if table is not None and (tuned := table.choice(self, args)):
+        if table is not None and not ignored.get() and (tuned := table.choice(self, args)):
             candidates = sorted(candidates, key=lambda i: i.name != tuned)
         for chosen in candidates:
             if chosen.why_not is None or not chosen.why_not(*args):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fastnets._op import Op
-from fastnets._tuning import Table, looked_at, machine, signature, write
+from fastnets._tuning import Table, current, from_environment, machine, signature, write
 
 _ROUNDS = 7
 _SLICE = 2e-3  # seconds that a backend runs at a stretch
@@ -49,11 +49,13 @@ class Tuner(Table):
                 return None
             seconds = race({name: _calls(op, name, args) for name in names}, args[0].device)
             kept = {n: float(f"{s:.4g}") if s < math.inf else None for n, s in seconds.items()}
-            entry = {"backend": fastest(seconds), "seconds": kept}
-            self._section(args[0].device).setdefault(op.name, {})[signature(args)] = entry
-            self._known.clear()
-            self.measured.append((machine(args[0].device), op.name, signature(args), entry))
-            return super().choice(op, args)
+            backend = fastest(seconds)
+            call = signature(args)
+            entry = {"backend": backend, "seconds": kept}
+            self._section(args[0].device).setdefault(op.name, {})[call] = entry
+            self._known.clear()  # which has none for it
+            self.measured.append((machine(args[0].device), op.name, call, entry))
+            return backend
 
     def save(self) -> None:
         """Adds what was measured to the file, which others may have changed meanwhile."""
@@ -132,7 +134,8 @@ def tune(path: str | os.PathLike[str]) -> Iterator[Tuner]:
     A call is known by its op, the types, sizes and strides of its tensors and its other arguments; one that the file has
     for this machine is not measured again, and takes the backend that it names. Forward and backward passes are calls of
     different ops. Where backends differ by less than 5 %, the one that would be taken without a table stays. Nothing is
-    measured while a CUDA graph is captured: run the model once before.
+    measured while a CUDA graph is captured: run the model once before. The block holds for calls of all threads, so no two
+    may overlap but one within the other.
 
     Args:
         path: of a JSON file, made if it is not there and added to if it is. A machine is its processor, versions of
@@ -151,10 +154,11 @@ def tune(path: str | os.PathLike[str]) -> Iterator[Tuner]:
         >>> fastnets.use_tuning(path)  # in the program that is deployed, or FASTNETS_TUNING=tuned.json
         >>> fastnets.use_tuning(None)
     """
-    tuner = Tuner(path)
-    with looked_at(tuner):
-        try:
-            yield tuner
-        finally:
-            if tuner.measured:
-                tuner.save()
+    from_environment()
+    before, current.table = current.table, (tuner := Tuner(path))
+    try:
+        yield tuner
+    finally:
+        current.table = before
+        if tuner.measured:
+            tuner.save()

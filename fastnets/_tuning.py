@@ -14,6 +14,7 @@ import os
 import platform
 import warnings
 from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -73,7 +74,7 @@ class Table:
 
 
 class Current:
-    """What ops look at.
+    """What ops look at, in all threads, since gradients are computed in others than the program's.
 
     Attributes:
         table: None for none.
@@ -115,15 +116,17 @@ def use_tuning(path: str | os.PathLike[str] | None) -> None:
     current.is_given = True
 
 
+ignored: ContextVar[bool] = ContextVar("fastnets_tuning_ignored", default=False)
+
+
 @contextlib.contextmanager
-def looked_at(table: Table | None) -> Iterator[None]:
-    """Has ops look at this table, or at none, in the block; all threads', since gradients are computed in others."""
-    from_environment()
-    before, current.table = current.table, table
+def untuned() -> Iterator[None]:
+    """Ops that this thread calls in the block look at no table."""
+    token = ignored.set(True)
     try:
         yield
     finally:
-        current.table = before
+        ignored.reset(token)
 
 
 # ---- what a choice depends on ----------------------------------------------------------------

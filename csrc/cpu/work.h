@@ -17,7 +17,7 @@ struct Range {
 };
 inline Range share(int64_t count, int64_t i, int64_t n) { return {count * i / n, count * (i + 1) / n}; }
 
-// A vector that begins a cache line: what AVX-512 loads and stores elsewhere crosses two of them each time.
+// A vector that begins a cache line: elsewhere, each load and store of AVX-512 crosses two.
 template <typename T>
 struct LineAllocator {
   using value_type = T;

@@ -21,7 +21,7 @@ from torch.utils.hooks import RemovableHandle
 
 from fastnets._backends import requested
 from fastnets._op import OPS, Implementation, is_plain, looked_on
-from fastnets._tuning import looked_at
+from fastnets._tuning import untuned
 from fastnets.accelerate._arena import Arena, Layout
 from fastnets.accelerate._record import Recorder
 from fastnets.layers import PrecisionGateConv2d
@@ -193,7 +193,7 @@ def _package(function: Any) -> str:
 def record(call: Callable[..., Any], args: tuple[Tensor, ...]) -> tuple[Any, Plan | None]:
     """What a call returns, and its plan; None where numbers may decide what runs, or an op runs its reference."""
     uncounted = _calls_of_references()
-    with looked_at(None), looked_on(recorder := Recorder(args)):  # a plan is made of our kernels
+    with untuned(), looked_on(recorder := Recorder(args)):  # a plan is made of our kernels
         result = call(*args)
     tags = {tag for op in recorder.operators for tag in op.tags}
     if tags & {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}:

@@ -65,7 +65,8 @@ def _print(tuner: Tuner, path: str) -> None:
     changed = 0
     for _, op, signature, entry in tuner.measured:
         times = ", ".join(
-            f"{name} {s * 1e6:.1f} µs" if s else f"{name} too little memory" for name, s in entry["seconds"].items()
+            f"{name} {s * 1e6:.1f} µs" if s is not None else f"{name} too little memory"
+            for name, s in entry["seconds"].items()
         )
         print(f"{entry['backend']:9}  {op}({signature}): {times}")
         changed += entry["backend"] != next(iter(entry["seconds"]))
