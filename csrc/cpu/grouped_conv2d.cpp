@@ -117,15 +117,24 @@ bool is_product(const Convolution& g, const Problem& p, const Tensor& source, co
          is_dense(result, true) && !shares_vectors(p, k) && p.bias_step == 1;
 }
 
+// How many results of each group are left to dots: the last, where as lanes they would leave most of a vector empty,
+// and where lanes of source channels are full.
+int64_t dots_of(const Problem& p, const Kernels& kernels) {
+  const int64_t lanes = kernels.lanes, rest = p.out % lanes;
+  return 4 * rest <= lanes && p.out > lanes && p.in >= 2 * lanes && p.w_stride.c == 1 ? rest : 0;
+}
+
 void multiply(const Problem& p, const Kernels& kernels) {
   constexpr int64_t kNear = 1 << 20;  // bytes that a second-level cache may have of it
   const int64_t pixels = p.n * p.rows.size * p.columns.size;
   pointwise::Problem first;
   first.x = {static_cast<const float*>(p.source.data), p.groups * p.in}, first.in = p.in;
-  first.y = {static_cast<float*>(p.result.data), p.groups * p.out}, first.out = p.out;
+  const int64_t dots = dots_of(p, kernels);
+  first.y = {static_cast<float*>(p.result.data), p.groups * p.out}, first.out = p.out - dots;
   first.fetches = pixels * p.groups * p.out * static_cast<int64_t>(sizeof(float)) > kNear;
   first.bias = static_cast<const float*>(p.bias), first.activation = p.activation;
-  const pointwise::Tasks tasks = pointwise::tasks_of(first, pixels, p.groups);
+  pointwise::Tasks tasks = pointwise::tasks_of(first, pixels, p.groups);
+  if (dots > 0) tasks.panels += p.groups;  // one more for each
   pointwise::run(tasks.count(), pixels * p.groups * p.in * p.out,
                  [=](int64_t begin, int64_t end) { kernels.multiply(p, first, tasks, begin, end); });
 }

@@ -91,8 +91,9 @@ struct Kernels {
   int64_t lanes;
   bool permutes;                                                  // whether a unit may have several groups
   void (*correlate)(const Problem&, int64_t begin, int64_t end);  // tasks: chunks * n * strips, chunk by chunk
-  // The same for 1x1 kernels on pixels that lie side by side, given the product of the first group, without weights,
-  // and tasks for the panels of all groups; null where the type has no such kernel.
+  // The same for 1x1 kernels on pixels that lie side by side, given the product of the first group, without weights and
+  // perhaps without its last results, and tasks for the panels of all groups, one more each for such results; null
+  // where the type has no such kernel.
   void (*multiply)(const Problem&, const pointwise::Problem& first, const pointwise::Tasks&, int64_t begin,
                    int64_t end);
   // Tasks: chunks * parts. Writes partial sums [part][unit][vector][pairs + 1][lanes], the last row for the bias.

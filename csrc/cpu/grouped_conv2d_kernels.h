@@ -5,6 +5,8 @@
 #include "grouped_conv2d_strip.h"
 // Above: strips.
 #include "grouped_conv2d_correlate.h"
+#include "grouped_conv2d_dots.h"
+// Above: dots.
 #include "grouped_conv2d_multiply.h"
 // Above: permutations.
 #include "grouped_conv2d_weight.h"

@@ -10,12 +10,12 @@ namespace fastnets::FASTNETS_ISA::grouped {
 using fastnets::pointwise::kPanel;
 
 // A panel of one group's weights as [in][kPanel]; after the last of `out` only that vector is filled, with zeros.
-inline void pack_panel(const Problem& p, int64_t group, int64_t panel, float* to) {
+inline void pack_panel(const Problem& p, int64_t out, int64_t group, int64_t panel, float* to) {
   constexpr int64_t L = kLanes<float>;
   const Four& s = p.w_stride;
   const float* const w = static_cast<const float*>(p.w) + group * p.w_group;
   const int64_t run = s.c == 1 ? p.in : 1;  // source channels that are neighbours
-  const int64_t first = panel * kPanel, end = std::min(first + kPanel, p.out);
+  const int64_t first = panel * kPanel, end = std::min(first + kPanel, out);
   for (int64_t o = first; o < end; o += L)
     for (int64_t k = 0; k < p.in; k += run) {
       float* const lanes = to + k * kPanel + o - first;
@@ -31,16 +31,21 @@ inline void pack_panel(const Problem& p, int64_t group, int64_t panel, float* to
 
 inline void multiply(const Problem& p, const fastnets::pointwise::Problem& first,
                      const fastnets::pointwise::Tasks& tasks, int64_t begin, int64_t end) {
-  const int64_t panels = first.panels(), size = p.in * kPanel;
+  const int64_t panels = first.panels(), parts = tasks.panels / p.groups, size = p.in * kPanel;
   const Scratch<float> weights(p.groups * panels * size);
   std::vector<bool> packed(p.groups * panels);
   for (int64_t task = begin; task < end;) {
-    const int64_t i = tasks.panel(task), group = i / panels;
-    if (!packed[i]) pack_panel(p, group, i % panels, weights.data + i * size), packed[i] = true;
+    const int64_t group = tasks.panel(task) / parts, panel = tasks.panel(task) % parts, i = group * panels + panel;
+    const Range pixels = tasks.merged(task, end);
     fastnets::pointwise::Problem product = first;
     product.x.data += group * p.in, product.y.data += group * p.out, product.w = weights.data + group * panels * size;
     if (first.bias) product.bias += group * p.out;
-    pointwise::multiply(product, tasks.merged(task, end), i % panels);
+    if (panel < panels) {
+      if (!packed[i]) pack_panel(p, first.out, group, panel, weights.data + i * size), packed[i] = true;
+      pointwise::multiply(product, pixels, panel);
+    } else {
+      dots(p, product, group, pixels);
+    }
   }
 }
 

@@ -33,6 +33,18 @@ FASTNETS_INLINE void transpose(Vec<A, L> (&v)[L]) {
   for (int i = 0; i < L && sizeof(A) == 4; i += 4) std::swap(v[i + 1], v[i + 2]);
 }
 
+// Lane i of v[0] becomes the sum of the lanes of v[i]: transposes, and adds as soon as there is what to add.
+template <int D, typename A, int L, int... J>
+FASTNETS_INLINE void add_lanes(Vec<A, L> (&v)[L], std::integer_sequence<int, J...> lanes) {
+#pragma GCC unroll 16
+  for (int i = 0; i < L; i += 2 * D) {
+    const Vec<A, L> a = v[i], b = v[i + D];
+    v[i] = __builtin_shufflevector(a, b, lane_of<D, A, L>(J, false)...) +
+           __builtin_shufflevector(a, b, lane_of<D, A, L>(J, true)...);
+  }
+  if constexpr (2 * D < L) add_lanes<2 * D, A, L>(v, lanes);
+}
+
 // to[j * pitch + r] = rows[r][j], for `count` j and L lanes r; lanes from `height` on are zero.
 template <typename T>
 __attribute__((noinline)) void rows_to_lanes(const T* const* rows, int64_t height, int64_t count, Sum<T>* to,

@@ -199,12 +199,18 @@ def test_weights_in_any_layout(backend, layout):
 
 
 # 1x1 kernels that are products of matrices on a CPU: a group's results are a panel of 32 and a part of one, a part, a
-# panel; so many pixels that all panels go over a block of them before the next, with lines of results fetched ahead.
+# panel; so many pixels that all panels go over a block of them before the next, with lines of results fetched ahead; few
+# results more than vectors, which are dots where there are channels for two vectors.
 PRODUCTS = [
     case("panels and a rest", (2, 30, 5, 9), 123, 3, kernel=(1, 1), padding=(0, 0), activation="relu6"),
     case("part of a panel", (1, 80, 3, 5), 21, 1, kernel=(1, 1), padding=(0, 0), activation="silu"),
     case("one panel", (1, 16, 5, 5), 64, 2, kernel=(1, 1), padding=(0, 0), bias=False),
     case("many pixels", (8, 8, 128, 130), 32, 2, kernel=(1, 1), padding=(0, 0)),
+    case("one result more", (2, 81, 5, 9), 51, 3, kernel=(1, 1), padding=(0, 0), bias=False),
+    case("one result more, many channels", (2, 120, 5, 9), 51, 3, kernel=(1, 1), padding=(0, 0), activation="relu"),
+    case("two more", (1, 128, 3, 5), 68, 2, kernel=(1, 1), padding=(0, 0), activation="silu"),
+    case("three more", (3, 78, 13, 17), 38, 2, kernel=(1, 1), padding=(0, 0)),
+    case("four more", (1, 129, 1, 2), 60, 3, kernel=(1, 1), padding=(0, 0)),
 ]
 
 
