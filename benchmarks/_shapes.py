@@ -16,7 +16,23 @@ MOBILENET_V2_DEPTHWISE = {
     "features.14": (576, 14, 3, 2),
     "features.15-17": (960, 7, 3, 1),
 }
-# The same: channels, hidden channels, results, height and width, stride
+# The same of photos of 320 x 320, whose maps are no multiples of seven.
+MOBILENET_V2_320_DEPTHWISE = {
+    "features.1": (32, 160, 3, 1),
+    "features.3": (144, 80, 3, 1),
+    "features.5-6": (192, 40, 3, 1),
+    "features.12-13": (576, 20, 3, 1),
+    "features.15-17": (960, 10, 3, 1),
+}
+# Fewer channels than a vector has lanes: a photo blurred, and blurred to half its size (R. Zhang 2019, arXiv:1904.11486); a
+# quarter of MobileNet's width (A. Howard et al. 2017, arXiv:1704.04861); K. Han et al. 2020, arXiv:1911.11907
+FEW_CHANNELS_DEPTHWISE = {
+    "5x5 blur": (3, 224, 5, 1),
+    "BlurPool": (3, 224, 3, 2),
+    "MobileNetV1 0.25 blocks.0": (8, 112, 3, 1),
+    "GhostNet blocks.1-2": (12, 56, 3, 1),
+}
+# MobileNetV2 again: channels, hidden channels, results, height and width, stride
 MOBILENET_V2_BLOCKS = {
     "features.2": (16, 96, 24, 112, 2),
     "features.3": (24, 144, 24, 56, 1),

@@ -1,4 +1,5 @@
-"""depthwise_conv2d against F.conv2d on the layers of MobileNetV2 and EfficientNet-Lite0 at 224 x 224."""
+"""depthwise_conv2d against F.conv2d on the layers of MobileNetV2 and EfficientNet-Lite0 at 224 x 224, of MobileNetV2 at 320
+x 320, and of few channels."""
 
 from __future__ import annotations
 
@@ -11,6 +12,9 @@ from benchmarks._inputs import seeded
 from fastnets.ops import depthwise_conv2d
 
 LAYERS = [*_shapes.MOBILENET_V2_DEPTHWISE.values(), *_shapes.EFFICIENTNET_LITE0_DEPTHWISE.values()]
+FORWARD = [("forward", shape) for shape in LAYERS]
+FORWARD += [("forward at 320 x 320", shape) for shape in _shapes.MOBILENET_V2_320_DEPTHWISE.values()]
+FORWARD += [("forward of few channels", shape) for shape in _shapes.FEW_CHANNELS_DEPTHWISE.values()]
 LAST = torch.channels_last
 
 
@@ -31,15 +35,15 @@ def name(c, h, k, stride):
     return f"{c}x{h}x{h} {k}x{k}/{stride}"
 
 
-@pytest.mark.parametrize("shape", LAYERS, ids=lambda s: name(*s))
+@pytest.mark.parametrize(("group", "shape"), FORWARD, ids=lambda v: v if isinstance(v, str) else name(*v))
 @pytest.mark.parametrize("n", (1, 16))
-def test_forward(race, n, shape):
+def test_forward(race, n, group, shape):
     x, w, b, kw = layer(n, *shape)
     c = shape[0]
     xl, wl = x.contiguous(memory_format=LAST), w.contiguous(memory_format=LAST)
     exact = (F.conv2d(x.double(), w.double(), b.double(), **kw, groups=c),)
     race(
-        f"forward, batch {n}",
+        f"{group}, batch {n}",
         name(*shape),
         {
             "contiguous": lambda: (F.conv2d(x, w, b, **kw, groups=c),),

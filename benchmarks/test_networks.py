@@ -23,6 +23,8 @@ NETWORKS = (
 )  # fmt: skip
 IN_BFLOAT16 = NETWORKS[:5]
 BATCHES = (1, 16)
+SIZES = ((1, 160), (3, 197), (2, 320))  # photos, height and width
+MANY = (64, 160)
 MORE = ("googlenet", "inception_v3", "nasnetalarge", "inception_v4")  # against eager PyTorch
 LAST = torch.channels_last
 
@@ -95,6 +97,18 @@ def test_bfloat16(race, name, n):
     exact = copy.deepcopy(model).double()(x.double()).detach()
     costs = cost(model, x, size=2)
     race(name, f"batch {n}", candidates, (exact,), **costs, dtype="bfloat16", op="networks in bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("name", "n", "size"),
+    [(name, *size) for name in NETWORKS for size in SIZES] + [(name, *MANY) for name in IN_BFLOAT16],
+)
+def test_other_sizes(race, name, n, size):
+    """What accelerate has packed for one size runs at all: never slower than eager PyTorch's faster layout."""
+    (model, missing), x = network(name), torch.randn(n, 3, size, size, generator=seeded())
+    candidates, exact = eager_and_ours(model, x)
+    op = "networks at other sizes"
+    race(name, f"{n} of {size} x {size}", candidates | missing, (exact,), **cost(model, x), op=op)
 
 
 @pytest.mark.parametrize("name", MORE)

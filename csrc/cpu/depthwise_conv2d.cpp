@@ -29,15 +29,18 @@ void cut_channels(Problem& p, int64_t pieces) {
   p.chunk = ceil_div(p.g.c, std::max<int64_t>(1, pieces) * depthwise::kWidest) * depthwise::kWidest;
 }
 
-// The kernels for tensors x, or dx, and y, or dy, of numbers of so many bytes, if those of "rows" go up to that stride.
+// The kernels for tensors x, or dx, and y, or dy, of numbers of that type, if those of "rows" go up to that stride.
 // These are not compiled for float64.
-Layout layout_of(const Problem& p, bool channels_last, int64_t bytes, int64_t stride) {
+Layout layout_of(const Problem& p, bool channels_last, ScalarType type, int64_t stride) {
   const Convolution& g = p.g;
-  if (channels_last && p.x.stride.c == 1 && p.y.stride.c == 1) return Layout::kChannelsLast;
-  const int64_t k = g.kh;
+  const depthwise::Lanes lanes = FASTNETS_FOR_THIS_CPU(depthwise_lanes)(type);
+  const bool last = channels_last && p.x.stride.c == 1 && p.y.stride.c == 1;
+  if (last && g.c >= lanes.count) return Layout::kChannelsLast;
+  const int64_t k = g.kh, pixel = last ? g.c : 1;
   const bool same = g.kw == k && g.ph == k / 2 && g.pw == k / 2 && g.dh == 1 && g.dw == 1 && g.m == 1;
-  const bool fits = same && (k == 3 || k == 5) && g.sh == g.sw && g.sh <= stride && bytes <= 4;
-  return fits && p.x.stride.w == 1 && p.y.stride.w == 1 ? Layout::kRows : Layout::kPlanar;
+  const bool fits = same && (k == 3 || k == 5) && g.sh == g.sw && p.x.stride.w == pixel && p.y.stride.w == pixel;
+  if (last) return fits && g.sh == 1 && lanes.pixels ? Layout::kPixels : Layout::kPlanar;
+  return fits && g.sh <= stride && type != ScalarType::Double ? Layout::kRows : Layout::kPlanar;
 }
 
 // Cuts the rows into strips for the kernels of this layout. Depends on shapes only: the weight gradient's sums run over
@@ -51,9 +54,11 @@ void cut_rows(Problem& p, int64_t bytes) {
   const Convolution& g = p.g;
   constexpr int64_t kStrip = 192 << 10, kUnits = 16;
   const int64_t plane = g.h * g.w + g.m * g.oh * g.ow, images = std::max<int64_t>(1, g.n);
-  int64_t strips = kUnits / std::max<int64_t>(1, images * g.c);
+  int64_t strips = kUnits / std::max<int64_t>(1, images * (p.layout == Layout::kRows ? g.c : 1));
   if (p.layout == Layout::kChannelsLast) strips = std::max(bytes * g.c * plane / kStrip, kUnits / images);
-  if (p.layout == Layout::kPlanar) strips = ceil_div(depthwise::kWidest * sizeof(float) * plane, kStrip);
+  if (p.layout == Layout::kPlanar)
+    strips = std::max<int64_t>(ceil_div(depthwise::kWidest * sizeof(float) * plane, kStrip),
+                               kUnits / (images * ceil_div(g.c, depthwise::kWidest)));
   p.strips = std::clamp<int64_t>(strips, 1, g.oh);
 }
 
@@ -115,7 +120,7 @@ Tensor convolve(Problem p, const Tensor& x, const Tensor& w, const std::optional
                     "expected a bias of ", g.o, " numbers of the input's type");
     p.bias = bias->data_ptr(), p.bias_step = bias->stride(0);
   }
-  p.layout = layout_of(p, last, x.element_size(), 2);
+  p.layout = layout_of(p, last, x.scalar_type(), 2);
   look_at_caches(p, x.element_size(), y);
   cut_rows(p, x.element_size());
   const Kernels kernels = FASTNETS_FOR_THIS_CPU(depthwise_kernels)(x.scalar_type(), p);
@@ -193,19 +198,19 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward(const Tensor& dy, c
   const Tensor dw = need_dw ? empty(w, {g.o, 1, g.kh, g.kw}, is_channels_last(w)) : empty(w, 0);
   const Tensor db = empty(w, need_db ? g.o : 0);
   p.x = operand(x), p.w = operand(w), p.y = operand(dy);
-  p.layout = layout_of(p, last, x.element_size(), 1);
+  p.layout = layout_of(p, last, x.scalar_type(), 1);
   look_at_caches(p, x.element_size(), dx);
   cut_rows(p, x.element_size());
   const Kernels kernels = FASTNETS_FOR_THIS_CPU(depthwise_kernels)(x.scalar_type(), p);
   const bool weight = need_dw || need_db;
   // Together they read dy once; not by the kernels of rows, nor if channels had to be cut for the weight's.
-  const bool together = weight && p.layout != Layout::kRows && partial_sums(p) >= wanted_tasks();
+  const bool together = weight && p.layout < Layout::kRows && partial_sums(p) >= wanted_tasks();
   if (dx.numel() > 0) {
     p.dx = operand(dx);
     if (!together) backward_input(p, kernels), p.dx.data = nullptr;
   }
   if (!weight) return {dx, dw, db};
-  if (p.layout == Layout::kRows) p.layout = Layout::kPlanar, cut_rows(p, x.element_size());
+  if (p.layout >= Layout::kRows) p.layout = Layout::kPlanar, cut_rows(p, x.element_size());
   const Kernels sums = FASTNETS_FOR_THIS_CPU(depthwise_kernels)(x.scalar_type(), p);
   with_float(x.scalar_type(), [&](auto zero) { backward_weight<decltype(zero)>(p, sums, dw, db); });
   return {dx, dw, db};
@@ -232,6 +237,7 @@ struct Normalization {
 void check_normalized(const Tensor& x, const Tensor& w) {
   STD_TORCH_CHECK(x.dim() == 4 && x.scalar_type() == ScalarType::Float && is_channels_last(x) && is_dense(x, true),
                   "expected input in float32 and channels_last, without gaps");
+  STD_TORCH_CHECK(x.size(1) >= depthwise::kWidest, "expected at least ", depthwise::kWidest, " channels");
   STD_TORCH_CHECK(w.size(0) == x.size(1), "expected a kernel for each channel");
 }
 

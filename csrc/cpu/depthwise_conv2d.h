@@ -12,8 +12,15 @@ namespace fastnets::depthwise {
 
 constexpr int64_t kWidest = 16;  // floats in the widest vector
 
-// Where neighbours in memory are channels; pixels; pixels, as the kernels of "rows" take them.
-enum class Layout { kChannelsLast, kPlanar, kRows };
+// Where neighbours in memory are channels; pixels, or fewer channels than lanes; pixels, as the kernels of "rows" take
+// them; pixels of so few channels, as these do.
+enum class Layout { kChannelsLast, kPlanar, kRows, kPixels };
+
+// Those of sums' type, and whether "rows" takes pixels.
+struct Lanes {
+  int64_t count;
+  bool pixels;
+};
 
 // Batch normalisation and an activation in front of the convolution, of float32 in channels_last: what this takes is
 // f((x - mean) * scale + bias), and dx its gradient, not that of x.

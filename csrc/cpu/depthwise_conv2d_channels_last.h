@@ -1,4 +1,5 @@
-// Depthwise convolution where neighbouring channels are neighbours in memory. Included by isa.h: no guard.
+// Depthwise convolution where neighbouring channels are neighbours in memory, at least as many as lanes. Included by
+// isa.h: no guard.
 //
 // Lanes are channels. A tile is seven or four output pixels of one row: under each kernel row, the source pixels below
 // the tile are loaded once and serve every tap that meets them, (6 + k) loads for 7 k multiply-adds at stride 1;
@@ -134,14 +135,15 @@ void pixel(const Row<T>& row, const Columns& set, int64_t t) {
   }
 }
 
+// The last tile overlaps the one before, where there are pixels for a whole one.
 template <typename T, int L, int W, int K, int S, int Rows>
 void tiles(const Row<T>& row, const Columns& set) {
   constexpr int N = (W - 1) * S + K, P = K / 2,
                 R = S == 2 ? P - 1 : P;  // with "same" padding and a width that S divides
-  for (int64_t t = 0; t < set.count; t += W) {
-    const int64_t column = S * t + set.offset;
+  for (int64_t from = 0; from < set.count; from += W) {
+    const int64_t t = std::max<int64_t>(0, std::min(from, set.count - W)), column = S * t + set.offset;
     const int64_t left = std::max<int64_t>(0, -column), right = std::max<int64_t>(0, column + N - row.width);
-    if (t + W > set.count)
+    if (W > set.count)
       tile<T, L, W, K, S, Rows, kAny, kAny>(row, set, t);
     else if (left == 0 && right == 0)
       tile<T, L, W, K, S, Rows, 0, 0>(row, set, t);
@@ -161,19 +163,19 @@ void tiles(const Row<T>& row, const Columns& set) {
   return row.source.size() == K ? tiles<T, L, W, K, S, K>(row, set) : tiles<T, L, W, K, S, kAny>(row, set);
 }
 
-// Tiles of seven or of four pixels, whichever compute fewer beyond the end: maps are multiples of 7 or of a power of
-// two. Of both, seven reuse more; at stride 2, where seven fetch 28 lines ahead and leave no room for loads in flight,
-// four are faster.
+// Tiles of seven or of four pixels: maps are multiples of 7 or of a power of two. Seven reuse more, and know the sides
+// of a map, so at stride 1 they may compute a sixth more pixels twice; at stride 2, where seven fetch 28 lines ahead
+// and leave no room for loads in flight, four are faster.
 template <typename T, int L, int K, int S>
 void tiles(const Row<T>& row, const Columns& set) {
   const int64_t by_seven = (set.count + 6) / 7 * 7, by_four = (set.count + 3) / 4 * 4;
-  const bool seven = S == 1 ? by_seven <= by_four : by_seven < by_four;
+  const bool seven = S == 1 ? 6 * by_seven <= 7 * by_four : by_seven < by_four;
   return seven ? tiles<T, L, 7, K, S>(row, set) : tiles<T, L, 4, K, S>(row, set);
 }
 
 template <typename T, int L>
 void columns(const Row<T>& row, const Columns& set) {
-  if constexpr (L > 1 && is_fast<T>) {
+  if constexpr (is_fast<T>) {
     const bool adjacent = set.offset_step == 1 && row.source_channel == 1 && row.out_channel == 1;
     const int64_t k = adjacent ? set.taps : 0, s = set.source_step;
     if (k == 3 && s == 1) return tiles<T, L, 3, 1>(row, set);
@@ -381,7 +383,7 @@ bool weight_tiles(const T* x, const T* dy, Range rows, const Columns& set, const
 template <typename T, int L>
 bool weight_rows(const T* x, const T* dy, Range rows, const Columns& set, const Problem& p, const int64_t* places,
                  Sum<T>* sums) {
-  if constexpr (L > 1 && is_fast<T>) {
+  if constexpr (is_fast<T>) {
     const int64_t k = p.g.dw == 1 && p.g.m == 1 ? set.taps : 0, s = set.source_step;
     if (k == 3 && p.g.kh == 3 && s == 1) return weight_tiles<T, L, 3, 1>(x, dy, rows, set, p, places, sums);
     if (k == 3 && p.g.kh == 3 && s == 2) return weight_tiles<T, L, 3, 2>(x, dy, rows, set, p, places, sums);
@@ -440,10 +442,7 @@ void write_sums(const Problem& p, int64_t part, Range c, int64_t q, const A* sum
   for (int64_t l = 0; p.db && l < count; ++l) static_cast<A*>(p.db)[o + l * p.g.m] = sums[taps * L + l];
   if (!p.dw) return;
   A* const dw = static_cast<A*>(p.dw) + o * taps;
-  if constexpr (L > 1)
-    lanes_to_rows<A>(sums, L, taps, dw, p.g.m * taps, count);
-  else
-    std::copy(sums, sums + taps, dw);
+  lanes_to_rows<A>(sums, L, taps, dw, p.g.m * taps, count);
 }
 
 // The rows of x that rows of results are made of.
@@ -507,10 +506,9 @@ void backward(const Problem& p, int64_t begin, int64_t end) {
 }
 
 template <typename T>
-depthwise::Kernels kernels(int64_t channels) {
+depthwise::Kernels kernels() {
   constexpr int L = kLanes<Sum<T>>;
-  if (channels >= L) return {&forward<T, L>, &backward<T, L>};
-  return {&forward<T, 1>, &backward<T, 1>};
+  return {&forward<T, L>, &backward<T, L>};
 }
 
 }  // namespace fastnets::FASTNETS_ISA::channels_last

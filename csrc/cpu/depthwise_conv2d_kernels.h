@@ -13,10 +13,15 @@ namespace fastnets::FASTNETS_ISA {
 
 template <typename T>
 depthwise::Kernels depthwise_kernels_of(const depthwise::Problem& p) {
-  if (p.layout == depthwise::Layout::kChannelsLast) return channels_last::kernels<T>(p.g.c);
+  if (p.layout == depthwise::Layout::kChannelsLast) return channels_last::kernels<T>();
   if constexpr (!std::is_same_v<T, double>)
-    if (p.layout == depthwise::Layout::kRows) return rows::kernels<T>(p.g);
+    if (p.layout != depthwise::Layout::kPlanar) return rows::kernels<T>(p);
   return planar::kernels<T>();
+}
+
+inline depthwise::Lanes depthwise_lanes(ScalarType type) {
+  if (type == ScalarType::Double) return {kLanes<double>, false};
+  return {kLanes<float>, type == ScalarType::Float ? rows::has_masks<float> : rows::has_masks<BFloat16>};
 }
 
 inline depthwise::Kernels depthwise_kernels(ScalarType type, const depthwise::Problem& p) {

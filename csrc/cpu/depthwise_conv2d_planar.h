@@ -1,11 +1,12 @@
 // Depthwise convolution in every layout but channels_last: what depthwise_conv2d_rows.h does not take, and the gradient
-// of the weight. Included by isa.h: no guard.
+// of the weight; and in channels_last where the channels are fewer than lanes. Included by isa.h: no guard.
 //
 // A vector's worth of channels at a time is brought into channels_last order in a scratch array, by transposing blocks
 // of L pixels by L channels in registers (L log2 L shuffles for L * L numbers: at stride 1 a third of the time of a 3x3
-// kernel); the kernels of the channels_last layout run on it; and the result is transposed back. The scratch of a strip
-// of rows stays in the second-level cache: memory sees x read once and y written once, b * n * (c * h * w + o * oh *
-// ow) bytes. It holds sums' type, so that all types but double run the kernels of float.
+// kernel), or, of few channels that are neighbours, pixel by pixel; the kernels of the channels_last layout run on it;
+// and the result is transposed back. The scratch of a strip of rows stays in the second-level cache: memory sees x read
+// once and y written once, b * n * (c * h * w + o * oh * ow) bytes. It holds sums' type, so that all types but double
+// run the kernels of float.
 
 namespace fastnets::FASTNETS_ISA::planar {
 
@@ -16,6 +17,10 @@ template <typename T, int L>
 void gather_run(const T* from, int64_t plane, int64_t pixel, int64_t channels, int64_t count, Sum<T>* to,
                 int64_t step) {
   using A = Sum<T>;
+  if (plane == 1) {
+    for (int64_t i = 0; i < count; ++i) store<A, L>(to + i * step, load_first<T, L>(from + i * pixel, channels));
+    return;
+  }
   if (pixel != 1 || count < L) {
     for (int64_t i = 0; i < count; ++i)
       for (int64_t c = 0; c < L; ++c) to[i * step + c] = c < channels ? A(from[c * plane + i * pixel]) : A(0);
@@ -35,6 +40,10 @@ template <typename T, int L>
 void scatter_run(const Sum<T>* from, int64_t step, T* to, int64_t plane, int64_t pixel, int64_t channels,
                  int64_t count) {
   using A = Sum<T>;
+  if (plane == 1) {
+    for (int64_t i = 0; i < count; ++i) store_first<T, L>(to + i * pixel, load<A, L>(from + i * step), channels);
+    return;
+  }
   if (pixel != 1 || count < L) {
     for (int64_t c = 0; c < channels; ++c)
       for (int64_t i = 0; i < count; ++i) to[c * plane + i * pixel] = static_cast<T>(from[i * step + c]);

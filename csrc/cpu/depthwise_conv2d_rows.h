@@ -6,8 +6,10 @@
 // of kRows rows of results that it belongs to, whose sums stay in registers: less than half the shuffles that each row
 // by itself would take. A vector at a side of the map gives all its lanes but k / 2, one amid all but 2 (k / 2): at 3x3
 // and stride 1 rows of 14, 28, 56 and 112 are vectors of 14. Maps of at most half a vector are taken two at a time.
-// Nothing is copied, and while a tile is computed, the lines that the next rows, or maps, and their results lie in are
-// asked for: memory sees x read once and y written once, b * n * c * (h * w + oh * ow) bytes.
+// Of channels_last with fewer channels than lanes, rows are the same: a vector is as many pixels as fit, and what a
+// column beside takes is loaded by itself. Nothing is copied, and while a tile is computed, the lines that the next
+// rows, or maps, and their results lie in are asked for: memory sees x read once and y written once, b * n * c * (h * w
+// + oh * ow) bytes.
 
 namespace fastnets::FASTNETS_ISA::rows {
 
@@ -48,24 +50,75 @@ FASTNETS_INLINE Vec<A, L> each_second(const Vec<A, L>& a, const Vec<A, L>& b, st
   return __builtin_shufflevector(a, b, (2 * J + Odd)...);
 }
 
-// A vector of results of a row: its first column; as bits, the lanes that are read of x, in two loads where it takes
-// two, and those that are results.
+// A vector of results of a row: where its first column is, in numbers; as bits, the lanes that are read of x, in each
+// load that it takes, and those that are results.
 struct Span {
   int64_t column;
-  uint32_t loads[2], stored;
+  uint32_t loads[5], stored;
 };
+
+// In place of a number of maps: all of them, pixel by pixel. Each load of a part of a row is a vector's then, so this
+// is for what has masks.
+constexpr int kPixels = 0;
+template <typename T>
+constexpr bool has_masks = FASTNETS_VECTOR_BYTES == 64 || (FASTNETS_VECTOR_BYTES == 32 && std::is_same_v<T, float>);
 
 // Results of K x K kernels at stride S on N maps at a time.
 template <typename T, int K, int S, int N>
 class Maps {
  public:
   using A = Sum<T>;
-  static constexpr int L = kWide<A>, P = K / 2;
+  static constexpr int L = kWide<A>, P = K / 2, kParts = N == kPixels ? 1 : N;
   static constexpr int kRows = FASTNETS_VECTOR_BYTES > 16 ? 7 : 2;  // networks' maps have multiples of seven
 
   Maps(const Convolution& g, const Operand& x, const Operand& y, Activation name)
-      : height(g.h), x_row(x.stride.h), y_row(y.stride.h), activate(name) {
-    constexpr int64_t part = L / N, read = S == 2 ? L : part;
+      : height(g.h), channels(g.c), x_row(x.stride.h), y_row(y.stride.h), activate(name) {
+    if constexpr (N == kPixels)
+      span_pixels(g);
+    else
+      span_columns(g);
+    // The first rows that no tile before has read are K - S below the first of a tile.
+    x_ahead = N == 2 ? 2 * x.stride.c - (K - S - P) * x_row : kRows * S * x_row;
+    y_ahead = N == 2 ? 2 * y.stride.c : kRows * y_row;
+  }
+
+  // The kernels of N maps, turned by 180 degrees or not, and their biases.
+  void set(const T* const (&w)[kParts], int64_t row, int64_t column, bool turned, const A (&b)[kParts]) {
+    for (int i = 0; i < K; ++i)
+      for (int j = 0; j < K; ++j) {
+        const int64_t at = i * row + j * column;
+        weight[turned ? K * K - 1 - i * K - j : i * K + j] =
+            each(static_cast<A>(w[0][at]), static_cast<A>(w[kParts - 1][at]));
+      }
+    bias = each(b[0], b[kParts - 1]);
+  }
+
+  // The same for channel c of pixels.
+  void set(int64_t c, const T* w, int64_t row, int64_t column, bool turned, A b) {
+    for (int64_t l = c; l < L; l += channels) {
+      for (int k = 0; k < K * K; ++k)
+        weight[turned ? K * K - 1 - k : k][l] = static_cast<A>(w[k / K * row + k % K * column]);
+      bias[l] = b;
+    }
+  }
+
+  // Some rows of results, of maps that lie `x_step` and `y_step` apart.
+  void run(const T* from, int64_t x_step, T* to, int64_t y_step, Range rows) {
+    x = from, y = to, x_gap = N == 2 ? x_step : N == 1 ? L : channels, y_gap = y_step;
+    for (int64_t row = rows.begin; row < rows.end; row += kRows)
+      for (const Span& span : spans) tile(span, row, rows.end);
+  }
+
+ private:
+  static constexpr auto kAll = std::make_integer_sequence<int, L>();
+
+  static FASTNETS_INLINE Vec<A, L> each(A first, A second) {
+    if constexpr (N != 2) return splat<A, L>(first);
+    return join<A, L>(splat<A, L / 2>(first), splat<A, L / 2>(second), kAll);
+  }
+
+  void span_columns(const Convolution& g) {
+    constexpr int64_t part = L / kParts, read = S == 2 ? L : part;
     constexpr int64_t before = (P + S - 1) / S, after = P / S;  // lanes that miss a neighbour amid the map
     for (int64_t end = 0; end < g.ow;) {
       const int64_t column = std::max<int64_t>(0, std::min(end - before, g.ow - part)), first = end - column;
@@ -76,42 +129,29 @@ class Maps {
                        first_lanes(last) & ~first_lanes(first)});
       end = column + last;
     }
-    // The first rows that no tile before has read are K - S below the first of a tile.
-    x_ahead = N == 2 ? 2 * x.stride.c - (K - S - P) * x_row : kRows * S * x_row;
-    y_ahead = N == 2 ? 2 * y.stride.c : kRows * y_row;
   }
 
-  // The kernels of N maps, turned by 180 degrees or not, and their biases.
-  void set(const T* const (&w)[N], int64_t row, int64_t column, bool turned, const A (&b)[N]) {
-    for (int i = 0; i < K; ++i)
-      for (int j = 0; j < K; ++j) {
-        const int64_t at = i * row + j * column;
-        weight[turned ? K * K - 1 - i * K - j : i * K + j] =
-            each(static_cast<A>(w[0][at]), static_cast<A>(w[N - 1][at]));
-      }
-    bias = each(b[0], b[N - 1]);
-  }
-
-  // Some rows of results, of maps that lie `x_step` and `y_step` apart.
-  void run(const T* from, int64_t x_step, T* to, int64_t y_step, Range rows) {
-    x = from, y = to, x_gap = N == 2 ? x_step : L, y_gap = y_step;
-    for (int64_t row = rows.begin; row < rows.end; row += kRows)
-      for (const Span& span : spans) tile(span, row, rows.end);
-  }
-
- private:
-  static constexpr auto kAll = std::make_integer_sequence<int, L>();
-
-  static FASTNETS_INLINE Vec<A, L> each(A first, A second) {
-    if constexpr (N == 1) return splat<A, L>(first);
-    return join<A, L>(splat<A, L / 2>(first), splat<A, L / 2>(second), kAll);
+  void span_pixels(const Convolution& g) {
+    const int64_t pixels = std::min(L / channels, g.ow);
+    for (int64_t end = 0; end < g.ow; end += pixels) {
+      const int64_t first = std::min(end, g.ow - pixels);  // the last vector overlaps the one before
+      Span span{first * channels, {}, first_lanes(pixels * channels)};
+      for (int64_t l = 0; l < pixels * channels; ++l)
+        for (int j = 0; j < K; ++j) {
+          const int64_t column = first + l / channels + j - P;
+          if (column >= 0 && column < g.w) span.loads[j] |= 1u << l;
+        }
+      spans.push_back(span);
+    }
   }
 
   // What each column of the kernel meets in a row of x.
   template <int... J>
-  static FASTNETS_INLINE void read(const T* from, int64_t gap, const uint32_t (&loads)[2], Vec<A, L> (&in)[K],
+  static FASTNETS_INLINE void read(const T* from, int64_t gap, const uint32_t (&loads)[5], Vec<A, L> (&in)[K],
                                    std::integer_sequence<int, J...>) {
-    if constexpr (S == 2) {
+    if constexpr (N == kPixels) {
+      ((in[J] = load_lanes<T, L>(from + (J - P) * gap, loads[J])), ...);
+    } else if constexpr (S == 2) {
       const Vec<A, L> low = load_lanes<T, L>(from, loads[0]), high = load_lanes<T, L>(from + gap, loads[1]);
       const Vec<A, L> parted[2] = {each_second<0, A, L>(low, high, kAll), each_second<1, A, L>(low, high, kAll)};
       ((in[J] = shift<(J - P - ((J - P) & 1)) / 2, N, A, L>(parted[(J - P) & 1], kAll)), ...);
@@ -130,8 +170,12 @@ class Maps {
   __attribute__((noinline)) void tile(const Span& span, int64_t row, int64_t end) const {
     constexpr int kSources = (kRows - 1) * S + K, kHeld = K == 3 ? K * K : 0;
     constexpr int kChains = K == 5 && FASTNETS_VECTOR_BYTES == 64 ? 2 : 1;
-    uint32_t loads[2] = {span.loads[0], span.loads[1]};
-    hold(loads[0]), hold(loads[1]);
+    uint32_t loads[5] = {};
+#pragma GCC unroll 5
+    for (int j = 0; j < (N == kPixels ? K : 2); ++j) {
+      loads[j] = span.loads[j];
+      hold(loads[j]);
+    }
     Vec<A, L> held[kHeld + 1], sums[kChains][kRows];
 #pragma GCC unroll 9
     for (int k = 0; k < kHeld; ++k) {
@@ -179,7 +223,7 @@ class Maps {
     for (int r = 0; r < kRows; ++r) {
       if (r == rows) break;
       __builtin_prefetch(to + ahead, 1, 3);
-      if constexpr (N == 1) {
+      if constexpr (N != 2) {
         store_lanes<T, L>(to, sums[r], lanes);
       } else {
         __builtin_prefetch(to + gap + ahead, 1, 3);
@@ -197,34 +241,54 @@ class Maps {
 
   const T* x = nullptr;
   T* y = nullptr;
-  int64_t height, x_row, y_row, x_ahead, y_ahead;
-  int64_t x_gap = 0, y_gap = 0;  // to the second load of a row, to the second map
+  int64_t height, channels, x_row, y_row, x_ahead, y_ahead;
+  int64_t x_gap = 0, y_gap = 0;  // to the next load of a row, to the second map
   Activate<A> activate;
   Vec<A, L> weight[K * K], bias;
   std::vector<Span> spans;
 };
 
+// The kernel and the bias of a channel.
+template <typename T>
+struct Channel {
+  Channel(const Problem& p, const void* bias, int64_t c)
+      : w(static_cast<const T*>(p.w.data) + c * p.w.stride.n),
+        b(bias ? static_cast<Sum<T>>(static_cast<const T*>(bias)[c * p.bias_step]) : Sum<T>(0)) {}
+  const T* w;
+  Sum<T> b;
+};
+
+// Sets the kernels of the maps from c on, of which those that are not there are the last one again.
+template <typename T, int K, int S, int N>
+FASTNETS_INLINE void set(Maps<T, K, S, N>& maps, const Problem& p, const void* bias, int64_t c, int64_t next,
+                         bool turned) {
+  const Four& s = p.w.stride;
+  if constexpr (N == kPixels) {
+    for (int64_t i = 0; i < p.g.c; ++i) {
+      const Channel<T> channel(p, bias, i);
+      maps.set(i, channel.w, s.h, s.w, turned, channel.b);
+    }
+  } else {
+    const Channel<T> first(p, bias, c), last(p, bias, c + next);
+    if constexpr (N == 1) maps.set({first.w}, s.h, s.w, turned, {first.b});
+    if constexpr (N == 2) maps.set({first.w, last.w}, s.h, s.w, turned, {first.b, last.b});
+  }
+}
+
 // The forward pass, or that of dx: the same over dy, with the kernel turned by 180 degrees.
 template <typename T, int K, int S, int N>
 void correlate(const Problem& p, const Operand& x, const Operand& y, const void* bias, Activation activation,
                bool turned, int64_t begin, int64_t end) {
-  using A = Sum<T>;
   constexpr int64_t kRows = Maps<T, K, S, N>::kRows;
+  const int64_t together = N == kPixels ? p.g.c : N;
   Maps<T, K, S, N> maps(p.g, x, y, activation);
   for (int64_t task = begin; task < end; ++task) {
     const Range channels = p.channels(task / p.units());
     const int64_t unit = task % p.units(), n = unit / p.strips;
     const Range tiles = share(ceil_div(p.g.oh, kRows), unit % p.strips, p.strips);
-    for (int64_t c = channels.begin; c < channels.end; c += N) {
-      const int64_t next = c + N > channels.end ? 0 : 1;  // a last map alone is its own second
-      const T* w[N];
-      A b[N];
-      for (int part = 0; part < N; ++part) {
-        const int64_t at = c + part * next;
-        w[part] = static_cast<const T*>(p.w.data) + at * p.w.stride.n;
-        b[part] = bias ? static_cast<A>(static_cast<const T*>(bias)[at * p.bias_step]) : A(0);
-      }
-      maps.set(w, p.w.stride.h, p.w.stride.w, turned, b);
+    for (int64_t c = channels.begin; c < channels.end; c += together) {
+      const int64_t next = N == 2 && c + 1 < channels.end;  // a last map alone is its own second
+      set(maps, p, bias, c, next, turned);
       maps.run(static_cast<const T*>(x.data) + n * x.stride.n + c * x.stride.c, next * x.stride.c,
                static_cast<T*>(y.data) + n * y.stride.n + c * y.stride.c, next * y.stride.c,
                {tiles.begin * kRows, std::min(p.g.oh, tiles.end * kRows)});
@@ -245,14 +309,21 @@ void backward(const Problem& p, int64_t begin, int64_t end) {
 
 template <typename T, int K, int N>
 depthwise::Kernels kernels_of(int64_t stride) {
-  return {stride == 2 ? &forward<T, K, 2, N> : &forward<T, K, 1, N>, &backward<T, K, N>};
+  if constexpr (N != kPixels)
+    if (stride == 2) return {&forward<T, K, 2, N>, &backward<T, K, N>};
+  return {&forward<T, K, 1, N>, &backward<T, K, N>};
+}
+
+template <typename T, int N>
+depthwise::Kernels kernels_of(const Convolution& g) {
+  return g.kh == 3 ? kernels_of<T, 3, N>(g.sh) : kernels_of<T, 5, N>(g.sh);
 }
 
 template <typename T>
-depthwise::Kernels kernels(const Convolution& g) {
-  const bool pairs = 2 * g.ow <= kWide<Sum<T>>;
-  if (g.kh == 3) return pairs ? kernels_of<T, 3, 2>(g.sh) : kernels_of<T, 3, 1>(g.sh);
-  return pairs ? kernels_of<T, 5, 2>(g.sh) : kernels_of<T, 5, 1>(g.sh);
+depthwise::Kernels kernels(const Problem& p) {
+  if constexpr (has_masks<T>)
+    if (p.layout == depthwise::Layout::kPixels) return kernels_of<T, kPixels>(p.g);
+  return 2 * p.g.ow <= kWide<Sum<T>> ? kernels_of<T, 2>(p.g) : kernels_of<T, 1>(p.g);
 }
 
 }  // namespace fastnets::FASTNETS_ISA::rows

@@ -75,17 +75,22 @@ def _reference_backward(
 # ---- backends --------------------------------------------------------------------------------
 
 
+_CHANNELS = 16  # floats in the widest vector
+
+
 def why_not(x: Tensor) -> list[str]:
     """Why there is no kernel for x; an empty list means that there is one."""
     last = torch.channels_last
     if (
         x.dtype == torch.float32
         and x.dim() == 4
+        and x.shape[1] >= _CHANNELS
         and convolution.memory_format(x) == last
         and x.is_contiguous(memory_format=last)
     ):
         return []
-    return [f"its kernel takes float32 in channels_last, not {x.dtype} with strides {tuple(x.stride())}"]
+    takes = f"float32 in channels_last of at least {_CHANNELS} channels"
+    return [f"its kernel takes {takes}, not {x.dtype} of shape {tuple(x.shape)} with strides {tuple(x.stride())}"]
 
 
 op.native("cpu", lambda x, *_: why_not(x))

@@ -238,13 +238,13 @@ def test_a_batch_norm_by_itself_can_be_traced():
     torch.testing.assert_close(traced(x), model(x))
 
 
-def block(norm=None, **kwargs):
+def block(norm=None, c=24, **kwargs):
     """As in MobileNetV2: chains within a chain."""
     torch.manual_seed(0)
-    conv = {"kernel_size": 3, "stride": 2, "padding": 1, "groups": 24, "bias": False} | kwargs
-    first = nn.Sequential(nn.Conv2d(3, 24, 1, bias=False), norm or nn.BatchNorm2d(24), nn.ReLU6(inplace=True))
-    second = nn.Sequential(nn.Conv2d(24, 24, **conv), nn.BatchNorm2d(24), nn.ReLU6(inplace=True))
-    return nn.Sequential(first, second, nn.Conv2d(24, 4, 1, bias=False), nn.BatchNorm2d(4)).to(memory_format=LAST)
+    conv = {"kernel_size": 3, "stride": 2, "padding": 1, "groups": c, "bias": False} | kwargs
+    first = nn.Sequential(nn.Conv2d(3, c, 1, bias=False), norm or nn.BatchNorm2d(c), nn.ReLU6(inplace=True))
+    second = nn.Sequential(nn.Conv2d(c, c, **conv), nn.BatchNorm2d(c), nn.ReLU6(inplace=True))
+    return nn.Sequential(first, second, nn.Conv2d(c, 4, 1, bias=False), nn.BatchNorm2d(4)).to(memory_format=LAST)
 
 
 def large_image(layout=LAST):
@@ -278,12 +278,13 @@ def test_cpu_a_depthwise_convolution_after_the_pair_joins_them(cpu_kernels, mome
 
 @pytest.mark.parametrize(
     "change",
-    ["bias", "two kernels a channel", "reflected padding", "padding same", "dense", "contiguous", "float64", "small",
+    ["bias", "few channels", "two kernels a channel", "reflected padding", "padding same", "dense", "contiguous", "float64", "small",
      "hook on the convolution", "hook on the inner chain", "compiled", "eval", "synchronised"],
 )  # fmt: skip
 def test_cpu_what_keeps_the_convolution_apart(cpu_kernels, change):
     kwargs = {
         "bias": {"bias": True},
+        "few channels": {"c": 12},
         "reflected padding": {"padding_mode": "reflect"},
         "padding same": {"stride": 1, "padding": "same"},
         "dense": {"groups": 1},
@@ -296,7 +297,7 @@ def test_cpu_what_keeps_the_convolution_apart(cpu_kernels, change):
     x = large_image(torch.contiguous_format if change == "contiguous" else LAST)
     if change == "float64":
         theirs, x = theirs.double(), x.double()
-    x = x[:, :, :20] if change == "small" else x
+    x = x[:, :, :20] if change == "small" else torch.cat([x, x]) if change == "few channels" else x
     if change == "contiguous":
         theirs = theirs.to(memory_format=torch.contiguous_format)
     if change == "eval":

@@ -43,7 +43,7 @@ def case(name, shape, kernel=(3, 3), stride=(1, 1), padding=(1, 1), dilation=(1,
 
 # One of each class of tile: channels below, at and past a vector of 4, 8 and 16 lanes; columns in tiles of 7 and of 4, with
 # a rest, all border; rows and columns fewer than the kernel has; contiguous rows of one vector, and of more, whose lanes
-# at their sides and amid the map are not the same.
+# at their sides and amid the map are not the same; fewer channels than lanes, pixel by pixel.
 CASES = [
     case("one number", (1, 1, 1, 1), padding=(0, 0), kernel=(1, 1)),
     case("one pixel", (2, 16, 1, 1)),
@@ -79,6 +79,14 @@ CASES = [
     case("two maps a vector, stride 2", (1, 3, 15, 15), stride=(2, 2)),
     case("two maps a vector, 5x5", (1, 5, 7, 8), kernel=(5, 5), padding=(2, 2)),
     case("two maps a vector, 5x5 stride 2", (1, 4, 5, 15), kernel=(5, 5), stride=(2, 2), padding=(2, 2)),
+    case("pixels of three channels", (2, 3, 9, 23)),
+    case("pixels of three channels, 5x5", (1, 3, 8, 17), kernel=(5, 5), padding=(2, 2)),
+    case("pixels of two channels, one vector", (1, 2, 3, 5)),
+    case("pixels of most of a vector", (1, 11, 8, 5)),
+    case("few channels, stride 2", (2, 6, 9, 12), stride=(2, 2)),
+    case("few channels, two kernels each", (1, 5, 9, 12), kernel=(7, 7), padding=(3, 3), m=2),
+    case("tiles of seven that overlap", (1, 20, 3, 19)),
+    case("tiles of four that overlap", (1, 16, 3, 30), stride=(1, 2)),
     case("rows of taps in groups", (1, 1, 2, 3), kernel=(26, 2), padding=(13, 1)),
 ]
 if INTERPRETED:
