@@ -49,9 +49,9 @@ Problem backward_problem(const Convolution& g, const Tensor& dy, const Tensor& w
   return p;
 }
 
-// Whether groups are so narrow that several fill a vector.
+// Whether groups are so narrow that a vector holds several.
 bool shares_vectors(const Problem& p, const Kernels& kernels) {
-  return kernels.permutes && p.out < kernels.lanes && kernels.lanes % p.out == 0 && p.in <= p.out;
+  return kernels.permutes && 2 * p.out <= kernels.lanes && p.in <= p.out;
 }
 
 constexpr int64_t kTasks = 16;  // for many threads

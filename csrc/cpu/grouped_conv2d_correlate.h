@@ -24,12 +24,12 @@ FASTNETS_INLINE Vec<A, L> permute(Vec<A, L> v, Vec<int32_t, L> index) {
   return r;
 }
 
-// Vector k: for each lane, the place of the k-th source channel of its group.
+// Vector k: for each lane, the place of the k-th source channel of its group; any, where a lane is left over.
 template <int L>
 std::vector<int32_t> lane_sources(const Problem& p) {
   std::vector<int32_t> index(p.in * L);
   for (int64_t k = 0; k < p.in; ++k)
-    for (int64_t l = 0; l < L; ++l) index[k * L + l] = l / p.out * p.in + k;
+    for (int64_t l = 0; l < L; ++l) index[k * L + l] = (l / p.out * p.in + k) % L;
   return index;
 }
 

@@ -58,6 +58,8 @@ CASES = [
     case("a vector half full", (1, 12, 4, 8), 12, 3),
     case("two in, four out", (1, 20, 5, 9), 40, 10),
     case("four in, two out", (1, 12, 4, 7), 6, 3),
+    case("three groups of five in a vector, one alone", (2, 35, 5, 9), 35, 7),
+    case("two in, three out", (1, 18, 4, 8), 27, 9),
     case("eight channels a group", (1, 24, 6, 7), 24, 3, bias=False),
     case("sixteen channels a group", (1, 32, 4, 11), 32, 2),
     case("sixteen channels a group, tiles of fourteen", (1, 32, 3, 28), 32, 2),
