@@ -114,24 +114,64 @@ void tile(const Row<T>& row, const Columns& set, int64_t t) {
   }
 }
 
-// One output pixel, any taps and strides.
-template <typename T, int L>
-void pixel(const Row<T>& row, const Columns& set, int64_t t) {
+// The L channels from c on of W output pixels from column t on: adds the taps of a source row, each of which meets W
+// columns. Not Inner: those that are none, beside the source, count as zeros.
+template <typename T, int L, int W, bool Adjacent, bool Inner>
+FASTNETS_INLINE void add_taps(const Row<T>& row, const Columns& set, size_t r, int64_t c, int64_t t, Range taps,
+                              Vec<Sum<T>, L> (&sums)[W]) {
+  const int64_t pixel = row.source_pixel, channel = Adjacent ? 1 : row.source_channel, width = row.width;
+  const int64_t step = set.source_step * pixel, stride = set.source_step, further = set.offset_step;
+  int64_t column = stride * t + set.offset + further * taps.begin;
+  const T* source = row.source[r] + column * pixel + c * channel;
+  const Sum<T>* weight = row.weight[r] + (set.weight + set.weight_step * taps.begin) * row.channels + c;
+  const int64_t next = further * pixel, next_weight = set.weight_step * row.channels;
+  for (int64_t j = taps.begin; j < taps.end; ++j, column += further, source += next, weight += next_weight) {
+    const Vec<Sum<T>, L> w = load<Sum<T>, L>(weight);
+    const T* at = source;
+#pragma GCC unroll 7
+    for (int i = 0; i < W; ++i) {
+      const T* const from = walk(at, i, step);
+      const bool there = Inner || static_cast<uint64_t>(column + i * stride) < static_cast<uint64_t>(width);
+      sums[i] += (Adjacent || !there ? load<T, L>(there ? from : row.zeros) : load_strided<T, L>(from, channel)) * w;
+    }
+  }
+}
+
+// W output pixels from column t on, any taps and strides: each number of the source is loaded for each tap that meets
+// it, one load to a multiply-add.
+template <typename T, int L, int W, bool Adjacent>
+void any_tile(const Row<T>& row, const Columns& set, int64_t t) {
   using A = Sum<T>;
-  const Range taps = set.meet(t, row.width);
+  const int64_t column = set.source_step * t + set.offset, reach = (W - 1) * set.source_step;
+  const int64_t begin = set.taps_before(column, -reach), end = set.taps_before(column, row.width);
+  const int64_t inner = set.taps_before(column, 0);
+  const int64_t inner_end = std::max(inner, set.taps_before(column, row.width - reach));
   for (int64_t block = 0; block * L < row.channels; ++block) {
     const int64_t c = block_of<L>({0, row.channels}, block);
-    Vec<A, L> sums[1] = {row.bias ? load<A, L>(row.bias + c) : Vec<A, L>{}};
-    for (size_t r = 0; r < row.source.size(); ++r)
-      for (int64_t j = taps.begin; j < taps.end; ++j) {
-        const int64_t column = set.source_step * t + set.offset + set.offset_step * j;
-        sums[0] +=
-            load_strided<T, L>(row.source[r] + column * row.source_pixel + c * row.source_channel, row.source_channel) *
-            load<A, L>(row.weight[r] + (set.weight + set.weight_step * j) * row.channels + c);
-      }
-    row.activate.template operator()<L, 1>(sums);
+    Vec<A, L> sums[W];
+    for (int i = 0; i < W; ++i) sums[i] = row.bias ? load<A, L>(row.bias + c) : Vec<A, L>{};
+    for (size_t r = 0; r < row.source.size(); ++r) {
+      add_taps<T, L, W, Adjacent, false>(row, set, r, c, t, {begin, std::min(inner, end)}, sums);
+      add_taps<T, L, W, Adjacent, true>(row, set, r, c, t, {inner, inner_end}, sums);
+      add_taps<T, L, W, Adjacent, false>(row, set, r, c, t, {inner_end, end}, sums);
+    }
+    row.activate.template operator()<L, W>(sums);
     T* out = row.out + (set.first + t * set.step) * row.out_pixel + c * row.out_channel;
-    store_strided<T, L>(out, sums[0], row.out_channel);
+    for (int i = 0; i < W; ++i) store_strided<T, L>(out + i * set.step * row.out_pixel, sums[i], row.out_channel);
+  }
+}
+
+template <typename T, int L, bool Adjacent>
+void any_tiles(const Row<T>& row, const Columns& set) {
+  const int64_t width = set.count >= 7 ? 7 : set.count >= 4 ? 4 : 1;
+  for (int64_t from = 0; from < set.count; from += width) {
+    const int64_t t = std::min(from, set.count - width);
+    if (width == 7)
+      any_tile<T, L, 7, Adjacent>(row, set, t);
+    else if (width == 4)
+      any_tile<T, L, 4, Adjacent>(row, set, t);
+    else
+      any_tile<T, L, 1, Adjacent>(row, set, t);
   }
 }
 
@@ -173,19 +213,36 @@ void tiles(const Row<T>& row, const Columns& set) {
   return seven ? tiles<T, L, 7, K, S>(row, set) : tiles<T, L, 4, K, S>(row, set);
 }
 
+// At stride 1 every offset_step-th column is a row of its own, whose taps are adjacent.
+template <typename T, int L>
+void dilated_columns(const Row<T>& row, const Columns& set) {
+  const int64_t d = set.offset_step;
+  Row<T> part = row;
+  part.source_pixel = d * row.source_pixel, part.next_rows = 0;
+  for (int64_t q = 0; q < std::min(d, set.count); ++q) {
+    const int64_t column = set.offset + q, first = (column % d + d) % d;
+    for (size_t r = 0; r < row.source.size(); ++r) part.source[r] = row.source[r] + first * row.source_pixel;
+    part.width = ceil_div(std::max<int64_t>(0, row.width - first), d);
+    columns<T, L>(part, {set.first + q * set.step, d * set.step, ceil_div(set.count - q, d), 1, (column - first) / d, 1,
+                         set.weight, set.weight_step, set.taps});
+  }
+}
+
 template <typename T, int L>
 void columns(const Row<T>& row, const Columns& set) {
   if constexpr (is_fast<T>) {
+    if (set.offset_step > 1 && set.source_step == 1 && set.taps > 1) return dilated_columns<T, L>(row, set);
     const bool adjacent = set.offset_step == 1 && row.source_channel == 1 && row.out_channel == 1;
     const int64_t k = adjacent ? set.taps : 0, s = set.source_step;
     if (k == 3 && s == 1) return tiles<T, L, 3, 1>(row, set);
     if (k == 5 && s == 1) return tiles<T, L, 5, 1>(row, set);
+    if (k == 7 && s == 1) return tiles<T, L, 7, 1>(row, set);
     if (k == 3 && s == 2) return tiles<T, L, 3, 2>(row, set);
     if (k == 5 && s == 2) return tiles<T, L, 5, 2>(row, set);
     if (k == 2 && s == 1) return tiles<T, L, 2, 1>(row, set);
     if (k == 1 && s == 1) return tiles<T, L, 1, 1>(row, set);
   }
-  for (int64_t t = 0; t < set.count; ++t) pixel<T, L>(row, set, t);
+  return row.source_channel == 1 ? any_tiles<T, L, true>(row, set) : any_tiles<T, L, false>(row, set);
 }
 
 template void columns<BFloat16, kLanes<float>>(const Row<BFloat16>&, const Columns&);

@@ -11,12 +11,9 @@ struct Columns {
   int64_t source_step, offset, offset_step;
   int64_t weight, weight_step, taps;
 
-  // Taps that meet the source, of column t.
-  Range meet(int64_t t, int64_t width) const {
-    const int64_t column = source_step * t + offset;
-    const int64_t begin = column < 0 ? (-column + offset_step - 1) / offset_step : 0;
-    const int64_t end = column < width ? (width - 1 - column) / offset_step + 1 : 0;
-    return {std::min(taps, begin), std::min(taps, end)};
+  // How many of the taps meet columns before `end`, where the first meets `column`.
+  int64_t taps_before(int64_t column, int64_t end) const {
+    return column < end ? std::min(taps, (end - column - 1) / offset_step + 1) : 0;
   }
 
   // Columns t whose tap j meets the source.
