@@ -60,11 +60,11 @@ def onnx_op(
 
 
 def convolution(
-    x: Tensor, w: Tensor, b: Tensor, stride: int = 1, padding: int = 0, groups: int = 1
+    x: Tensor, w: Tensor, b: Tensor, stride: int = 1, padding: int = 0, dilation: int = 1, groups: int = 1
 ) -> dict[str, Candidate | Missing | Callable[[], tuple[Tensor, ...]]]:
     """The runtimes and ``torch.compile`` on one convolution, whose weights they may prepare."""
-    attributes = {"strides": [stride] * 2, "pads": [padding] * 4, "group": groups}
-    layer = torch.nn.Conv2d(x.shape[1], len(b), w.shape[2:], stride, padding, groups=groups)
+    attributes = {"strides": [stride] * 2, "pads": [padding] * 4, "dilations": [dilation] * 2, "group": groups}
+    layer = torch.nn.Conv2d(x.shape[1], len(b), w.shape[2:], stride, padding, dilation, groups)
     layer.weight.data, layer.bias.data = w, b
     return {
         "compile": compiled(layer.eval(), x),

@@ -32,6 +32,18 @@ FEW_CHANNELS_DEPTHWISE = {
     "MobileNetV1 0.25 blocks.0": (8, 112, 3, 1),
     "GhostNet blocks.1-2": (12, 56, 3, 1),
 }
+# Other kernels: Z. Liu et al. 2022, arXiv:2201.03545; L.-C. Chen et al. 2018, arXiv:1802.02611, photos of 513 x 513, the
+# rates of its pyramid; X. Ding et al. 2022, arXiv:2203.06717. The last number is the dilation.
+OTHER_DEPTHWISE = {
+    "ConvNeXt-T stage 1": (96, 56, 7, 1),
+    "ConvNeXt-T stage 2": (192, 28, 7, 1),
+    "ConvNeXt-T stage 3": (384, 14, 7, 1),
+    "ConvNeXt-T stage 4": (768, 7, 7, 1),
+    "DeepLabv3+ on MobileNetV2, features.15-17": (960, 33, 3, 1, 2),
+    "DeepLabv3+ ASPP, rate 6": (256, 33, 3, 1, 6),
+    "DeepLabv3+ ASPP, rate 12": (256, 33, 3, 1, 12),
+    "RepLKNet-31B stage 2": (256, 28, 29, 1),
+}
 # MobileNetV2 again: channels, hidden channels, results, height and width, stride
 MOBILENET_V2_BLOCKS = {
     "features.2": (16, 96, 24, 112, 2),

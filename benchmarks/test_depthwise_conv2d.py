@@ -1,5 +1,5 @@
 """depthwise_conv2d against F.conv2d on the layers of MobileNetV2 and EfficientNet-Lite0 at 224 x 224, of MobileNetV2 at 320
-x 320, and of few channels."""
+x 320, of few channels, of other kernels than 3x3 and 5x5, and dilated."""
 
 from __future__ import annotations
 
@@ -15,24 +15,25 @@ LAYERS = [*_shapes.MOBILENET_V2_DEPTHWISE.values(), *_shapes.EFFICIENTNET_LITE0_
 FORWARD = [("forward", shape) for shape in LAYERS]
 FORWARD += [("forward at 320 x 320", shape) for shape in _shapes.MOBILENET_V2_320_DEPTHWISE.values()]
 FORWARD += [("forward of few channels", shape) for shape in _shapes.FEW_CHANNELS_DEPTHWISE.values()]
+FORWARD += [("forward of other kernels", shape) for shape in _shapes.OTHER_DEPTHWISE.values()]
 LAST = torch.channels_last
 
 
-def cost(n, c, h, k, stride, tensors=1):
+def cost(n, c, h, k, stride, dilation=1, tensors=1):
     """x is read, y written; each of y's numbers takes k² multiply-adds. The backward pass moves x, dy and dx."""
     oh = h // stride
     return {"nbytes": 4 * n * c * (tensors * h * h + oh * oh), "flops": tensors * 2 * k * k * n * c * oh * oh}
 
 
-def layer(n, c, h, k, stride):
+def layer(n, c, h, k, stride, dilation=1):
     make = seeded()
     x = torch.randn(n, c, h, h, generator=make)
     w, b = torch.randn(c, 1, k, k, generator=make), torch.randn(c, generator=make)
-    return x, w, b, {"stride": stride, "padding": k // 2}
+    return x, w, b, {"stride": stride, "padding": dilation * (k // 2), "dilation": dilation}
 
 
-def name(c, h, k, stride):
-    return f"{c}x{h}x{h} {k}x{k}/{stride}"
+def name(c, h, k, stride, dilation=1):
+    return f"{c}x{h}x{h} {k}x{k}/{stride}" + (f" dilated {dilation}" if dilation > 1 else "")
 
 
 @pytest.mark.parametrize(("group", "shape"), FORWARD, ids=lambda v: v if isinstance(v, str) else name(*v))

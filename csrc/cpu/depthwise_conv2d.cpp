@@ -39,7 +39,7 @@ Layout layout_of(const Problem& p, bool channels_last, ScalarType type, int64_t 
   const int64_t k = g.kh, pixel = last ? g.c : 1;
   const bool same = g.kw == k && g.ph == k / 2 && g.pw == k / 2 && g.dh == 1 && g.dw == 1 && g.m == 1;
   const bool fits = same && (k == 3 || k == 5) && g.sh == g.sw && p.x.stride.w == pixel && p.y.stride.w == pixel;
-  if (last) return fits && g.sh == 1 && lanes.pixels ? Layout::kPixels : Layout::kPlanar;
+  if (last) return fits && g.sh <= std::min(stride, lanes.pixel_stride) ? Layout::kPixels : Layout::kPlanar;
   return fits && g.sh <= stride && type != ScalarType::Double ? Layout::kRows : Layout::kPlanar;
 }
 

@@ -16,10 +16,9 @@ constexpr int64_t kWidest = 16;  // floats in the widest vector
 // them; pixels of so few channels, as these do.
 enum class Layout { kChannelsLast, kPlanar, kRows, kPixels };
 
-// Those of sums' type, and whether "rows" takes pixels.
+// Those of sums' type, and the strides up to which "rows" takes pixels; 0: none.
 struct Lanes {
-  int64_t count;
-  bool pixels;
+  int64_t count, pixel_stride;
 };
 
 // Batch normalisation and an activation in front of the convolution, of float32 in channels_last: what this takes is

@@ -114,25 +114,29 @@ void tile(const Row<T>& row, const Columns& set, int64_t t) {
   }
 }
 
-// The L channels from c on of W output pixels from column t on: adds the taps of a source row, each of which meets W
-// columns. Not Inner: those that are none, beside the source, count as zeros.
+// The L channels from c on of W output pixels from column t on: adds some taps of all source rows, each of which meets
+// W columns. Not Inner: those that are none, beside the source, count as zeros.
 template <typename T, int L, int W, bool Adjacent, bool Inner>
-FASTNETS_INLINE void add_taps(const Row<T>& row, const Columns& set, size_t r, int64_t c, int64_t t, Range taps,
+FASTNETS_INLINE void add_taps(const Row<T>& row, const Columns& set, int64_t c, int64_t t, Range taps,
                               Vec<Sum<T>, L> (&sums)[W]) {
   const int64_t pixel = row.source_pixel, channel = Adjacent ? 1 : row.source_channel, width = row.width;
-  const int64_t step = set.source_step * pixel, stride = set.source_step, further = set.offset_step;
-  int64_t column = stride * t + set.offset + further * taps.begin;
-  const T* source = row.source[r] + column * pixel + c * channel;
-  const Sum<T>* weight = row.weight[r] + (set.weight + set.weight_step * taps.begin) * row.channels + c;
-  const int64_t next = further * pixel, next_weight = set.weight_step * row.channels;
-  for (int64_t j = taps.begin; j < taps.end; ++j, column += further, source += next, weight += next_weight) {
-    const Vec<Sum<T>, L> w = load<Sum<T>, L>(weight);
-    const T* at = source;
+  const int64_t stride = set.source_step, step = stride * pixel, further = set.offset_step, next = further * pixel;
+  const int64_t first = stride * t + set.offset + further * taps.begin, source_start = first * pixel + c * channel;
+  const int64_t next_weight = set.weight_step * row.channels, rows = taps.begin < taps.end ? row.source.size() : 0;
+  const int64_t weight_start = (set.weight + set.weight_step * taps.begin) * row.channels + c;
+  for (int64_t r = 0; r < rows; ++r) {
+    const T* source = row.source[r] + source_start;
+    const Sum<T>* weight = row.weight[r] + weight_start;
+    for (int64_t j = taps.begin, column = first; j < taps.end; ++j, column += further) {
+      const Vec<Sum<T>, L> w = load<Sum<T>, L>(weight);
+      const T* at = source;
 #pragma GCC unroll 7
-    for (int i = 0; i < W; ++i) {
-      const T* const from = walk(at, i, step);
-      const bool there = Inner || static_cast<uint64_t>(column + i * stride) < static_cast<uint64_t>(width);
-      sums[i] += (Adjacent || !there ? load<T, L>(there ? from : row.zeros) : load_strided<T, L>(from, channel)) * w;
+      for (int i = 0; i < W; ++i) {
+        const T* const from = walk(at, i, step);
+        const bool there = Inner || static_cast<uint64_t>(column + i * stride) < static_cast<uint64_t>(width);
+        sums[i] += (Adjacent || !there ? load<T, L>(there ? from : row.zeros) : load_strided<T, L>(from, channel)) * w;
+      }
+      source += next, weight += next_weight;
     }
   }
 }
@@ -150,11 +154,9 @@ void any_tile(const Row<T>& row, const Columns& set, int64_t t) {
     const int64_t c = block_of<L>({0, row.channels}, block);
     Vec<A, L> sums[W];
     for (int i = 0; i < W; ++i) sums[i] = row.bias ? load<A, L>(row.bias + c) : Vec<A, L>{};
-    for (size_t r = 0; r < row.source.size(); ++r) {
-      add_taps<T, L, W, Adjacent, false>(row, set, r, c, t, {begin, std::min(inner, end)}, sums);
-      add_taps<T, L, W, Adjacent, true>(row, set, r, c, t, {inner, inner_end}, sums);
-      add_taps<T, L, W, Adjacent, false>(row, set, r, c, t, {inner_end, end}, sums);
-    }
+    add_taps<T, L, W, Adjacent, false>(row, set, c, t, {begin, std::min(inner, end)}, sums);
+    add_taps<T, L, W, Adjacent, true>(row, set, c, t, {inner, inner_end}, sums);
+    add_taps<T, L, W, Adjacent, false>(row, set, c, t, {inner_end, end}, sums);
     row.activate.template operator()<L, W>(sums);
     T* out = row.out + (set.first + t * set.step) * row.out_pixel + c * row.out_channel;
     for (int i = 0; i < W; ++i) store_strided<T, L>(out + i * set.step * row.out_pixel, sums[i], row.out_channel);

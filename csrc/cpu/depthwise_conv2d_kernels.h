@@ -20,8 +20,8 @@ depthwise::Kernels depthwise_kernels_of(const depthwise::Problem& p) {
 }
 
 inline depthwise::Lanes depthwise_lanes(ScalarType type) {
-  if (type == ScalarType::Double) return {kLanes<double>, false};
-  return {kLanes<float>, type == ScalarType::Float ? rows::has_masks<float> : rows::has_masks<BFloat16>};
+  if (type == ScalarType::Double) return {kLanes<double>, 0};
+  return {kLanes<float>, type == ScalarType::Float ? rows::kPixelStride<float> : rows::kPixelStride<BFloat16>};
 }
 
 inline depthwise::Kernels depthwise_kernels(ScalarType type, const depthwise::Problem& p) {

@@ -54,14 +54,16 @@ FASTNETS_INLINE Vec<A, L> each_second(const Vec<A, L>& a, const Vec<A, L>& b, st
 // load that it takes, and those that are results.
 struct Span {
   int64_t column;
-  uint32_t loads[5], stored;
+  uint32_t loads[10], stored;
 };
 
-// In place of a number of maps: all of them, pixel by pixel. Each load of a part of a row is a vector's then, so this
-// is for what has masks.
+// In place of a number of maps: all of them, pixel by pixel, at strides up to this. Each load of a part of a row is a
+// vector's then, so this is for what has masks; at stride 2, of two vectors each second pixel.
 constexpr int kPixels = 0;
 template <typename T>
-constexpr bool has_masks = FASTNETS_VECTOR_BYTES == 64 || (FASTNETS_VECTOR_BYTES == 32 && std::is_same_v<T, float>);
+constexpr int kPixelStride = FASTNETS_VECTOR_BYTES == 64                               ? 2
+                             : FASTNETS_VECTOR_BYTES == 32 && std::is_same_v<T, float> ? 1
+                                                                                       : 0;
 
 // Results of K x K kernels at stride S on N maps at a time.
 template <typename T, int K, int S, int N>
@@ -136,20 +138,35 @@ class Maps {
     for (int64_t end = 0; end < g.ow; end += pixels) {
       const int64_t first = std::min(end, g.ow - pixels);  // the last vector overlaps the one before
       Span span{first * channels, {}, first_lanes(pixels * channels)};
-      for (int64_t l = 0; l < pixels * channels; ++l)
+      for (int64_t l = 0; l < S * pixels * channels; ++l)
         for (int j = 0; j < K; ++j) {
-          const int64_t column = first + l / channels + j - P;
-          if (column >= 0 && column < g.w) span.loads[j] |= 1u << l;
+          const int64_t column = first * S + l / channels + j - P;
+          if (column >= 0 && column < g.w) span.loads[j + l / L * K] |= 1u << l % L;
         }
       spans.push_back(span);
     }
+    for (int64_t l = 0; l < L; ++l) order[l] = l / channels * channels * S + l % channels;
+  }
+
+  // Those pixels of two vectors that are a stride apart.
+  FASTNETS_INLINE Vec<A, L> each_second_pixel(const Vec<A, L>& low, const Vec<A, L>& high) const {
+#if FASTNETS_VECTOR_BYTES == 64
+    const auto mixed = _mm512_permutex2var_ps(bits<__m512>(low), bits<__m512i>(order), bits<__m512>(high));
+    return bits<Vec<A, L>>(mixed);
+#else
+    return low;  // there is no such kernel
+#endif
   }
 
   // What each column of the kernel meets in a row of x.
   template <int... J>
-  static FASTNETS_INLINE void read(const T* from, int64_t gap, const uint32_t (&loads)[5], Vec<A, L> (&in)[K],
-                                   std::integer_sequence<int, J...>) {
-    if constexpr (N == kPixels) {
+  FASTNETS_INLINE void read(const T* from, int64_t gap, const uint32_t (&loads)[10], Vec<A, L> (&in)[K],
+                            std::integer_sequence<int, J...>) const {
+    if constexpr (N == kPixels && S == 2) {
+      ((in[J] = each_second_pixel(load_lanes<T, L>(from + (J - P) * gap, loads[J]),
+                                  load_lanes<T, L>(from + (J - P) * gap + L, loads[K + J]))),
+       ...);
+    } else if constexpr (N == kPixels) {
       ((in[J] = load_lanes<T, L>(from + (J - P) * gap, loads[J])), ...);
     } else if constexpr (S == 2) {
       const Vec<A, L> low = load_lanes<T, L>(from, loads[0]), high = load_lanes<T, L>(from + gap, loads[1]);
@@ -170,9 +187,9 @@ class Maps {
   __attribute__((noinline)) void tile(const Span& span, int64_t row, int64_t end) const {
     constexpr int kSources = (kRows - 1) * S + K, kHeld = K == 3 ? K * K : 0;
     constexpr int kChains = K == 5 && FASTNETS_VECTOR_BYTES == 64 ? 2 : 1;
-    uint32_t loads[5] = {};
-#pragma GCC unroll 5
-    for (int j = 0; j < (N == kPixels ? K : 2); ++j) {
+    uint32_t loads[10] = {};
+#pragma GCC unroll 10
+    for (int j = 0; j < (N == kPixels ? S * K : 2); ++j) {
       loads[j] = span.loads[j];
       hold(loads[j]);
     }
@@ -245,6 +262,7 @@ class Maps {
   int64_t x_gap = 0, y_gap = 0;  // to the next load of a row, to the second map
   Activate<A> activate;
   Vec<A, L> weight[K * K], bias;
+  Vec<int32_t, L> order{};  // of kPixels: where the pixels of a vector stand in two
   std::vector<Span> spans;
 };
 
@@ -309,7 +327,7 @@ void backward(const Problem& p, int64_t begin, int64_t end) {
 
 template <typename T, int K, int N>
 depthwise::Kernels kernels_of(int64_t stride) {
-  if constexpr (N != kPixels)
+  if constexpr (N != kPixels || kPixelStride<T> == 2)
     if (stride == 2) return {&forward<T, K, 2, N>, &backward<T, K, N>};
   return {&forward<T, K, 1, N>, &backward<T, K, N>};
 }
@@ -321,7 +339,7 @@ depthwise::Kernels kernels_of(const Convolution& g) {
 
 template <typename T>
 depthwise::Kernels kernels(const Problem& p) {
-  if constexpr (has_masks<T>)
+  if constexpr (kPixelStride<T> > 0)
     if (p.layout == depthwise::Layout::kPixels) return kernels_of<T, kPixels>(p.g);
   return 2 * p.g.ow <= kWide<Sum<T>> ? kernels_of<T, 2>(p.g) : kernels_of<T, 1>(p.g);
 }
