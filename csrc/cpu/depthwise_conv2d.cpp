@@ -204,13 +204,13 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward(const Tensor& dy, c
   const Kernels kernels = FASTNETS_FOR_THIS_CPU(depthwise_kernels)(x.scalar_type(), p);
   const bool weight = need_dw || need_db;
   // Together they read dy once; not by the kernels of rows, nor if channels had to be cut for the weight's.
-  const bool together = weight && p.layout < Layout::kRows && partial_sums(p) >= wanted_tasks();
+  const bool together = weight && !p.by_rows() && partial_sums(p) >= wanted_tasks();
   if (dx.numel() > 0) {
     p.dx = operand(dx);
     if (!together) backward_input(p, kernels), p.dx.data = nullptr;
   }
   if (!weight) return {dx, dw, db};
-  if (p.layout >= Layout::kRows) p.layout = Layout::kPlanar, cut_rows(p, x.element_size());
+  if (p.by_rows()) p.layout = Layout::kPlanar, cut_rows(p, x.element_size());
   const Kernels sums = FASTNETS_FOR_THIS_CPU(depthwise_kernels)(x.scalar_type(), p);
   with_float(x.scalar_type(), [&](auto zero) { backward_weight<decltype(zero)>(p, sums, dw, db); });
   return {dx, dw, db};

@@ -47,6 +47,7 @@ struct Problem {
   int64_t strips = 1;       // pieces that the rows of an image are cut into
   int64_t parts = 1;        // partial sums of the weight gradient, each over some strips
 
+  bool by_rows() const { return layout == Layout::kRows || layout == Layout::kPixels; }
   int64_t units() const { return g.n * strips; }
 
   // A chunk is a multiple of the widest vector; what remains joins the last one, which so is never narrower than that.

@@ -15,7 +15,7 @@ template <typename T>
 depthwise::Kernels depthwise_kernels_of(const depthwise::Problem& p) {
   if (p.layout == depthwise::Layout::kChannelsLast) return channels_last::kernels<T>();
   if constexpr (!std::is_same_v<T, double>)
-    if (p.layout != depthwise::Layout::kPlanar) return rows::kernels<T>(p);
+    if (p.by_rows()) return rows::kernels<T>(p);
   return planar::kernels<T>();
 }
 

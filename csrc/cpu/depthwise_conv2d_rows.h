@@ -57,13 +57,13 @@ struct Span {
   uint32_t loads[10], stored;
 };
 
-// In place of a number of maps: all of them, pixel by pixel, at strides up to this. Each load of a part of a row is a
-// vector's then, so this is for what has masks; at stride 2, of two vectors each second pixel.
+// In place of a number of maps: all of them, pixel by pixel.
 constexpr int kPixels = 0;
+
+// Up to which stride they are taken so: each load is of part of a row, so this is for what has masks; at stride 2 it is
+// each second pixel of two vectors, which AVX-512 alone permutes at once.
 template <typename T>
-constexpr int kPixelStride = FASTNETS_VECTOR_BYTES == 64                               ? 2
-                             : FASTNETS_VECTOR_BYTES == 32 && std::is_same_v<T, float> ? 1
-                                                                                       : 0;
+constexpr int kPixelStride = FASTNETS_VECTOR_BYTES / 32 * (FASTNETS_VECTOR_BYTES == 64 || std::is_same_v<T, float>);
 
 // Results of K x K kernels at stride S on N maps at a time.
 template <typename T, int K, int S, int N>
