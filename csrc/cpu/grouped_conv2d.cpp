@@ -8,6 +8,8 @@
 
 #define FASTNETS_KERNELS "grouped_conv2d_kernels.h"
 #include "isa.h"
+#define FASTNETS_BF16
+#include "isa_avx512.h"
 
 namespace fastnets {
 namespace {
@@ -139,11 +141,34 @@ void multiply(const Problem& p, const Kernels& kernels) {
                  [=](int64_t begin, int64_t end) { kernels.multiply(p, first, tasks, begin, end); });
 }
 
+// Those for this processor and a type.
+Kernels kernels_for(ScalarType type) {
+  Kernels kernels = FASTNETS_FOR_THIS_CPU(grouped_kernels)(type);
+  if (type == ScalarType::BFloat16 && has_bfloat16())
+    kernels.correlate_pairs = FASTNETS_FOR_THIS_CPU_AND(BFloat16, grouped::correlate);
+  return kernels;
+}
+
+// Whether source channels can go by pairs: those that are neighbours have to begin at whole ones.
+bool pairs_up(const Problem& p, const Kernels& kernels) {
+  if (!kernels.correlate_pairs || p.in % 2 != 0) return false;
+  const auto whole = [](const void* data, const Four& s, int64_t rows, int64_t columns) {
+    const int64_t odd = s.n | (rows > 1 ? s.h : 0) | (columns > 1 ? s.w : 0);
+    return reinterpret_cast<uintptr_t>(data) % 4 == 0 && odd % 2 == 0;
+  };
+  const Operand& x = p.source;
+  if (x.stride.c == 1 ? !whole(x.data, x.stride, p.rows.source, p.columns.source) : x.stride.w != 1) return false;
+  return p.w_stride.c != 1 || (whole(p.w, p.w_stride, p.kh, p.kw) && p.w_group % 2 == 0);
+}
+
 void correlate(const Convolution& g, Problem p, const Kernels& kernels, const Tensor& source, const Tensor& result) {
   if (is_product(g, p, source, result, kernels)) return multiply(p, kernels);
+  const bool pairs = pairs_up(p, kernels);
+  if (pairs) p.in /= 2;
   cut(p, kernels, source.element_size());
   cut_wide(p, kernels);
-  run(p, p.chunks() * p.n * p.strips, [=](int64_t begin, int64_t end) { kernels.correlate(p, begin, end); });
+  run(p, p.chunks() * p.n * p.strips,
+      [=](int64_t begin, int64_t end) { (pairs ? kernels.correlate_pairs : kernels.correlate)(p, begin, end); });
 }
 
 Tensor grouped_conv2d(const Tensor& x, const Tensor& w, const std::optional<Tensor>& bias,
@@ -152,7 +177,7 @@ Tensor grouped_conv2d(const Tensor& x, const Tensor& w, const std::optional<Tens
   const Convolution g = geometry(x, w, stride, padding, dilation, groups);
   const Tensor y = result(x, {g.n, g.o, g.oh, g.ow}, is_channels_last(x));
   const Activation f = parse_activation(activation);
-  const Kernels kernels = FASTNETS_FOR_THIS_CPU(grouped_kernels)(x.scalar_type());
+  const Kernels kernels = kernels_for(x.scalar_type());
   if (y.numel() == 0) return y;
   Problem p = forward_problem(g, x, w, y);
   p.activation = f;
@@ -207,7 +232,7 @@ std::tuple<Tensor, Tensor, Tensor> grouped_conv2d_backward(const Tensor& dy, con
   const Tensor dx = need_dx ? empty(x, sizes_of(x), is_channels_last(x)) : empty(x, 0);
   const Tensor dw = need_dw ? empty(w, sizes_of(w), is_channels_last(w)) : empty(w, 0);
   const Tensor db = empty(w, need_db ? g.o : 0);
-  const Kernels kernels = FASTNETS_FOR_THIS_CPU(grouped_kernels)(x.scalar_type());
+  const Kernels kernels = kernels_for(x.scalar_type());
   if (dx.numel() > 0) correlate(g, backward_problem(g, dy, w, dx), kernels, dy, dx);
   if (need_dw || need_db)
     with_float(x.scalar_type(),

@@ -56,7 +56,7 @@ inline Axis backward_axis(int64_t size, int64_t source, int64_t k, int64_t s, in
 
 // A correlation within groups: from x to y, or with the roles of both exchanged from dy to dx.
 struct Problem {
-  int64_t n, groups, in, out;  // in, out: channels of a group in source and result
+  int64_t n, groups, in, out;  // in, out: channels of a group in source and result; of the source, or pairs of them
   int64_t kh, kw;
   Axis rows, columns;
   Operand source, result;
@@ -89,8 +89,9 @@ struct Problem {
 // that neither the order of the tasks nor the number of threads changes a bit of the result.
 struct Kernels {
   int64_t lanes;
-  bool permutes;                                                  // whether a unit may have several groups
-  void (*correlate)(const Problem&, int64_t begin, int64_t end);  // tasks: chunks * n * strips, chunk by chunk
+  bool permutes;                                                        // whether a unit may have several groups
+  void (*correlate)(const Problem&, int64_t begin, int64_t end);        // tasks: chunks * n * strips, chunk by chunk
+  void (*correlate_pairs)(const Problem&, int64_t begin, int64_t end);  // of source channels; null where there is none
   // The same for 1x1 kernels on pixels that lie side by side, given the product of the first group, without weights and
   // perhaps without its last results, and tasks for the panels of all groups, one more each for such results; null
   // where the type has no such kernel.

@@ -6,6 +6,8 @@
 // permutation gives every lane the k-th channel of its own group, so that no lane computes zeros. Three or two adjacent
 // taps of a kernel row meet the same source columns: one broadcast or permutation then serves them all.
 //
+// With sums of products of bfloat16 (FASTNETS_BF16) a source channel is a pair of them: half as many steps.
+//
 // Operations: 2 * taps * in for each result, all of them useful where a vector is full. Memory sees the source read
 // once (and the rows that two strips share twice) and the result written once.
 
@@ -31,6 +33,16 @@ std::vector<int32_t> lane_sources(const Problem& p) {
   for (int64_t k = 0; k < p.in; ++k)
     for (int64_t l = 0; l < L; ++l) index[k * L + l] = (l / p.out * p.in + k) % L;
   return index;
+}
+
+// sum + x * w
+template <typename V>
+FASTNETS_INLINE V multiply_add(V sum, V x, V w) {
+#if defined(FASTNETS_BF16)
+  return bits<V>(_mm512_dpbf16_ps(bits<__m512>(sum), bits<__m512bh>(x), bits<__m512bh>(w)));
+#else
+  return sum + x * w;
+#endif
 }
 
 // Where a run of adjacent taps stands in the source and in the weights, from those of the tile on.
@@ -61,9 +73,11 @@ struct Block {
 template <typename A, int W, int V, int K, int S, int I>
 FASTNETS_INLINE void meet(Vec<A, kLanes<A>> in, const Vec<A, kLanes<A>> (&w)[V][K], Vec<A, kLanes<A>> (&sums)[V][W]) {
   if constexpr (V * K > 1) hold(in);
+#pragma GCC unroll 3
   for (int j = 0; j < K; ++j)
     if (I >= j && (I - j) % S == 0 && (I - j) / S < W)
-      for (int v = 0; v < V; ++v) sums[v][(I - j) / S] += in * w[v][j];
+#pragma GCC unroll 2
+      for (int v = 0; v < V; ++v) sums[v][(I - j) / S] = multiply_add(sums[v][(I - j) / S], in, w[v][j]);
 }
 
 // All source columns of a tile. Unrolled by hand: sums in an array that a loop indexes would stay in memory.
@@ -174,6 +188,7 @@ template <typename T>
 class Weights {
  public:
   using A = Sum<T>;
+  using Number = typename Strip<T>::Number;
   static constexpr int L = kLanes<A>;
 
   explicit Weights(const Problem& p)
@@ -200,16 +215,17 @@ class Weights {
       A* to = data_.data() + c / L * vector;
       if (tap_major_)
         for (int64_t t = 0; t < p.taps(); ++t)
-          pack_run(rows, height, t / p.kw * s.h + t % p.kw * s.w, p.in, to + t * tap);
-      else if (taps_adjacent && s.c == p.taps())
-        pack_run(rows, height, 0, p.in * p.taps(), to);
+          pack_run<Number>(rows, height, t / p.kw * s.h + t % p.kw * s.w, 0, p.in, to + t * tap);
+      else if (taps_adjacent && s.c == p.taps() && kTogether == 1)
+        pack_run<T>(rows, height, 0, 0, p.in * p.taps(), to);
       else
         for (int64_t k = 0; k < p.in; ++k)
           if (taps_adjacent)
-            pack_run(rows, height, k * s.c, p.taps(), to + k * in);
+            pack_run<T>(rows, height, k * kTogether * s.c, s.c, p.taps(), to + k * in);
           else
             for (int64_t t = 0; t < p.taps(); ++t)
-              pack_run(rows, height, k * s.c + t / p.kw * s.h + t % p.kw * s.w, 1, to + k * in + t * tap);
+              pack_run<T>(rows, height, k * kTogether * s.c + t / p.kw * s.h + t % p.kw * s.w, s.c, 1,
+                          to + k * in + t * tap);
     }
   }
 
@@ -219,10 +235,15 @@ class Weights {
   AlignedVector<A> bias;
 
  private:
-  static void pack_run(const T* const* rows, int64_t height, int64_t offset, int64_t count, A* to) {
-    const T* from[L] = {};
-    for (int64_t r = 0; r < height; ++r) from[r] = rows[r] + offset;
-    rows_to_lanes<T>(from, height, count, to, L);
+  // A run from `offset` on of numbers of type N; of single ones that go by pairs, the others lie `next` further on.
+  template <typename N>
+  static void pack_run(const T* const* rows, int64_t height, int64_t offset, int64_t next, int64_t count, A* to) {
+    const N* from[L] = {};
+    for (int64_t r = 0; r < height; ++r) from[r] = reinterpret_cast<const N*>(rows[r] + offset);
+    if constexpr (kTogether > 1 && std::is_same_v<N, T>)
+      pairs_to_lanes(from, next, height, count, to, L);
+    else
+      rows_to_lanes<N>(from, height, count, to, L);
   }
 
   bool tap_major_;

@@ -11,13 +11,18 @@
 // Above: permutations.
 #include "grouped_conv2d_weight.h"
 
+#if !defined(FASTNETS_BF16)
 namespace fastnets::FASTNETS_ISA {
 
 template <typename T>
 fastnets::grouped::Kernels grouped_kernels_of() {
   // The instruction sets that permute a whole vector do so for float.
   constexpr bool permutes = FASTNETS_VECTOR_BYTES > 16 && std::is_same_v<Sum<T>, float>;
-  return {kLanes<Sum<T>>, permutes, &grouped::correlate<T>, std::is_same_v<T, float> ? &grouped::multiply : nullptr,
+  return {kLanes<Sum<T>>,
+          permutes,
+          &grouped::correlate<T>,
+          nullptr,
+          std::is_same_v<T, float> ? &grouped::multiply : nullptr,
           &grouped::weight_gradient<T>};
 }
 
@@ -37,3 +42,4 @@ inline fastnets::grouped::Kernels grouped_kernels(ScalarType type) {
 }
 
 }  // namespace fastnets::FASTNETS_ISA
+#endif

@@ -1,5 +1,6 @@
 // A strip of rows of some units' channels, as the kernels read it: channels neighbours in memory, in the type of the
-// sums, zeros around. Included by isa.h: no guard.
+// sums, zeros around. With sums of products of bfloat16 a number there is a pair of them, of two neighbouring channels,
+// as the bits of a float, and the channels of a Problem's source are pairs. Included by isa.h: no guard.
 
 namespace fastnets::FASTNETS_ISA::grouped {
 
@@ -11,7 +12,30 @@ using fastnets::grouped::by_offset;
 using fastnets::grouped::Problem;
 using fastnets::grouped::Tap;
 
+#if defined(FASTNETS_BF16)
+constexpr int64_t kTogether = 2;  // channels in a lane
+#else
+constexpr int64_t kTogether = 1;
+#endif
+
 inline int64_t round_up(int64_t a, int64_t b) { return (a + b - 1) / b * b; }
+
+// rows_to_lanes, of pairs: the numbers of a row and those of the one `next` further on.
+inline void pairs_to_lanes(const BFloat16* const* rows, int64_t next, int64_t height, int64_t count, float* to,
+                           int64_t pitch) {
+  constexpr int L = kLanes<float>;
+  using Bits = Vec<uint32_t, L>;
+  for (int64_t j = 0; j < count; j += L) {
+    Vec<float, L> v[L] = {};
+    for (int r = 0; r < L && r < height; ++r) {
+      const auto low = bits<Bits>(load_first<BFloat16, L>(rows[r] + j, count - j));
+      const auto high = bits<Bits>(load_first<BFloat16, L>(rows[r] + next + j, count - j));
+      v[r] = bits<Vec<float, L>>(low >> 16 | high);
+    }
+    transpose<float, L>(v);
+    for (int i = 0; i < L && j + i < count; ++i) store<float, L>(to + (j + i) * pitch, v[i]);
+  }
+}
 
 // A copy [unit][row][column][pitch], at a load and a store for each vector of source channels. Row r, column c hold the
 // tensor's row `first_row` + r and column columns.first + c. Also where the tensor itself could be read, the copy pays:
@@ -20,6 +44,7 @@ template <typename T>
 class Strip {
  public:
   using A = Sum<T>;
+  using Number = std::conditional_t<kTogether == 1, T, A>;
   static constexpr int L = kLanes<A>;
 
   // `channels` in a unit, `total` in the tensor.
@@ -79,14 +104,15 @@ class Strip {
     // Copies in registers: the compiler must assume that the stores below change what `this` refers to.
     const int64_t count = column_count(), step = from_.stride.w, to_pixel = pixel, to_unit = unit;
     const int64_t many = units.end - units.begin, channels = channels_;
-    from += first_column() * step + units.begin * channels, to += (first_column() - left_) * to_pixel;
+    from += first_column() * step + units.begin * channels * kTogether, to += (first_column() - left_) * to_pixel;
     for (int64_t i = 0; i < count; ++i, from += step, to += to_pixel)
       for (int64_t u = 0; u < many; ++u)
         for (int64_t c = 0; c < channels; c += L) {
-          const T* const lanes = from + u * channels + c;
+          const T* const lanes = from + (u * channels + c) * kTogether;
           if constexpr (!kAll) __builtin_prefetch(lanes + next);
-          const auto v = kAll ? load<T, L>(lanes) : load_first<T, L>(lanes, lanes_at(units.begin + u, c));
-          store<A, L>(to + u * to_unit + c, v);
+          const Number* const numbers = reinterpret_cast<const Number*>(lanes);
+          const int64_t there = kAll ? L : lanes_at(units.begin + u, c);
+          store<A, L>(to + u * to_unit + c, kAll ? load<Number, L>(numbers) : load_first<Number, L>(numbers, there));
         }
   }
 
@@ -98,8 +124,10 @@ class Strip {
       for (int64_t c = 0; c < channels_; c += L) {
         const int64_t there = lanes_at(u, c);
         const T* rows[L] = {};
-        for (int64_t r = 0; r < there; ++r) rows[r] = from + (u * channels_ + c + r) * from_.stride.c;
-        if (from_.stride.w == 1)
+        for (int64_t r = 0; r < there; ++r) rows[r] = from + (u * channels_ + c + r) * kTogether * from_.stride.c;
+        if constexpr (kTogether > 1)
+          pairs_to_lanes(rows, from_.stride.c, there, count, to + c, pixel);
+        else if (from_.stride.w == 1)
           rows_to_lanes<T>(rows, there, count, to + c, pixel);
         else
           for (int64_t i = 0; i < count; ++i)
