@@ -127,19 +127,18 @@ void planes(const Problem& p, int64_t begin, int64_t end) {
 }
 
 // Calls f.at<L, W>(c, slot) for all channels: W = 4 vectors at a time, then 2, which are a cache line on AVX2, then
-// single ones. The last vector overlaps the one before: it computes some channels again rather than fewer at a time.
-// Slots do not overlap: sums of c are kept there.
-template <typename A, typename F>
+// single ones, shorter where channels are fewer. The last vector overlaps the one before: it computes some channels
+// again rather than fewer at a time. Slots do not overlap: sums of c are kept there.
+template <typename A, int L = kLanes<A>, typename F>
 FASTNETS_INLINE void for_channels(int64_t channels, const F& f) {
-  constexpr int64_t L = kLanes<A>;
+  if constexpr (L > 1)
+    if (channels < L) return for_channels<A, L / 2>(channels, f);
   int64_t c = 0;
-  if (channels < L) {
-    for (; c < channels; ++c) f.template at<1, 1>(c, c);
-    return;
+  if constexpr (L == kLanes<A>) {
+    for (; c + 4 * L <= channels; c += 4 * L) f.template at<L, 4>(c, c);
+    if (c + 2 * L <= channels) f.template at<L, 2>(c, c), c += 2 * L;
   }
-  for (; c + 4 * L <= channels; c += 4 * L) f.template at<L, 4>(c, c);
-  if (c + 2 * L <= channels) f.template at<L, 2>(c, c), c += 2 * L;
-  for (; c < channels; c += L) f.template at<L, 1>(std::min(c, channels - L), c);
+  for (; c < channels; c += L) f.template at<L, 1>(std::min<int64_t>(c, channels - L), c);
 }
 
 // The rows of a part are summed up in blocks of so many, all channels of one before the next, and the next is fetched
