@@ -24,26 +24,27 @@ struct Activate {
     Vec<A, L> y[W];  // a copy, so that z itself can stay in registers
 #pragma GCC unroll 16
     for (int i = 0; i < W; ++i) y[i] = z[i];
-    for (int i = 0; i < W; ++i) finish<L>(y + i);
+    finish<L>(y, W);
 #pragma GCC unroll 16
     for (int i = 0; i < W; ++i) z[i] = y[i];
   }
 
+  // Of `count` vectors: one after the other they share constants, and overlap.
   template <int L>
-  __attribute__((noinline)) void finish(Vec<A, L>* y) const {
-    const Vec<A, L> z = *y;
+  __attribute__((noinline)) void finish(Vec<A, L>* z, int64_t count) const {
+    const Vec<A, L>* const end = z + count;
     switch (kind) {
       case Activation::kLeakyRelu:
-        *y = z < A(0) ? z * A(0.1) : z;
+        for (; z != end; ++z) *z = *z < A(0) ? *z * A(0.1) : *z;
         break;
       case Activation::kSilu:
-        *y = z / (A(1) + exponential<A, L>(-z));
+        for (; z != end; ++z) *z = *z / (A(1) + exponential<A, L>(-*z));
         break;
       case Activation::kHardswish:
-        *y = z * clamp<A, L>(z + A(3), A(0), A(6)) / A(6);
+        for (; z != end; ++z) *z = *z * clamp<A, L>(*z + A(3), A(0), A(6)) * (A(1) / A(6));
         break;
       case Activation::kSigmoid:
-        *y = A(1) / (A(1) + exponential<A, L>(-z));
+        for (; z != end; ++z) *z = A(1) / (A(1) + exponential<A, L>(-*z));
         break;
       default:
         break;

@@ -93,18 +93,15 @@ FASTNETS_INLINE void finish(const Y* residual, int64_t residual_step, const Acti
   store_all<R, W, lanes>(y, y_step, left, z);
 }
 
-// The same where an activation takes more than a clamp.
+// The same of `rows` pixels in memory, where an activation takes more than a clamp.
 template <int W, typename Y>
 __attribute__((noinline)) void finish_any(const Y* residual, int64_t residual_step, const Activate<float>& activate,
-                                          Y* y, int64_t y_step, int64_t left, const float* sums, int rows) {
-  Vec<float, L> z[W];
-  for (int r = 0; r < rows; ++r, sums += W * L) {
-    for (int i = 0; i < W; ++i) z[i] = load<float, L>(sums + i * L);
-    for (int i = 0; residual && i < W; ++i)
-      z[i] += load_first<Y, L>(residual + r * residual_step + i * L, i + 1 < W ? L : left);
-    activate.template operator()<L, W>(z);
-    for (int i = 0; i < W; ++i) store_first<Y, L>(y + r * y_step + i * L, z[i], i + 1 < W ? L : left);
-  }
+                                          Y* y, int64_t y_step, int64_t left, Vec<float, L> (*z)[W], int rows) {
+  for (int r = 0; residual && r < rows; ++r)
+    for (int i = 0; i < W; ++i) z[r][i] += load_first<Y, L>(residual + r * residual_step + i * L, i + 1 < W ? L : left);
+  activate.template finish<L>(z[0], rows * W);
+  for (int r = 0; r < rows; ++r)
+    for (int i = 0; i < W; ++i) store_first<Y, L>(y + r * y_step + i * L, z[r][i], i + 1 < W ? L : left);
 }
 
 // A lane's factors of R pixels, each with W vectors of weights; base[i] is the pixel i * kStep.
@@ -206,8 +203,8 @@ void tile(const ProblemOf<X, Y>& p, const Activate<float>& activate, int64_t pix
       return finish<R, W, Lanes::kPast>(residual, step, activate, y, p.y.pixel, left, z);
     return finish<R, W, Lanes::kWhole>(residual, step, activate, y, p.y.pixel, left, z);
   }
-  float sums[R * W * L];
-  store_all<R, W, Lanes::kWhole>(sums, W * L, L, z);
+  Vec<float, L> sums[R][W];
+  store_all<R, W, Lanes::kWhole>(reinterpret_cast<float*>(sums), W * L, L, z);
   finish_any<W>(residual, p.residual.pixel, activate, y, p.y.pixel, left, sums, R);
 }
 

@@ -319,8 +319,35 @@ FASTNETS_INLINE A sum(Vec<A, L> v) {
   }
 }
 
+// low, or high, where z is beyond. NaN fails the comparisons and passes through, as in PyTorch: an instruction that
+// does so is not what compilers make of these.
+template <typename A, int L>
+FASTNETS_INLINE Vec<A, L> clamp(Vec<A, L> z, A low, A high) {
+  const Vec<A, L> lo = splat<A, L>(low), hi = splat<A, L>(high);
+#if FASTNETS_VECTOR_BYTES == 64
+  if constexpr (std::is_same_v<A, float> && L == 16)
+    return bits<Vec<A, L>>(_mm512_min_ps(bits<__m512>(hi), _mm512_max_ps(bits<__m512>(lo), bits<__m512>(z))));
+#elif FASTNETS_VECTOR_BYTES == 32
+  if constexpr (std::is_same_v<A, float> && L == 8)
+    return bits<Vec<A, L>>(_mm256_min_ps(bits<__m256>(hi), _mm256_max_ps(bits<__m256>(lo), bits<__m256>(z))));
+#endif
+  z = lo > z ? lo : z;
+  return hi < z ? hi : z;
+}
+
+// p * 2^k for whole k from -126 to 128 and p about 1, or infinity where that is too large; NaN if one is.
+template <int L>
+FASTNETS_INLINE Vec<float, L> scale_by_power(Vec<float, L> p, Vec<float, L> k) {
+#if FASTNETS_VECTOR_BYTES == 64
+  if constexpr (L == 16) return bits<Vec<float, L>>(_mm512_scalef_ps(bits<__m512>(p), bits<__m512>(k)));
+#endif
+  const auto exponent = (__builtin_convertvector(k, Vec<int32_t, L>) + 126) << 23;  // 2^(k - 1): k may be 128
+  return p * bits<Vec<float, L>>(exponent) * 2.0f;
+}
+
 // exp in float to 1.5 units in the last place: 2^k * e^r with k = round(x / ln 2), |r| <= ln 2 / 2, e^r by its series
-// with coefficients fitted to that interval; double through the C library.
+// with coefficients fitted to that interval; of x below -87.3 that of -87.3, which is about the least normal number.
+// double through the C library.
 template <typename A, int L>
 FASTNETS_INLINE Vec<A, L> exponential(Vec<A, L> x) {
   if constexpr (std::is_same_v<A, double> || L == 1) {
@@ -328,8 +355,7 @@ FASTNETS_INLINE Vec<A, L> exponential(Vec<A, L> x) {
     for (int i = 0; i < L; ++i) y[i] = std::exp(x[i]);
     return y;
   } else {
-    const Vec<float, L> lo = splat<float, L>(-87.3f), hi = splat<float, L>(88.72f);
-    const Vec<float, L> z = x < lo ? lo : x > hi ? hi : x;
+    const Vec<float, L> z = clamp<float, L>(x, -87.3f, 89.0f);
     const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
     const Vec<float, L> k = (z * 1.44269504f + magic) - magic;
     const Vec<float, L> r = (z - k * 0.693359375f) - k * -2.12194440e-4f;  // ln 2 in two parts
@@ -338,20 +364,9 @@ FASTNETS_INLINE Vec<A, L> exponential(Vec<A, L> x) {
     p = p * r + 4.1665795894e-2f;
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    const auto exponent = (__builtin_convertvector(k, Vec<int32_t, L>) + 126) << 23;  // 2^(k - 1): k may be 128
-    const Vec<float, L> y = p * bits<Vec<float, L>>(exponent) * 2.0f;
-    const Vec<float, L> infinity = splat<float, L>(std::numeric_limits<float>::infinity());
-    return x < lo ? splat<float, L>(0.0f) : x > hi ? infinity : (x == x ? y : x);
+    p = p * r + 1.0f;
+    return scale_by_power<L>(p * r + 1.0f, k);
   }
-}
-
-// Comparisons are written so that NaN fails them and passes through, as in PyTorch.
-template <typename A, int L>
-FASTNETS_INLINE Vec<A, L> clamp(Vec<A, L> z, A low, A high) {
-  const Vec<A, L> lo = splat<A, L>(low), hi = splat<A, L>(high);
-  z = lo > z ? lo : z;
-  return hi < z ? hi : z;
 }
 
 }  // namespace fastnets::FASTNETS_ISA

@@ -14,6 +14,7 @@ from fastnets.accelerate._plan import Network
 from fastnets.accelerate._rewrite import CONVOLUTIONS, rebuild, rewrite
 from fastnets.accelerate._table import Table
 from fastnets.accelerate._tell import tell_layer
+from fastnets.accelerate._timm import split_timms
 from fastnets.accelerate._trace import trace
 
 
@@ -39,7 +40,7 @@ class Accelerator:
     def _accelerate(self, module: nn.Module, name: str) -> nn.Module:
         if has_hooks(module) and next(module.children(), None) is None:
             return module
-        _split_norms(module)
+        split_timms(module)
         try:
             graph = trace(module)
         # Tracing runs the module's own code on stand-ins for tensors, which can fail in any way.
@@ -110,18 +111,3 @@ def run_by(module: nn.Module, network: Network) -> nn.Module:
     kind: Any = type(module)
     module.__class__ = _part_of(kind)
     return module
-
-
-def _split_norms(module: nn.Module) -> None:
-    """Makes timm's BatchNorm with activation two layers, which are known."""
-    for parent in list(module.modules()):
-        for name, child in parent.named_children():
-            if type(child).__name__ != "BatchNormAct2d" or not isinstance(child, nn.BatchNorm2d) or has_hooks(child):
-                continue
-            norm = nn.BatchNorm2d(
-                child.num_features, child.eps, child.momentum, child.affine, child.track_running_stats
-            )
-            for key, value in (*child.named_parameters(recurse=False), *child.named_buffers(recurse=False)):
-                setattr(norm, key, value)
-            parts = [part for part in (getattr(child, "drop", None), getattr(child, "act", None)) if part is not None]
-            setattr(parent, name, nn.Sequential(norm, *parts).eval())
