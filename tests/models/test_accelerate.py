@@ -75,7 +75,7 @@ def test_networks_of_depthwise_convolutions_become_folded_and_fused_layers(name)
         *(("torchvision", name) for name in ("densenet121", "googlenet", "inception_v3", "mobilenet_v2", "resnet18")),
         *(("torchvision", name) for name in ("resnet50", "resnext50_32x4d", "shufflenet_v2_x1_0", "squeezenet1_1")),
         *(("timm", name) for name in ("efficientnet_lite0", "inception_v4", "mobilenetv1_100", "nasnetalarge")),
-        ("timm", "res2net50_26w_4s"),
+        *(("timm", name) for name in ("res2net50_26w_4s", "tf_efficientnet_lite0")),
     ],
 )
 @torch.inference_mode()
@@ -114,6 +114,20 @@ def test_it_copies_pickles_compiles_and_exports():
     assert torch.equal(accelerate(fast)(x), expected)
     assert difference(torch.compile(fast, fullgraph=True, backend="aot_eager")(x), expected) < 1e-5
     assert difference(torch.export.export(fast, (x,)).module()(x), expected) < 1e-5
+
+
+@pytest.mark.parametrize("size", [9, 10, 12])
+@pytest.mark.parametrize("options", [{"stride": 2}, {"stride": 3, "dilation": 2}, {"stride": (1, 2), "groups": 8}])
+def test_tensorflows_padding_of_timm_is_added_to_any_size(size, options):
+    same = import_peer("timm").layers.Conv2dSame(8, 8, (3, 4), bias=False, **options)
+    fast = check(nn.Sequential(same, nn.BatchNorm2d(8), nn.ReLU()), image(2, size=size))
+    assert set(kinds(fast)) == {DepthwiseConv2d if "groups" in options else PackedConv2d}
+
+
+def test_a_convolution_of_timm_with_hooks_stays():
+    same = import_peer("timm").layers.Conv2dSame(8, 8, 3, stride=2)
+    same.register_forward_hook(lambda module, args, result: result + 1)
+    assert type(same) in kinds(check(nn.Sequential(same)))
 
 
 # ---- folding ---------------------------------------------------------------------------------
