@@ -43,6 +43,12 @@ Layout layout_of(const Problem& p, bool channels_last, ScalarType type, int64_t 
   return fits && g.sh <= stride && type != ScalarType::Double ? Layout::kRows : Layout::kPlanar;
 }
 
+Kernels kernels_for(ScalarType type, const Problem& p) {
+  if (type == ScalarType::BFloat16 && p.layout == Layout::kChannelsLast)
+    return FASTNETS_FOR_THIS_CPU_AND(BFloat16, channels_last::kernels)();
+  return FASTNETS_FOR_THIS_CPU(depthwise_kernels)(type, p);
+}
+
 // Cuts the rows into strips for the kernels of this layout. Depends on shapes only: the weight gradient's sums run over
 // strips.
 //
@@ -123,7 +129,7 @@ Tensor convolve(Problem p, const Tensor& x, const Tensor& w, const std::optional
   p.layout = layout_of(p, last, x.scalar_type(), 2);
   look_at_caches(p, x.element_size(), y);
   cut_rows(p, x.element_size());
-  const Kernels kernels = FASTNETS_FOR_THIS_CPU(depthwise_kernels)(x.scalar_type(), p);
+  const Kernels kernels = kernels_for(x.scalar_type(), p);
   cut_channels(p, forward_pieces(p, x.element_size()));
   run(kernels.forward, p, p.chunks() * p.units());
   return y;
@@ -201,7 +207,7 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward(const Tensor& dy, c
   p.layout = layout_of(p, last, x.scalar_type(), 1);
   look_at_caches(p, x.element_size(), dx);
   cut_rows(p, x.element_size());
-  const Kernels kernels = FASTNETS_FOR_THIS_CPU(depthwise_kernels)(x.scalar_type(), p);
+  const Kernels kernels = kernels_for(x.scalar_type(), p);
   const bool weight = need_dw || need_db;
   // Together they read dy once; not by the kernels of rows, nor if channels had to be cut for the weight's.
   const bool together = weight && !p.by_rows() && partial_sums(p) >= wanted_tasks();
@@ -211,7 +217,7 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward(const Tensor& dy, c
   }
   if (!weight) return {dx, dw, db};
   if (p.by_rows()) p.layout = Layout::kPlanar, cut_rows(p, x.element_size());
-  const Kernels sums = FASTNETS_FOR_THIS_CPU(depthwise_kernels)(x.scalar_type(), p);
+  const Kernels sums = kernels_for(x.scalar_type(), p);
   with_float(x.scalar_type(), [&](auto zero) { backward_weight<decltype(zero)>(p, sums, dw, db); });
   return {dx, dw, db};
 }
@@ -276,7 +282,7 @@ std::tuple<Tensor, Tensor, Tensor> norm_depthwise_conv2d_backward(
   p.layout = Layout::kChannelsLast;
   look_at_caches(p, x.element_size(), dx);
   cut_rows(p, x.element_size());
-  const Kernels kernels = FASTNETS_FOR_THIS_CPU(depthwise_kernels)(x.scalar_type(), p);
+  const Kernels kernels = kernels_for(x.scalar_type(), p);
   float* const totals = mutable_data<float>(sums);
   backward_weight<float>(p, kernels, dw, empty(w, 0), totals);
   for (int64_t c = 0; c < p.g.c; ++c) totals[p.g.c + c] *= normalization.r[c];

@@ -5,7 +5,7 @@
 #include "transpose.h"
 // Above: what those below are written with.
 #include "depthwise_conv2d_channels_last.h"
-#if !defined(FASTNETS_BF16)  // there, only what other kernels call: columns of channels_last
+#if !defined(FASTNETS_BF16)
 #include "depthwise_conv2d_planar.h"
 #include "depthwise_conv2d_rows.h"
 

@@ -49,7 +49,7 @@ class PadSame(nn.Module):
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
         reach = [d * (k - 1) + 1 for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
-        self.axes = *zip(reach, conv.stride, strict=True),
+        self.axes = (*zip(reach, conv.stride, strict=True),)
 
     def forward(self, input: Tensor) -> Tensor:
         sizes = zip(input.shape[-2:], self.axes, strict=True)
