@@ -171,6 +171,12 @@ RESNET50_NORMALISED = {
     "layer4.*.bn2": (512, 7),
     "layer4.*.bn3": (2048, 7),
 }
+# Few channels, as of FEW_CHANNELS_DEPTHWISE
+FEW_CHANNELS_NORMALISED = {
+    "MobileNetV1 0.25 blocks.0": (8, 112),
+    "GhostNet blocks.1-2": (12, 56),
+    "GhostNet blocks.3-4": (20, 28),
+}
 
 # W. Shi et al. 2016, arXiv:1609.05158, to 1080p; B. Lim et al. 2017, arXiv:1707.02921, which doubles 64 channels, once or
 # twice, from patches of 48 pixels. n, channels of the result, its height and width, r

@@ -1,4 +1,4 @@
-"""grouped_conv2d against F.conv2d on the layers of ResNeXt-50 (32x4d) and ShuffleNet v1 (1x) at 224 x 224."""
+"""grouped_conv2d against F.conv2d on the layers of ResNeXt-50 (32x4d), in bfloat16 too, and ShuffleNet v1 (1x) at 224 x 224."""
 
 from __future__ import annotations
 
@@ -58,6 +58,24 @@ def test_resnext(race, n, shape):
 @pytest.mark.parametrize("n", (1, 16))
 def test_resnext_contiguous(race, n, shape):
     race_forward(race, f"ResNeXt-50, batch {n}, both contiguous", *resnext(n, *shape), layout=CONTIGUOUS)
+
+
+@pytest.mark.parametrize("shape", RESNEXT50_32X4D, ids=str)
+@pytest.mark.parametrize("n", (1, 16))
+def test_resnext_bfloat16(race, n, shape):
+    """Against PyTorch in bfloat16: ONNX Runtime has no such convolution on a CPU."""
+    name, tensors, kw = resnext(n, *shape)
+    x, w, b = (t.bfloat16() for t in tensors)
+    xl, wl = (t.contiguous(memory_format=LAST) for t in (x, w))
+    candidates = {
+        "contiguous": lambda: (F.conv2d(x, w, b, **kw),),
+        "channels_last": lambda: (F.conv2d(xl, wl, b, **kw),),
+        "fastnets": lambda: (grouped_conv2d(xl, wl, b, **kw),),
+    }
+    exact = (F.conv2d(x.double(), w.double(), b.double(), **kw),)
+    costs = cost(x, w, **kw)
+    costs["nbytes"] //= 2
+    race(f"ResNeXt-50 in bfloat16, batch {n}", name, candidates, exact, **costs, dtype="bfloat16")
 
 
 @pytest.mark.parametrize("shape", POINTWISE, ids=str)

@@ -25,6 +25,7 @@ IN_BFLOAT16 = NETWORKS[:5]
 BATCHES = (1, 16)
 SIZES = ((1, 160), (3, 197), (2, 320))  # photos, height and width
 MANY = (64, 160)
+OF_TIMM = ("efficientnet_b0", "mobilenetv3_large_100", "tf_efficientnet_lite0")  # SiLU, hardswish, TensorFlow's padding
 MORE = ("googlenet", "inception_v3", "nasnetalarge", "inception_v4")  # against eager PyTorch
 LAST = torch.channels_last
 
@@ -109,6 +110,15 @@ def test_other_sizes(race, name, n, size):
     candidates, exact = eager_and_ours(model, x)
     op = "networks at other sizes"
     race(name, f"{n} of {size} x {size}", candidates | missing, (exact,), **cost(model, x), op=op)
+
+
+@pytest.mark.parametrize("name", OF_TIMM)
+@pytest.mark.parametrize("n", BATCHES)
+def test_timm(race, name, n):
+    """Networks that are not ours, against eager PyTorch."""
+    model, x = build_settled(lambda: build_peer(name, "timm")).eval(), torch.randn(n, 3, 224, 224, generator=seeded())
+    candidates, exact = eager_and_ours(model, x)
+    race(name, f"batch {n}", candidates, (exact,), **cost(model, x), op="networks of timm")
 
 
 @pytest.mark.parametrize("name", MORE)

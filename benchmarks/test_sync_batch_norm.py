@@ -11,6 +11,8 @@ from benchmarks._inputs import seeded
 from fastnets.ops import batch_moments, sync_batch_norm
 
 RESNET50 = _shapes.RESNET50_NORMALISED.values()
+MOMENTS = [("moments", shape) for shape in RESNET50]
+MOMENTS += [("moments of few channels", shape) for shape in _shapes.FEW_CHANNELS_NORMALISED.values()]
 BATCH = 16
 LAST = torch.channels_last
 
@@ -31,9 +33,9 @@ def inputs(c, h):
     return x, x.contiguous(memory_format=LAST)
 
 
-@pytest.mark.parametrize("shape", RESNET50, ids=lambda s: name(*s))
+@pytest.mark.parametrize(("group", "shape"), MOMENTS, ids=str)
 @pytest.mark.parametrize("layout", ("contiguous", "channels_last"))
-def test_moments(race, layout, shape):
+def test_moments(race, layout, group, shape):
     x, xl = inputs(*shape)
     exact, dims = torch.var_mean(x.double(), (0, 2, 3)), (0, 2, 3)
     mine = x if layout == "contiguous" else xl
@@ -53,7 +55,7 @@ def test_moments(race, layout, shape):
         return m2 / (count - 1), mean
 
     race(
-        f"moments, {layout}",
+        f"{group}, {layout}",
         name(*shape),
         {
             "var_mean": lambda: torch.var_mean(x, dims),
