@@ -5,7 +5,7 @@
 #include "transpose.h"
 // Above: what those below are written with.
 #include "depthwise_conv2d_channels_last.h"
-#if !defined(FASTNETS_BF16)
+#if !defined(FASTNETS_BF16)  // there, only channels_last
 #include "depthwise_conv2d_planar.h"
 #include "depthwise_conv2d_rows.h"
 

@@ -346,8 +346,8 @@ FASTNETS_INLINE Vec<float, L> scale_by_power(Vec<float, L> p, Vec<float, L> k) {
 }
 
 // exp in float to 1.5 units in the last place: 2^k * e^r with k = round(x / ln 2), |r| <= ln 2 / 2, e^r by its series
-// with coefficients fitted to that interval; of x below -87.3 that of -87.3, which is about the least normal number.
-// double through the C library.
+// with coefficients fitted to that interval; of x below -87.3 that of -87.3, which is about the least normal number;
+// from 89 on infinity. double through the C library.
 template <typename A, int L>
 FASTNETS_INLINE Vec<A, L> exponential(Vec<A, L> x) {
   if constexpr (std::is_same_v<A, double> || L == 1) {
