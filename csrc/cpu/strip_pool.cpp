@@ -17,6 +17,7 @@ using strip::Problem;
 Problem problem(const Four& s, bool last) {
   Problem p;
   p.images = last ? s.n : s.n * s.c, p.height = s.h, p.width = s.w, p.lanes = last ? s.c : 1;
+  p.pitch = p.width * p.lanes;
   return p;
 }
 

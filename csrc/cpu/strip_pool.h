@@ -11,6 +11,7 @@ namespace fastnets::strip {
 struct Problem {
   void *x = nullptr, *rows = nullptr, *columns = nullptr;  // or their gradients
   int64_t images = 1, height = 1, width = 1, lanes = 1;
+  int64_t pitch = 1;              // from row to row
   int64_t chunk = 1, chunks = 1;  // of lanes, for the gradient of rows: in a task, and such in an image
   int64_t parts = 1;              // of channels_last: an image's rows are cut into so many, by its shape alone
   void* sums = nullptr;           // [image][part][column][lane] in the type of sums

@@ -102,19 +102,19 @@ void forward_contiguous(const Problem& p, int64_t begin, int64_t end) {
 
 constexpr int64_t kPixels = 4;  // of a row that are added up in registers
 
-// Adds W vectors of up to kPixels pixels, `lanes` apart, of R rows (one or four), `pitch` apart, to the sums of these
-// columns and to those of the rows, which lie `count` apart.
+// Adds W vectors of up to kPixels pixels of R rows (one or four) to the sums of these columns and to those of the rows,
+// which lie `count` apart.
 template <typename T, int L, int R, int W>
-FASTNETS_INLINE void add_pixels(const T* x, int64_t pitch, int64_t lanes, int64_t pixels, Sum<T>* columns, Sum<T>* rows,
+FASTNETS_INLINE void add_pixels(const Problem& p, const T* x, int64_t pixels, Sum<T>* columns, Sum<T>* rows,
                                 int64_t count) {
   using A = Sum<T>;
   Vec<A, L> total[R][W] = {};
-  for (int64_t j = 0; j < pixels; ++j, x += lanes, columns += lanes) {
+  for (int64_t j = 0; j < pixels; ++j, x += p.lanes, columns += p.lanes) {
     Vec<A, L> column[W] = {};
     for (int r = 0; r < R; ++r)
       for (int k = 0; k < W; ++k) {
-        const T* const from = x + r * pitch + k * L;
-        __builtin_prefetch(from + kPixels * lanes);
+        const T* const from = x + r * p.pitch + k * L;
+        __builtin_prefetch(from + kPixels * p.lanes);
         const Vec<A, L> v = load<T, L>(from);
         total[r][k] += v, column[k] += v;
       }
@@ -129,18 +129,17 @@ FASTNETS_INLINE void add_pixels(const T* x, int64_t pitch, int64_t lanes, int64_
 
 // The same for `count` channels of any number of pixels. `whole` takes up what `block` has of the rows' sums.
 template <typename T, int R>
-void add_channels(const T* x, int64_t pitch, int64_t lanes, int64_t count, int64_t pixels, Sum<T>* columns,
+void add_channels(const Problem& p, const T* x, int64_t count, int64_t pixels, Sum<T>* columns,
                   AlignedVector<Sum<T>>& block, AlignedVector<Sum<T>>& whole) {
   constexpr int L = kLanes<Sum<T>>;
   Sum<T>* const rows = block.data();
   for (int64_t j = 0; j < pixels; j += kPixels) {
-    const int64_t some = std::min(kPixels, pixels - j), at = j * lanes;
+    const int64_t some = std::min(kPixels, pixels - j), at = j * p.lanes;
     int64_t k = 0;
     for (; k + 2 * L <= count; k += 2 * L)
-      add_pixels<T, L, R, 2>(x + at + k, pitch, lanes, some, columns + at + k, rows + k, count);
-    for (; k + L <= count; k += L)
-      add_pixels<T, L, R, 1>(x + at + k, pitch, lanes, some, columns + at + k, rows + k, count);
-    for (; k < count; ++k) add_pixels<T, 1, R, 1>(x + at + k, pitch, lanes, some, columns + at + k, rows + k, count);
+      add_pixels<T, L, R, 2>(p, x + at + k, some, columns + at + k, rows + k, count);
+    for (; k + L <= count; k += L) add_pixels<T, L, R, 1>(p, x + at + k, some, columns + at + k, rows + k, count);
+    for (; k < count; ++k) add_pixels<T, 1, R, 1>(p, x + at + k, some, columns + at + k, rows + k, count);
     if (j / kPixels % kBlock == kBlock - 1 || j + kPixels >= pixels) fold(block, whole);
   }
 }
@@ -151,20 +150,23 @@ template <typename T, int R>
 void add_rows(const Problem& p, const T* x, int64_t count, Sum<T>* columns, AlignedVector<Sum<T>>& block,
               AlignedVector<Sum<T>>& whole, T* means) {
   using A = Sum<T>;
-  const int64_t pitch = p.width * p.lanes;
   const int64_t together = count == p.lanes ? kLanes<A> / std::gcd<int64_t>(count, kLanes<A>) : 1;
   const int64_t wide = together * count, pixels = p.width / together, done = pixels * together;
   block.assign(R * wide, A(0));
   whole.assign(R * wide, A(0));
-  add_channels<T, R>(x, pitch, together * p.lanes, wide, pixels, columns, block, whole);
-  if (together > 1) {
+  if (together == 1) {
+    add_channels<T, R>(p, x, count, p.width, columns, block, whole);
+  } else {
+    Problem several = p;
+    several.lanes = wide;
+    add_channels<T, R>(several, x, wide, pixels, columns, block, whole);
     block.assign(R * count, A(0));
     for (int64_t i = 0; i < R * together; ++i)
       for (int64_t k = 0; k < count; ++k) block[i / together * count + k] += whole[i * count + k];
     whole.assign(R * count, A(0));
     fold(block, whole);
     const int64_t at = done * p.lanes;
-    add_channels<T, R>(x + at, pitch, p.lanes, count, p.width - done, columns + at, block, whole);
+    add_channels<T, R>(p, x + at, count, p.width - done, columns + at, block, whole);
   }
   for (int r = 0; r < R; ++r) write_means<T>(whole.data() + r * count, count, p.width, means + r * p.lanes);
 }
