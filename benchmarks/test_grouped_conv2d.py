@@ -1,4 +1,4 @@
-"""grouped_conv2d against F.conv2d on the layers of ResNeXt-50 (32x4d), in bfloat16 too, and ShuffleNet v1 (1x) at 224 x 224."""
+"""grouped_conv2d against F.conv2d on the layers of ResNeXt-50 (32x4d) and ShuffleNet v1 (1x) at 224 x 224."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_resnext_contiguous(race, n, shape):
 @pytest.mark.parametrize("shape", RESNEXT50_32X4D, ids=str)
 @pytest.mark.parametrize("n", (1, 16))
 def test_resnext_bfloat16(race, n, shape):
-    """Against PyTorch in bfloat16: ONNX Runtime has no such convolution on a CPU."""
+    """Against eager PyTorch in bfloat16 alone: compilers and runtimes are not raced here."""
     name, tensors, kw = resnext(n, *shape)
     x, w, b = (t.bfloat16() for t in tensors)
     xl, wl = (t.contiguous(memory_format=LAST) for t in (x, w))

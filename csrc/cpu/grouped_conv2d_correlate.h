@@ -39,7 +39,7 @@ std::vector<int32_t> lane_sources(const Problem& p) {
 template <typename V>
 FASTNETS_INLINE V multiply_add(V sum, V x, V w) {
 #if defined(FASTNETS_BF16)
-  return bits<V>(_mm512_dpbf16_ps(bits<__m512>(sum), bits<__m512bh>(x), bits<__m512bh>(w)));
+  return multiply_pairs(sum, x, w);
 #else
   return sum + x * w;
 #endif

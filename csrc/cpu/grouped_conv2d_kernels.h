@@ -11,7 +11,7 @@
 // Above: permutations.
 #include "grouped_conv2d_weight.h"
 
-#if !defined(FASTNETS_BF16)
+#if !defined(FASTNETS_BF16)  // there, only `correlate`
 namespace fastnets::FASTNETS_ISA {
 
 template <typename T>

@@ -36,7 +36,7 @@ FASTNETS_INLINE void multiply_add(Vec<float, L>& sum, const Vec<float, L>& x, co
 
 #if defined(FASTNETS_BF16)
 FASTNETS_INLINE void multiply_add(Vec<float, L>& sum, const Vec<int32_t, L>& x, const Vec<int32_t, L>& w) {
-  sum = bits<Vec<float, L>>(_mm512_dpbf16_ps(bits<__m512>(sum), bits<__m512bh>(x), bits<__m512bh>(w)));
+  sum = multiply_pairs(sum, x, w);
 }
 constexpr bool kDotsBfloat16 = true;
 #else

@@ -151,7 +151,7 @@ void add_rows(const Problem& p, const T* x, int64_t count, Sum<T>* columns, Alig
               AlignedVector<Sum<T>>& whole, T* means) {
   using A = Sum<T>;
   const int64_t together = count == p.lanes ? kLanes<A> / std::gcd<int64_t>(count, kLanes<A>) : 1;
-  const int64_t wide = together * count, pixels = p.width / together, done = pixels * together;
+  const int64_t wide = together * count;
   block.assign(R * wide, A(0));
   whole.assign(R * wide, A(0));
   if (together == 1) {
@@ -159,13 +159,13 @@ void add_rows(const Problem& p, const T* x, int64_t count, Sum<T>* columns, Alig
   } else {
     Problem several = p;
     several.lanes = wide;
+    const int64_t pixels = p.width / together, done = pixels * together, at = done * p.lanes;
     add_channels<T, R>(several, x, wide, pixels, columns, block, whole);
     block.assign(R * count, A(0));
     for (int64_t i = 0; i < R * together; ++i)
       for (int64_t k = 0; k < count; ++k) block[i / together * count + k] += whole[i * count + k];
     whole.assign(R * count, A(0));
     fold(block, whole);
-    const int64_t at = done * p.lanes;
     add_channels<T, R>(p, x + at, count, p.width - done, columns + at, block, whole);
   }
   for (int r = 0; r < R; ++r) write_means<T>(whole.data() + r * count, count, p.width, means + r * p.lanes);

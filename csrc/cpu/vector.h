@@ -118,6 +118,14 @@ FASTNETS_INLINE void store(T* p, Vec<Sum<T>, L> v) {
   }
 }
 
+#if defined(FASTNETS_BF16)
+// sum + x * w, where each lane of x and w is the bits of two bfloat16, whose products are added up.
+template <typename V>
+FASTNETS_INLINE Vec<float, 16> multiply_pairs(Vec<float, 16> sum, V x, V w) {
+  return bits<Vec<float, 16>>(_mm512_dpbf16_ps(bits<__m512>(sum), bits<__m512bh>(x), bits<__m512bh>(w)));
+}
+#endif
+
 // The lowest lanes, a bit for each.
 constexpr uint32_t first_lanes(int64_t count) { return (1u << count) - 1; }
 

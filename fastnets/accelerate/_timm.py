@@ -54,7 +54,7 @@ class PadSame(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         sizes = zip(input.shape[-2:], self.axes, strict=True)
         (top, bottom), (left, right) = (_ends(size, reach, stride) for size, (reach, stride) in sizes)
-        return F.pad(input, (left, right, top, bottom)) if top + bottom + left + right else input
+        return F.pad(input, (left, right, top, bottom))  # never the input's memory, which may be written over
 
 
 def _ends(size: int, reach: int, stride: int) -> tuple[int, int]:

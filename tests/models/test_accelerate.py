@@ -124,6 +124,22 @@ def test_tensorflows_padding_of_timm_is_added_to_any_size(size, options):
     assert set(kinds(fast)) == {DepthwiseConv2d if "groups" in options else PackedConv2d}
 
 
+class WritesOverWhatIsPadded(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+        self.same = import_peer("timm").layers.Conv2dSame(8, 8, 1)  # needs no zeros
+
+    def forward(self, x):
+        x = self.first(x)
+        y = self.same(x)
+        return y + self.last(F.relu(x, inplace=True))
+
+
+def test_tensorflows_padding_keeps_what_is_written_over_later():
+    check(WritesOverWhatIsPadded())
+
+
 def test_a_convolution_of_timm_with_hooks_stays():
     same = import_peer("timm").layers.Conv2dSame(8, 8, 3, stride=2)
     same.register_forward_hook(lambda module, args, result: result + 1)
