@@ -113,7 +113,7 @@ void moments_of(Kernel kernel, const Cut& cut, const void* x, Sum<T>* mean, Sum<
   const int64_t c = cut.map.c;
   const std::unique_ptr<A[]> parts(new A[2 * cut.parts * c]);
   run(kernel, Problem{cut, x, parts.get()}, cut.map.last ? cut.parts : c * cut.parts);
-  torch::stable::parallel_for(0, c, (1 << 15) / cut.parts + 1, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, c, (1 << 13) / cut.parts + 1, [&](int64_t begin, int64_t end) {
     merge<T>(cut, x, parts.get(), {begin, end}, mean, m2);
   });
 }

@@ -142,7 +142,8 @@ FASTNETS_INLINE void for_channels(int64_t channels, const F& f) {
 }
 
 // The rows of a part are summed up in blocks of so many, all channels of one before the next, and the next is fetched
-// meanwhile: processors do not foresee this order. `tensors` are read at once.
+// meanwhile: processors do not foresee this order. `tensors` are read at once. What is fetched goes to the second-level
+// cache: rows a page apart fall into a few sets of the first, and waiting for memory would take all of its buffers.
 template <typename T>
 int64_t rows_in_block(int64_t channels, int64_t tensors) {
   return std::clamp<int64_t>((8 << 10) / (tensors * channels * static_cast<int64_t>(sizeof(T))), 8 / tensors, 64);
@@ -164,7 +165,7 @@ struct BlockDeviations {
     const T* from = x + c;
     for (int64_t r = rows, down = step; r > 0; --r, from += down)
       for (int k = 0; k < W; ++k) {
-        __builtin_prefetch(from + k * L + rows * down);
+        __builtin_prefetch(from + k * L + rows * down, 0, 2);
         const Vec<A, L> d = load<T, L>(from + k * L) - p[k];
         s0[k] += d, q0[k] += d * d;
       }

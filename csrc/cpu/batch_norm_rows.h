@@ -69,8 +69,8 @@ struct BlockProducts {
     const bool past = Copies && streams && can_stream<T, L, W>(to, x_step);
     for (int64_t i = rows, dy_down = dy_step, down = x_step; i > 0; --i, gradient += dy_down, from += down) {
       for (int k = 0; k < W; ++k) {
-        __builtin_prefetch(gradient + k * L + rows * dy_down);
-        __builtin_prefetch(from + k * L + rows * down);
+        __builtin_prefetch(gradient + k * L + rows * dy_down, 0, 2);
+        __builtin_prefetch(from + k * L + rows * down, 0, 2);
         const Vec<A, L> g_y = load<T, L>(gradient + k * L), d = load<T, L>(from + k * L) - m[k];
         if (Copies) put<T, L>(to + k * L, g_y, past);
         const Vec<A, L> g = dz_of<A, L>(f, g_y, d, z1[k], z0[k]);

@@ -144,13 +144,14 @@ void add_channels(const Problem& p, const T* x, int64_t count, int64_t pixels, S
   }
 }
 
-// Adds R rows of `count` channels to the sums of columns, and writes their means. Where these are all channels and no
-// whole vectors, so many pixels as are such, `together`, are taken for one with all their channels.
+// Adds R rows of `count` channels to the sums of columns, and writes their means. Where all channels are no whole
+// vectors, so many pixels as are such, `together`, are taken for one with all their channels; count is then all of
+// them.
 template <typename T, int R>
 void add_rows(const Problem& p, const T* x, int64_t count, Sum<T>* columns, AlignedVector<Sum<T>>& block,
               AlignedVector<Sum<T>>& whole, T* means) {
   using A = Sum<T>;
-  const int64_t together = count == p.lanes ? kLanes<A> / std::gcd<int64_t>(count, kLanes<A>) : 1;
+  const int64_t together = kLanes<A> / std::gcd<int64_t>(p.lanes, kLanes<A>);
   const int64_t wide = together * count;
   block.assign(R * wide, A(0));
   whole.assign(R * wide, A(0));
@@ -211,25 +212,33 @@ void scale(const T* from, int64_t length, int64_t count, AlignedVector<Sum<T>>& 
   for (int64_t k = 0; k < length; ++k) to[k] = static_cast<Sum<T>>(from[k]) / Sum<T>(count);
 }
 
-// dx = a row's gradient (one for all where kOne) + each column's, both scaled.
-template <typename T, bool kOne>
-FASTNETS_INLINE void spread(const Sum<T>* row, const Sum<T>* columns, int64_t length, T* dx, bool streams) {
+// dx = the gradient of each of R rows (one number for all of a row where kOne) + each column's, both scaled.
+template <typename T, bool kOne, int R>
+FASTNETS_INLINE void spread(const Problem& p, const Sum<T>* rows, const Sum<T>* columns, int64_t length, T* dx,
+                            bool streams) {
   using A = Sum<T>;
   constexpr int L = kLanes<A>;
   constexpr int64_t kAhead = 512 / sizeof(T);  // of lines to write, which are in no near cache
+  const int64_t lanes = p.lanes, pitch = p.pitch;
   for (int64_t k = 0; k < length; k += L) {
     const int64_t left = length - k;
-    const Vec<A, L> r = kOne ? splat<A, L>(*row) : load_first<A, L>(row + (kOne ? 0 : k), left);
-    const Vec<A, L> sum = r + load_first<A, L>(columns + k, left);
-    if (!streams) __builtin_prefetch(dx + k + kAhead, 1);
-    streams ? stream<T, L>(dx + k, sum) : store_first<T, L>(dx + k, sum, left);
+    const Vec<A, L> column = load_first<A, L>(columns + k, left);
+    for (int r = 0; r < R; ++r) {
+      const A* const row = rows + r * lanes;
+      T* const to = dx + r * pitch + k;
+      const Vec<A, L> sum = column + (kOne ? splat<A, L>(*row) : load_first<A, L>(row + (kOne ? 0 : k), left));
+      if (!streams) __builtin_prefetch(to + kAhead, 1);
+      streams ? stream<T, L>(to, sum) : store_first<T, L>(to, sum, left);
+    }
   }
 }
 
-// A task is some rows of an image, of all lanes.
+// A task is some rows of an image, of all lanes. Where these are many, the columns' gradients are more than a
+// first-level cache: they are loaded once for kTogether rows.
 template <typename T, bool kOne>
 void backward(const Problem& p, int64_t begin, int64_t end) {
-  const int64_t pixels = kOne ? p.width : 1, step = kOne ? p.width : p.lanes;  // of a row at once; numbers in them
+  constexpr int kTogether = kOne ? 1 : 4;
+  const int64_t pixels = kOne ? p.width : 1, length = kOne ? p.width : p.lanes;  // of a row at once; numbers in them
   AlignedVector<Sum<T>> rows, columns;
   for (int64_t task = begin; task < end; ++task) {
     const int64_t image = task / p.chunks, first = task % p.chunks * p.chunk,
@@ -237,11 +246,15 @@ void backward(const Problem& p, int64_t begin, int64_t end) {
     const int64_t row = image * p.height + first;
     scale(at<const T>(p.columns, image * p.width * p.lanes), p.width * p.lanes, p.height, columns);
     scale(at<const T>(p.rows, row * p.lanes), (last - first) * p.lanes, p.width, rows);
-    for (int64_t i = 0; i < last - first; ++i) {
-      T* const dx = at<T>(p.x, (row + i) * p.width * p.lanes);
-      const bool streams = p.streams && can_stream<T, kLanes<Sum<T>>>(dx, step);
-      for (int64_t j = 0; j < p.width; j += pixels)
-        spread<T, kOne>(rows.data() + i * p.lanes, columns.data() + j * p.lanes, step, dx + j * p.lanes, streams);
+    for (int64_t i = 0, step; i < last - first; i += step) {
+      T* const dx = at<T>(p.x, (row + i) * p.pitch);
+      const bool streams = p.streams && can_stream<T, kLanes<Sum<T>>>(dx, length);
+      step = i + kTogether <= last - first ? kTogether : 1;
+      for (int64_t j = 0; j < p.width; j += pixels) {
+        const Sum<T>*row = rows.data() + i * p.lanes, *column = columns.data() + j * p.lanes;
+        step == 1 ? spread<T, kOne, 1>(p, row, column, length, dx + j * p.lanes, streams)
+                  : spread<T, kOne, kTogether>(p, row, column, length, dx + j * p.lanes, streams);
+      }
     }
   }
   if (p.streams) finish_streams();

@@ -17,7 +17,7 @@ struct Problem {
   double eps = 0;
   // scale = r * weight. Backward: dx = (dz - shift - (x - mean) * slope) * scale.
   void *scale = nullptr, *shift = nullptr, *slope = nullptr;
-  void* sums = nullptr;  // [part][2][c]: of dz, of dz * xhat
+  void* sums = nullptr;  // [part][2][c]: of dz, of dz * (x - mean)
   double count = 0;      // values that the statistics are of
   bool streams = false;  // whether the result is stored past the caches
   Activation activation = Activation::kNone;

@@ -148,7 +148,7 @@ moments::Sums<Sum<T>> channel_products(const Problem& p, int64_t c, Range blocks
                                                                                     stride, piece.end - piece.begin);
     sums.s += more.s, sums.q += more.q;
   }
-  return {sums.s, sums.q * r_of<T>(p, c)};
+  return sums;
 }
 
 template <typename T>
@@ -206,6 +206,7 @@ void local_backward_planes(const Problem& p, int64_t begin, int64_t end) {
   for (int64_t c = begin; c < end; ++c) {
     vector<T>(p.scale)[c] = vector<T>(p.weight)[c] * r_of<T>(p, c);
     reduce_planes<T>(p, c, c + 1);
+    vector<T>(p.sums)[m.c + c] *= r_of<T>(p, c);
     gradient_of_sums<T>(p, c, c + 1);
     for (int64_t n = m.n - 1; n >= 0; --n) write_plane<T>(gradient<T>(p, c, (n * m.c + c) * m.l), m.l, p.streams);
   }
@@ -245,13 +246,12 @@ struct GradientRows {
 // Copies slots to channels.
 template <typename T>
 struct SumsOfSlots {
-  const Problem& p;
   const Sum<T>*s, *q;
-  Sum<T>*sum_dz, *sum_dz_xhat;
+  Sum<T>*sum_dz, *sum_dz_d;
 
   template <int L, int W>
   void at(int64_t c, int64_t slot) const {
-    for (int k = 0; k < W * L; ++k) sum_dz[c + k] = s[slot + k], sum_dz_xhat[c + k] = q[slot + k] * r_of<T>(p, c + k);
+    std::copy_n(s + slot, W * L, sum_dz + c), std::copy_n(q + slot, W * L, sum_dz_d + c);
   }
 };
 
@@ -337,7 +337,7 @@ void reduce_rows(const Problem& p, int64_t begin, int64_t end) {
       moments::for_channels<A>(c, products);
     }
     A* const sums = vector<T>(p.sums) + 2 * part * c;
-    moments::for_channels<A>(c, SumsOfSlots<T>{p, s, q, sums, sums + c});
+    moments::for_channels<A>(c, SumsOfSlots<T>{s, q, sums, sums + c});
   }
 }
 
