@@ -15,6 +15,8 @@ inline void check_boxes(const Tensor& boxes, const Tensor& scores, const std::op
                   "expected scores (n) of the type of boxes");
   STD_TORCH_CHECK(!ids || (ids->dim() == 1 && ids->size(0) == boxes.size(0) && ids->scalar_type() == ScalarType::Long),
                   "expected idxs (n) of type int64");
+  check_memory(boxes), check_memory(scores);  // what a thread throws loses its words
+  if (ids) check_memory(*ids);
 }
 
 inline Tensor empty_int64(const Tensor& like, const std::vector<int64_t>& sizes) {

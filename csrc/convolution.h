@@ -1,6 +1,7 @@
 // What the CPU and the CUDA side of a convolution share: geometry and the names of activations.
 #pragma once
 
+#include <algorithm>
 #include <optional>
 
 #include "tensor.h"
@@ -37,6 +38,9 @@ inline Convolution geometry(const Four& s, const Four& k, const std::vector<int6
                 0,   stride[0], stride[1], padding[0], padding[1], dilation[0],  dilation[1], groups, k.c};
   STD_TORCH_CHECK(g.kh > 0 && g.kw > 0 && g.sh > 0 && g.sw > 0 && g.ph >= 0 && g.pw >= 0 && g.dh > 0 && g.dw > 0,
                   "kernel, stride and dilation must be positive, padding not negative");
+  constexpr int64_t kFar = int64_t{1} << 31;  // from where offsets in memory may no longer fit
+  STD_TORCH_CHECK(std::max({g.kh, g.kw, g.sh, g.sw, g.ph, g.pw, g.dh, g.dw}) < kFar,
+                  "expected kernel, stride, padding and dilation below ", kFar);
   const int64_t rows = g.h + 2 * g.ph - g.dh * (g.kh - 1) - 1, columns = g.w + 2 * g.pw - g.dw * (g.kw - 1) - 1;
   STD_TORCH_CHECK(rows >= 0 && columns >= 0, "the kernel is larger than the padded input");
   g.oh = rows / g.sh + 1;

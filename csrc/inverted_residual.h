@@ -1,6 +1,8 @@
 // What the CPU and the CUDA side of inverted_residual share: geometry and checks.
 #pragma once
 
+#include <algorithm>
+
 #include "convolution.h"
 #include "packed.h"
 
@@ -8,12 +10,19 @@ namespace fastnets::inverted {
 
 using packed::MaybeTensor;
 
-// How many channels' weights of pointwise convolutions lie together for each result, and the type of what is added up:
-// biases and the weights of the depthwise convolution.
+// How many channels' weights of pointwise convolutions lie together for each result; the type of what is added up:
+// biases and the weights of the depthwise convolution; how many of the last hidden channels `project` may leave out,
+// which only fill a vector: an infinite x makes NaN of their zeros.
 struct Packing {
   int64_t together;
   ScalarType sums;
+  int64_t spare = 0;
 };
+
+// The hidden channels that `project` takes.
+inline int64_t taken_by(const Tensor& project, int64_t out) {
+  return project.numel() / std::max<int64_t>(1, ceil_div(out, packed::kPanel) * packed::kPanel);
+}
 
 // The depthwise convolution of all hidden channels.
 inline Convolution check(const Tensor& x, const MaybeTensor& expand, const MaybeTensor& expand_bias,
@@ -39,7 +48,8 @@ inline Convolution check(const Tensor& x, const MaybeTensor& expand, const Maybe
     packed::check_panels(*expand, s.c, hidden, type, packing.together);
     packed::check_bias(expand_bias, hidden, packing.sums);
   }
-  packed::check_panels(project, hidden, out, type, packing.together);
+  const int64_t taken = std::clamp(taken_by(project, out), hidden - packing.spare, hidden);
+  packed::check_panels(project, taken, out, type, packing.together);
   packed::check_bias(project_bias, out, packing.sums);
   packed::check_residual(residual, {g.n, out, g.oh, g.ow}, type);
   return g;

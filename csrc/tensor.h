@@ -67,14 +67,25 @@ inline Four strides_of(const Tensor& t) {
   return {s[0], s[1], s[2], s[3]};
 }
 
+// Whoever shards or offloads a model releases its tensors' memory (untyped_storage().resize_(0)).
+inline void check_memory(const Tensor& t) {
+  int64_t bytes;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(t.get(), &bytes));
+  STD_TORCH_CHECK(bytes > 0 || t.numel() == 0,
+                  "The tensor has a non-zero number of elements, but its data is not allocated yet");
+}
+
+inline const void* memory(const Tensor& t) { return check_memory(t), t.const_data_ptr(); }
+inline void* mutable_memory(const Tensor& t) { return check_memory(t), t.mutable_data_ptr(); }
+
 template <typename T>
 const T* data(const Tensor& t) {
-  return static_cast<const T*>(t.const_data_ptr());
+  return static_cast<const T*>(memory(t));
 }
 
 template <typename T>
 T* mutable_data(const Tensor& t) {
-  return static_cast<T*>(t.mutable_data_ptr());
+  return static_cast<T*>(mutable_memory(t));
 }
 
 // Calls f with a value of the C++ type that belongs to a floating type.

@@ -7,6 +7,7 @@ sees it: a compiled or exported graph holds ``fastnets::<op>`` and nothing of th
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -198,8 +199,10 @@ class Op:
         chosen.calls += 1
         try:
             return chosen.fn(*args)
-        except RuntimeError:
+        except RuntimeError as error:
             self.check(*args)  # whose message is that of every backend
+            if chosen.validates and type(error) is RuntimeError:
+                raise RuntimeError(f"{self.name}: {_in_words(error)}") from error
             raise
 
     def _choose(self, args: tuple[Any, ...]) -> Implementation:
@@ -243,6 +246,13 @@ class Op:
                 return self.torch_op(*(cast(arg, dtype) for arg in args))
 
         return kernel
+
+
+def _in_words(error: RuntimeError) -> str:
+    """What C++ says, without its place in the source, or where PyTorch's C interface passed no words on, a guess."""
+    if "API call failed" in str(error):
+        return "the kernel failed, probably for want of memory"
+    return re.sub(r"^\w+, \S+:\d+, ", "", str(error))
 
 
 # This thread's dispatch keys, beside those of tensors. Modes, transforms and tracers show in the included ones, and below

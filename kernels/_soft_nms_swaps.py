@@ -89,6 +89,7 @@ def _soft_nms_swaps_kernel(
                     end -= 1
                     while (end > hole) & (tl.load(scores_ptr + end) < min_score):
                         end -= 1
+                    tl.debug_barrier()  # all have read what one changes now
                     _move(boxes_ptr, scores_ptr, index_ptr, n, end, hole)
                 hole += 1
             tl.debug_barrier()

@@ -13,8 +13,7 @@ template <typename T>
 void batch_moments_of(const Tensor& x, const Map& map, const Tensor& mean, const Tensor& m2) {
   using A = Sum<T>;
   const moments::Kernel kernel = FASTNETS_FOR_THIS_CPU(moments::kernel<T>)(map.last);
-  moments::moments_of<T>(kernel, moments::Cut(map, sizeof(T)), x.const_data_ptr(), mutable_data<A>(mean),
-                         mutable_data<A>(m2));
+  moments::moments_of<T>(kernel, moments::Cut(map, sizeof(T)), memory(x), mutable_data<A>(mean), mutable_data<A>(m2));
 }
 
 std::tuple<Tensor, Tensor, Tensor> batch_moments(const Tensor& x) {

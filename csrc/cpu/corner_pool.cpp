@@ -25,7 +25,7 @@ int64_t cut(int64_t count, int64_t unit, int64_t most, int64_t images) {
 Tensor run(Problem p, Pass pass, const Tensor& x, bool last, bool one_lane) {
   const Tensor y = empty(x, sizes_of(x), last);
   if (y.numel() == 0) return y;
-  p.out = y.mutable_data_ptr();
+  p.out = mutable_memory(y);
   // Lanes: cache lines, and running maxima within the first-level cache. Rows: blocks of the widest vector.
   constexpr int64_t kLine = 64, kMost = 2048, kBlock = 16, kRows = 64;
   if (!one_lane)
@@ -63,7 +63,7 @@ Tensor corner_pool(const Tensor& x, const Text& direction, const Text& tie) {
   const Tensor from = dense(x, last);
   Problem p;
   p.reverse = d.reverse;
-  p.vertical = p.horizontal = from.const_data_ptr();
+  p.vertical = p.horizontal = memory(from);
   const bool one_lane = view(p, sizes_of(x), d.vertical, last);
   return run(p, Pass::kForward, x, last, one_lane);
 }
@@ -76,8 +76,8 @@ Tensor corner_pool_backward(const Tensor& dy, const Tensor& x, const Text& direc
   const Tensor from = dense(x, last), gradient = dense(dy, last);
   Problem p;
   p.reverse = d.reverse;
-  p.vertical = p.horizontal = from.const_data_ptr();
-  p.dy = gradient.const_data_ptr();
+  p.vertical = p.horizontal = memory(from);
+  p.dy = memory(gradient);
   const bool one_lane = view(p, sizes_of(x), d.vertical, last);
   return run(p, takes_first(tie) ? Pass::kBackwardFirst : Pass::kBackwardLast, x, last, one_lane);
 }
@@ -90,8 +90,8 @@ Tensor corner_pool_sum(const Tensor& vertical, const Tensor& horizontal, const T
   STD_TORCH_CHECK(vertical.scalar_type() != ScalarType::Bool, "bools cannot be added");
   const bool last = is_channels_last(vertical);
   const Tensor v = dense(vertical, last), h = dense(horizontal, last);
-  p.vertical = v.const_data_ptr();
-  p.horizontal = h.const_data_ptr();
+  p.vertical = memory(v);
+  p.horizontal = memory(h);
   const Four s = sizes_of(vertical);
   p.images = last ? s.n : s.n * s.c, p.rows = last ? s.h : s.n * s.c * s.h, p.columns = s.w, p.lanes = last ? s.c : 1;
   return run(p, Pass::kSum, vertical, last, !last);

@@ -125,7 +125,7 @@ Tensor convolve(Problem p, const Tensor& x, const Tensor& w, const std::optional
   if (bias) {
     STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == g.o && bias->scalar_type() == x.scalar_type(),
                     "expected a bias of ", g.o, " numbers of the input's type");
-    p.bias = bias->data_ptr(), p.bias_step = bias->stride(0);
+    p.bias = memory(*bias), p.bias_step = bias->stride(0);
   }
   p.layout = layout_of(p, last, x.scalar_type(), 2);
   look_at_caches(p, x.element_size(), y);
@@ -171,10 +171,8 @@ void backward_weight(Problem p, const Kernels& kernels, const Tensor& dw, const 
   run(kernels.backward, p, p.chunks() * p.parts);
   add_up(weights.get(), p.parts, dw.numel());
   add_up(biases.get(), p.parts, db.numel());
-  std::transform(weights.get(), weights.get() + dw.numel(), static_cast<T*>(dw.data_ptr()),
-                 [](A v) { return static_cast<T>(v); });
-  std::transform(biases.get(), biases.get() + db.numel(), static_cast<T*>(db.data_ptr()),
-                 [](A v) { return static_cast<T>(v); });
+  std::transform(weights.get(), weights.get() + dw.numel(), mutable_data<T>(dw), [](A v) { return static_cast<T>(v); });
+  std::transform(biases.get(), biases.get() + db.numel(), mutable_data<T>(db), [](A v) { return static_cast<T>(v); });
   if (!sums) return;
   add_up(products.get(), p.parts, 2 * p.g.c);
   std::copy_n(products.get(), 2 * p.g.c, sums);
@@ -257,7 +255,7 @@ std::tuple<Tensor, Tensor, Tensor> norm_depthwise_conv2d(const Tensor& x, const 
   STD_TORCH_CHECK(eps > 0 && cut.map.count() > 1, "expected more than 1 value per channel and a positive eps");
   const Tensor mean = empty_sums(x), var = empty_sums(x);
   float *const means = mutable_data<float>(mean), *const vars = mutable_data<float>(var);
-  moments::moments_of<float>(FASTNETS_FOR_THIS_CPU(moments::kernel<float>)(true), cut, x.const_data_ptr(), means, vars);
+  moments::moments_of<float>(FASTNETS_FOR_THIS_CPU(moments::kernel<float>)(true), cut, memory(x), means, vars);
   for (int64_t c = 0; c < cut.map.c; ++c) vars[c] /= cut.map.count();
   const Normalization normalization(x, mean, var, weight, bias, eps);
   Problem p;

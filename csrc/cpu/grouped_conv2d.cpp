@@ -31,7 +31,7 @@ Problem forward_problem(const Convolution& g, const Tensor& x, const Tensor& w, 
             forward_axis(g.ow, g.w, g.kw, g.sw, g.pw, g.dw),
             operand(x),
             operand(y)};
-  p.w = w.data_ptr(), p.w_stride = strides_of(w), p.w_group = g.m * p.w_stride.n;
+  p.w = memory(w), p.w_stride = strides_of(w), p.w_group = g.m * p.w_stride.n;
   return p;
 }
 
@@ -46,7 +46,7 @@ Problem backward_problem(const Convolution& g, const Tensor& dy, const Tensor& w
             backward_axis(g.w, g.ow, g.kw, g.sw, g.pw, g.dw),
             operand(dy),
             operand(dx)};
-  p.w = w.data_ptr(), p.w_stride = strides_of(w), p.w_group = g.m * p.w_stride.n;
+  p.w = memory(w), p.w_stride = strides_of(w), p.w_group = g.m * p.w_stride.n;
   std::swap(p.w_stride.n, p.w_stride.c);
   return p;
 }
@@ -184,7 +184,7 @@ Tensor grouped_conv2d(const Tensor& x, const Tensor& w, const std::optional<Tens
   if (bias) {
     STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == g.o && bias->scalar_type() == x.scalar_type(),
                     "expected a bias of ", g.o, " numbers of the input's type");
-    p.bias = bias->data_ptr(), p.bias_step = bias->stride(0);
+    p.bias = memory(*bias), p.bias_step = bias->stride(0);
   }
   correlate(g, p, kernels, x, y);
   return y;

@@ -21,7 +21,7 @@ inline bool by_offset(const Tap& a, const Tap& b) { return a.offset < b.offset; 
 struct Axis {
   int64_t size = 1, source = 1;  // places of result and source
   int64_t step = 1, source_step = 1;
-  std::vector<std::vector<Tap>> taps{{{0, 0}}};  // by residue
+  std::vector<std::vector<Tap>> taps{{{0, 0}}};  // by residue, of those that have places
   int64_t first = 0, last = 0;                   // least and greatest offset
 
   int64_t count(int64_t residue = 0) const { return (size - residue + step - 1) / step; }
@@ -33,6 +33,7 @@ struct Axis {
     first = INT64_MAX, last = INT64_MIN;
     for (const auto& some : taps)
       for (const Tap& tap : some) first = std::min(first, tap.offset), last = std::max(last, tap.offset);
+    if (first > last) first = last = 0;
   }
 };
 
@@ -46,8 +47,8 @@ inline Axis forward_axis(int64_t size, int64_t source, int64_t k, int64_t s, int
 
 // dx[i] = sum over j of dy[(i + p - d j) / s] w[j], for the j where s divides.
 inline Axis backward_axis(int64_t size, int64_t source, int64_t k, int64_t s, int64_t p, int64_t d) {
-  Axis axis{size, source, s, 1, std::vector<std::vector<Tap>>(s)};
-  for (int64_t a = 0; a < s; ++a)
+  Axis axis{size, source, s, 1, std::vector<std::vector<Tap>>(std::min(s, size))};
+  for (int64_t a = 0; a < std::min(s, size); ++a)
     for (int64_t j = 0; j < k; ++j)
       if ((a + p - d * j) % s == 0) axis.taps[a].push_back({(a + p - d * j) / s, j});
   axis.set_reach();

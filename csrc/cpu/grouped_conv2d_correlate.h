@@ -334,8 +334,8 @@ void correlate_unit(const Problem& p, const Strip<T>& strip, const Sum<T>* sourc
         if (direct) out = to;
       const A* from = source + (r / p.rows.step - q.begin) * p.rows.source_step * strip.row;
       const Range inside = taps_inside(p.rows.taps[r % p.rows.step], p.rows, r / p.rows.step);
-      for (int64_t b = 0; b < p.columns.step; ++b) {
-        const Taps& some = taps[r % p.rows.step * p.columns.step + b];
+      for (int64_t b = 0, residues = p.columns.taps.size(); b < residues; ++b) {
+        const Taps& some = taps[r % p.rows.step * residues + b];
         block.pixel = strip.pixel * (some.length > 1 ? 1 : p.columns.source_step), block.weight_tap = some.weight_step;
         block.runs = some.runs.data() + inside.begin * some.runs_in_row;
         block.runs_end = some.runs.data() + inside.end * some.runs_in_row;

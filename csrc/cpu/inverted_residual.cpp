@@ -59,8 +59,8 @@ void run(Problem<T>& p, const Tensor& x) {
 }
 
 // Of x in channels_last: project(depthwise(expand(x))) + residual, each with bias and activation. Weights are in panels
-// as inverted_residual.h says; hidden channels, of which `hidden` is a multiple of 16, may end in zeros; `into` and
-// `channel` are as in pointwise_conv2d.
+// as inverted_residual.h says; hidden channels, of which `hidden` is a multiple of 16, may end in zeros, which
+// `project` need not take; `into` and `channel` are as in pointwise_conv2d.
 Tensor inverted_residual(const Tensor& x, const std::optional<Tensor>& expand, const std::optional<Tensor>& expand_bias,
                          const std::optional<Text>& expand_activation, const Tensor& depthwise, int64_t hidden,
                          const std::vector<int64_t>& kernel, const std::vector<int64_t>& stride,
@@ -74,7 +74,7 @@ Tensor inverted_residual(const Tensor& x, const std::optional<Tensor>& expand, c
     using T = decltype(type);
     Problem<T> p;
     p.g = inverted::check(x, expand, expand_bias, depthwise, hidden, kernel, stride, padding, dilation, project,
-                          project_bias, out, residual, {kTogether<T>, ScalarType::Float});
+                          project_bias, out, residual, {kTogether<T>, ScalarType::Float, 15});
     const Four size{p.g.n, out, p.g.oh, p.g.ow};
     const Results<T> y(x, size, into, channel);
     p.expand.x = {data<T>(x), x.size(1)}, p.expand.in = x.size(1), p.expand.out = hidden;
@@ -84,7 +84,8 @@ Tensor inverted_residual(const Tensor& x, const std::optional<Tensor>& expand, c
     }
     p.depthwise = data<float>(depthwise), p.activation = parse_activation(activation);
     p.project.w = data<T>(project), p.project.bias = project_bias ? data<float>(*project_bias) : nullptr;
-    p.project.in = hidden, p.project.out = out, p.project.activation = parse_activation(project_activation);
+    p.project.in = inverted::taken_by(project, out), p.project.out = out,
+    p.project.activation = parse_activation(project_activation);
     p.project.y = y.pixels, p.project.residual = check_residual<T>(residual, size);
     p.project.streams = streams(size);
     if (size.n * size.c * size.h * size.w > 0) run(p, x);

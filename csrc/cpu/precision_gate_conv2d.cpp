@@ -46,7 +46,7 @@ double largest(const Tensor& t, const Kernels& kernels) {
   const bool last = step.c == 1 && step.w == size.c && step.h == size.w * step.w && step.n == size.h * step.h;
   const bool dense = contiguous || last;
   const int64_t piece = dense ? 1 << 14 : size.w, pieces = (t.numel() + piece - 1) / piece;
-  const char* const from = static_cast<const char*>(t.const_data_ptr());
+  const char* const from = static_cast<const char*>(memory(t));
   std::vector<double> most(pieces);
   run(pieces, piece, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
@@ -89,7 +89,7 @@ Tensor lay_out(Problem& p, const Tensor& x) {
 
 void pack(const Problem& p, const Kernels& kernel, const Tensor& w, gate::Weights& to) {
   const int64_t panels = p.g.groups * p.panels;
-  to.from = w.const_data_ptr(), to.stride = strides_of(w), to.excess.resize(panels);
+  to.from = memory(w), to.stride = strides_of(w), to.excess.resize(panels);
   run(panels, p.panel_bytes(), [&](int64_t begin, int64_t end) { kernel.pack(p, to, begin, end); });
 }
 
@@ -101,9 +101,9 @@ std::tuple<Tensor, Tensor> convolve(Problem& p, const Kernels& kernel, const Ten
   const Tensor open = empty_strided(x, {}, {}, aoti_torch_dtype_int64());
   *mutable_data<int64_t>(open) = 0;
   if (y.numel() == 0) return {y, open};
-  p.x = x.const_data_ptr(), p.x_stride = strides_of(x), p.y = y.mutable_data_ptr(), p.y_stride = strides_of(y);
-  p.threshold = threshold.const_data_ptr(), p.threshold_step = threshold.stride(0);
-  p.bias = bias ? bias->const_data_ptr() : nullptr, p.bias_step = bias ? bias->stride(0) : 0;
+  p.x = memory(x), p.x_stride = strides_of(x), p.y = mutable_memory(y), p.y_stride = strides_of(y);
+  p.threshold = memory(threshold), p.threshold_step = threshold.stride(0);
+  p.bias = bias ? memory(*bias) : nullptr, p.bias_step = bias ? bias->stride(0) : 0;
   p.streams = y.numel() * static_cast<int64_t>(y.element_size()) > kThirdLevel;
   p.fetches = !p.streams && p.y_stride.c == 1;
   const Tensor memory = lay_out(p, x);

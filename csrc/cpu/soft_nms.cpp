@@ -57,13 +57,13 @@ Taken<Sum<T>> take_each(const Tensor& boxes, const Tensor& scores, const Categor
   return taken;
 }
 
-// The slots of all that was taken: of one category as taken; of several by score, equal ones by index.
+// The slots of all that was taken: as taken, or by score, equal ones by index.
 template <typename A>
-std::vector<int64_t> order_of(const Taken<A>& taken, const Categories& c) {
+std::vector<int64_t> order_of(const Taken<A>& taken, const Categories& c, bool by_score) {
   std::vector<int64_t> slots;
   for (int64_t i = 0; i < c.count(); ++i)
     for (int64_t j = 0; j < taken.counts[i]; ++j) slots.push_back(c.begins[i] + j);
-  if (c.count() > 1) {
+  if (by_score) {
     sort_by_key(slots, [&](int64_t s) { return static_cast<uint64_t>(taken.keep[s]); });
     sort_by_key(slots, [&](int64_t s) { return descending_key(taken.decayed[s]); });
   }
@@ -84,7 +84,7 @@ std::tuple<Tensor, Tensor, Tensor> soft_nms(const Tensor& boxes, const Tensor& s
     const auto p = soft_nms_arguments<A>(iou_threshold, sigma, min_score, method, rises ? n : most);
     const auto kernels = FASTNETS_FOR_THIS_CPU(soft_nms_kernels<A>)();
     const Taken<A> taken = take_each<T>(boxes, scores, c, p, kernels.by(parse_rules(compat)));
-    const std::vector<int64_t> slots = order_of(taken, c);
+    const std::vector<int64_t> slots = order_of(taken, c, ids.has_value());
 
     const int64_t count = std::min<int64_t>(slots.size(), most), size = max_output.value_or(count);
     const Tensor keep = empty_int64(boxes, {size}), decayed = empty(boxes, size), total = empty_int64(boxes, {});

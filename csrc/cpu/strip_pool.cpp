@@ -53,14 +53,15 @@ std::tuple<Tensor, Tensor> strip_pool(const Tensor& x) {
   const Tensor from = dense(x, last), rows = empty(x, {s.n, s.c, s.h, 1}, last);
   const Tensor columns = empty(x, {s.n, s.c, 1, s.w}, last);
   Problem p = problem(s, last);
-  constexpr int64_t kLine = 64;
-  p.x = const_cast<void*>(from.const_data_ptr());
-  p.rows = rows.mutable_data_ptr(), p.columns = columns.mutable_data_ptr();
+  constexpr int64_t kLine = 64, kLanes = 16;
+  p.x = const_cast<void*>(memory(from));
+  p.rows = mutable_memory(rows), p.columns = mutable_memory(columns);
   if (!last) return run(p, x.scalar_type(), last, Pass::forward), std::tuple{rows, columns};
   p.parts = parts_of(p);
-  cut(p, s.c, kLine / static_cast<int64_t>(x.element_size()));
+  // Channels that are no whole vectors stay together, as the kernel takes several pixels of them at once.
+  cut(p, s.c, s.c % kLanes == 0 ? kLine / static_cast<int64_t>(x.element_size()) : s.c);
   const Tensor sums = empty_strided(x, {p.images * p.parts * p.width * p.lanes}, {1}, sum_dtype(x));
-  p.sums = sums.mutable_data_ptr();
+  p.sums = mutable_memory(sums);
   run(p, x.scalar_type(), last, Pass::forward);
   run(p, x.scalar_type(), last, Pass::merge);
   return {rows, columns};
@@ -78,8 +79,8 @@ Tensor strip_pool_backward(const Tensor& drows, const Tensor& dcolumns, bool cha
   Problem p = problem(s, channels_last);
   cut(p, s.h, 1);
   p.streams = dx.numel() * static_cast<int64_t>(dx.element_size()) > kThirdLevel;
-  p.x = dx.mutable_data_ptr();
-  p.rows = const_cast<void*>(from_rows.const_data_ptr()), p.columns = const_cast<void*>(from_columns.const_data_ptr());
+  p.x = mutable_memory(dx);
+  p.rows = const_cast<void*>(memory(from_rows)), p.columns = const_cast<void*>(memory(from_columns));
   run(p, drows.scalar_type(), channels_last, Pass::backward);
   return dx;
 }

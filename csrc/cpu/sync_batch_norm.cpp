@@ -29,12 +29,13 @@ struct Call {
       : map(map_of(x)),
         weights(values_of<T>(x, weight, 1)),
         biases(values_of<T>(x, bias, 0)),
-        work(3 * map.c),
+        work(4 * map.c),
         p{Cut(map, sizeof(T))},
         kernels(FASTNETS_FOR_THIS_CPU(batch_norm::kernels<T>)(p.cut)) {
-    p.x = x.const_data_ptr(), p.out = out.mutable_data_ptr(), p.eps = eps;
+    p.x = memory(x), p.out = mutable_memory(out), p.eps = eps;
     p.weight = weights.data(), p.bias = biases.data();
     p.scale = work.data(), p.shift = work.data() + map.c, p.slope = work.data() + 2 * map.c;
+    r = work.data() + 3 * map.c;
     // What is read stays in a third-level cache for the next pass, unless the result drives it from there.
     p.streams = 2 * static_cast<int64_t>(sizeof(T)) * out.numel() > kThirdLevel;
     p.activation = parse_activation(activation);
@@ -43,12 +44,13 @@ struct Call {
   void statistics(const Tensor& x, const Tensor& mean, const Tensor& var) {
     means = values_of<T>(x, mean, 0), vars = values_of<T>(x, var, 1);
     p.mean = means.data(), p.var = vars.data();
+    set_scale();
   }
 
-  A r(int64_t c) const { return A(1) / std::sqrt(static_cast<const A*>(p.var)[c] + static_cast<A>(p.eps)); }
-
   void set_scale() {
-    for (int64_t c = 0; c < map.c; ++c) work[c] = r(c) * weights[c];
+    const A *const var = static_cast<const A*>(p.var), eps = static_cast<A>(p.eps);
+    for (int64_t c = 0; c < map.c; ++c) r[c] = A(1) / std::sqrt(var[c] + eps);
+    for (int64_t c = 0; c < map.c; ++c) work[c] = r[c] * weights[c];
   }
 
   int64_t tasks(bool by_plane) const {
@@ -60,26 +62,26 @@ struct Call {
     const int64_t parts = p.cut.parts, size = 2 * map.c;
     const std::unique_ptr<A[]> partial(parts > 1 ? new A[parts * size] : nullptr);
     p.sums = parts > 1 ? partial.get() : sums;
-    set_scale();
     run(kernels.reduce, p, tasks(false));
-    if (parts == 1) return;
-    torch::stable::parallel_for(0, size, (1 << 15) / parts + 1, [&](int64_t begin, int64_t end) {
-      std::copy(partial.get() + begin, partial.get() + end, sums + begin);
-      for (int64_t part = 1; part < parts; ++part)
-        for (int64_t i = begin; i < end; ++i) sums[i] += partial[part * size + i];
-    });
+    if (parts > 1)
+      torch::stable::parallel_for(0, size, (1 << 15) / parts + 1, [&](int64_t begin, int64_t end) {
+        std::copy(partial.get() + begin, partial.get() + end, sums + begin);
+        for (int64_t part = 1; part < parts; ++part)
+          for (int64_t i = begin; i < end; ++i) sums[i] += partial[part * size + i];
+      });
+    for (int64_t c = 0; c < map.c; ++c) sums[map.c + c] *= r[c];
   }
 
   void dx(const A* sums, double count) {
     const A n = static_cast<A>(count);
-    set_scale();
     for (int64_t c = 0; c < map.c; ++c)
-      work[map.c + c] = sums[c] / n, work[2 * map.c + c] = r(c) * (sums[map.c + c] / n);
+      work[map.c + c] = sums[c] / n, work[2 * map.c + c] = r[c] * (sums[map.c + c] / n);
     run(kernels.dx, p, tasks(true));
   }
 
   Map map;
   std::vector<A> weights, biases, means, vars, work;
+  A* r;
   Problem p;
   Kernels kernels;
 };
@@ -93,7 +95,6 @@ Tensor sync_batch_norm(const Tensor& x, const Tensor& mean, const Tensor& var, c
     Call<decltype(zero)> call(x, y, weight, bias, eps, activation);
     call.statistics(x, mean, var);
     if (y.numel() == 0) return;
-    call.set_scale();
     run(call.kernels.forward, call.p, call.tasks(true));
   });
   return y;
@@ -127,7 +128,7 @@ Tensor sync_batch_norm_reduce(const Tensor& dy, const Tensor& x, const Tensor& m
     using T = decltype(zero);
     Call<T> call(x, x, weight, bias, eps, activation);
     call.statistics(x, mean, var);
-    call.p.dy = dy.const_data_ptr();
+    call.p.dy = memory(dy);
     call.reduce(mutable_data<Sum<T>>(sums));
   });
   return sums;
@@ -145,7 +146,7 @@ Tensor sync_batch_norm_dx(const Tensor& dy, const Tensor& x, const Tensor& mean,
     using T = decltype(zero);
     Call<T> call(x, dx, weight, bias, eps, activation);
     call.statistics(x, mean, var);
-    call.p.dy = dy.const_data_ptr();
+    call.p.dy = memory(dy);
     if (dx.numel() > 0) call.dx(data<Sum<T>>(sums), *data<Sum<T>>(count));
   });
   return dx;
@@ -160,7 +161,7 @@ std::tuple<Tensor, Tensor> sync_batch_norm_local_backward(const Tensor& dy, cons
     using T = decltype(zero);
     Call<T> call(x, dx, weight, bias, eps, activation);
     call.statistics(x, mean, var);
-    call.p.dy = dy.const_data_ptr(), call.p.count = static_cast<double>(call.map.count());
+    call.p.dy = memory(dy), call.p.count = static_cast<double>(call.map.count());
     Sum<T>* const totals = mutable_data<Sum<T>>(sums);
     if (dx.numel() > 0 && call.kernels.local_backward) {
       call.p.sums = totals;

@@ -45,6 +45,6 @@ struct Operand {
   void* data = nullptr;
   Four stride{};
 };
-inline Operand operand(const Tensor& t) { return {t.data_ptr(), strides_of(t)}; }
+inline Operand operand(const Tensor& t) { return {mutable_memory(t), strides_of(t)}; }
 
 }  // namespace fastnets

@@ -72,10 +72,11 @@ void with_number(ScalarType type, const F& f) {
 }
 
 // Calls f with how many numbers a thread takes at once, as a constant: kPack where they lie side by side, else one.
+// `neighbours`: whether a thread takes those along the width, or in channels_last those along the channels.
 template <typename T, typename F>
-void with_pack(bool last, std::initializer_list<Tensor> tensors, const F& f) {
+void with_pack(bool last, bool neighbours, std::initializer_list<Tensor> tensors, const F& f) {
   constexpr int V = kPack<T>;
-  bool fits = true;
+  bool fits = neighbours;
   for (const Tensor& t : tensors) {
     const Four size = sizes_of(t), s = strides_of(t);
     const bool dense = (last ? s.c : s.w) == 1, whole = (last ? size.c : size.w) % V == 0;
@@ -87,14 +88,15 @@ void with_pack(bool last, std::initializer_list<Tensor> tensors, const F& f) {
 
 void pool(const Tensor& x, const Tensor& y, const Direction& d, bool last, bool add) {
   const Strides xs = strides_along(x, d), ys = strides_along(y, d);
+  const bool rows = are_rows(y, d);
   const Stream stream(x);
   with_number(x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    with_pack<T>(last, {x, y}, [&](auto pack) {
+    with_pack<T>(last, last || d.vertical || rows, {x, y}, [&](auto pack) {
       constexpr int V = pack;
       const T* const from = data<T>(x);
       T* const to = mutable_data<T>(y);
-      if (are_rows(y, d)) {
+      if (rows) {
         const Rows g = rows_of(x, kChunk, V);
         const auto kernel = add ? scan_rows<T, V, true> : scan_rows<T, V, false>;
         launch(stream, grid_of(g), kernel, from, to, to, xs, ys, ys, g, false);
@@ -116,7 +118,7 @@ bool sum_at_once(const Tensor& vertical, const Tensor& horizontal, const Tensor&
   bool done = false;
   with_number(y.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    with_pack<T>(last, {vertical, horizontal, y}, [&](auto pack) {
+    with_pack<T>(last, true, {vertical, horizontal, y}, [&](auto pack) {
       constexpr int V = pack;
       const T *const v = data<T>(vertical), *const h = data<T>(horizontal);
       if (!last && size.w <= 32 * V && size.h >> 30 == 0) {
@@ -169,15 +171,16 @@ Tensor corner_pool_backward(const Tensor& dy, const Tensor& x, const Text& direc
   const Tensor dx = empty(x, sizes_of(x), last);
   if (dx.numel() == 0) return dx;
   const Strides dys = strides_along(dy, d), xs = strides_along(x, d), dxs = strides_along(dx, d);
+  const bool rows = are_rows(dx, d);
   const Stream stream(x);
   with_float(x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    with_pack<T>(last, {dy, x, dx}, [&](auto pack) {
+    with_pack<T>(last, last || d.vertical || rows, {dy, x, dx}, [&](auto pack) {
       constexpr int V = pack;
       const auto run = [&](const Grid& grid, auto kernel, const auto& g) {
         launch(stream, grid, kernel, data<T>(dy), data<T>(x), mutable_data<T>(dx), dys, xs, dxs, g, first);
       };
-      if (are_rows(dx, d)) {
+      if (rows) {
         const Rows g = rows_of(x, kChunk, V);
         run(grid_of(g), d.reverse ? collect_rows<T, V, (V > 1)> : collect_rows<T, V, false>, g);
       } else {

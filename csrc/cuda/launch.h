@@ -44,11 +44,14 @@ struct Grid {
   size_t dynamic_shared_bytes = 0;
 };
 
+// Bytes of dynamic shared memory that a kernel may ask for: every GPU of compute capability 8.0 and above gives them.
+constexpr int kMostShared = 99 << 10;
+
 template <typename... Parameters, typename... Arguments>
 void launch(const Stream& stream, const Grid& grid, void (*kernel)(Parameters...), const Arguments&... arguments) {
   const cudaLaunchConfig_t config{grid.blocks, grid.threads, grid.dynamic_shared_bytes, stream.handle(), nullptr, 0};
-  if (grid.dynamic_shared_bytes > 48 << 10)  // more has to be asked for
-    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(grid.dynamic_shared_bytes));
+  if (grid.dynamic_shared_bytes > 48 << 10)  // more has to be asked for: the kernel's, not this launch's
+    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kMostShared);
   cudaLaunchKernelEx(&config, kernel, arguments...);
   const cudaError_t error = cudaGetLastError();
   STD_TORCH_CHECK(error == cudaSuccess, "CUDA kernel launch failed: ", cudaGetErrorString(error));

@@ -16,7 +16,7 @@ template <typename T>
 Vector<T> vector(const Tensor& x, const Optional& t, Sum<T> otherwise) {
   if (!t) return {nullptr, 0, false, otherwise};
   check_vector(x, *t);
-  return {t->const_data_ptr(), t->stride(0), t->scalar_type() != x.scalar_type(), otherwise};
+  return {memory(*t), t->stride(0), t->scalar_type() != x.scalar_type(), otherwise};
 }
 
 template <typename T>

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastnets._op import is_plain
 from fastnets.layers.conv import DepthwiseConv2d
 from fastnets.layers.packed_conv import PackedConv2d
 from fastnets.ops._convolution import output_size
@@ -73,8 +72,7 @@ class PackedInvertedResidual(Packs, nn.Module):
         expand, conv, project = self.expand, self.depthwise, self.project
         first = () if expand is None else (expand.weight, expand.bias)
         weights = conv.weight, conv.bias, project.weight, project.bias, *first
-        plain = not torch.compiler.is_compiling() and is_plain(input, residual, *weights)
-        kernel = _kernel(expand, conv, input) if plain else None
+        kernel = _kernel(expand, conv, input) if self._takes_packs(input, residual, *weights) else None
         if kernel is None or not _takes(expand, conv, project, input, residual):
             return project(conv(input if expand is None else expand(input)), residual)
         packed = self._pack(kernel, lambda: self._panels(kernel == "cpu"), *weights)
@@ -104,7 +102,9 @@ class PackedInvertedResidual(Packs, nn.Module):
         pack = pack_for_cpu if cpu else lambda weight, bias: (pack_panels(weight), bias)
         first = (None, None) if expand is None else pack(_pad(expand.weight), _pad(expand.bias))
         taps = pack_depthwise(_pad(conv.weight), _pad(conv.bias))
-        return *first, taps.float() if cpu else taps, *pack(_pad(project.weight, 1), project.bias)
+        # On a CPU the last convolution leaves out the channels that only fill a vector.
+        last = pack(project.weight if cpu else _pad(project.weight, 1), project.bias)
+        return *first, taps.float() if cpu else taps, *last
 
 
 def _pad(t: Any, dim: int = 0) -> Any:

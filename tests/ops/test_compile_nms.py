@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from triton_compile import check_compiles, compiled, driver, skip_interpreted  # noqa: F401
@@ -43,3 +45,20 @@ def test_every_operation_is_rounded_and_division_too(dtype):
         ptx = compiled(launch).asm["ptx"]
         name = "f64" if dtype == torch.float64 else "f32"
         assert f"div.rn.{name}" in ptx and "fma." not in ptx and "div.full" not in ptx and ".ftz" not in ptx
+
+
+ACCESS = re.compile(r"tt\.(load|store) (%[\w#]+).* : !tt\.ptr|\bbarrier\b")
+
+
+@pytest.mark.parametrize("compat", (None, "mmcv", "paper"))
+@pytest.mark.parametrize("batched", (False, True))
+def test_a_barrier_lies_between_what_all_threads_load_and_one_stores(compat, batched):
+    """Of one number: all threads load it, one stores it."""
+    (launch,) = soft(compat=compat, batched=batched)
+    since = {}  # the last barrier, what was done through a pointer
+    for access in ACCESS.finditer(compiled(launch).asm["ttgir"]):
+        what, pointer = access.groups()
+        if what is None:
+            since.clear()
+        else:
+            assert since.setdefault(pointer, what) == what, access[0]

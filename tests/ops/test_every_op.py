@@ -15,6 +15,7 @@ from walls import walls
 import fastnets
 from fastnets import ops
 from fastnets._backends import INTERPRETED
+from fastnets._op import Op
 
 NAMES = list(examples(1))
 each = pytest.mark.parametrize("name", NAMES)
@@ -42,6 +43,22 @@ def test_cpu_memory_beside_tensors_is_left_alone(cpu_kernels, name):
         for side in ("before", "after"):
             with walls(side):
                 assert same(flat(examples(size)[name]()), expected)
+
+
+@each
+def test_a_tensor_whose_memory_was_released_is_refused(cpu_kernels, name, monkeypatch):
+    """As sharding and offloading leave them behind."""
+    run, seen = Op.run, []
+    monkeypatch.setattr(Op, "run", lambda op, *args: seen.append((op, args)) or run(op, *args))
+    examples(2)[name]()
+    for op, args in seen:
+        for i, t in enumerate(args):
+            if isinstance(t, torch.Tensor) and t.numel() > 0:
+                released = t.clone()
+                released.untyped_storage().resize_(0)
+                with pytest.raises(RuntimeError, match=f"^{op.name}: .* its data is not allocated yet"):
+                    run(op, *args[:i], released, *args[i + 1 :])
+    assert seen
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter runs one kernel at a time")

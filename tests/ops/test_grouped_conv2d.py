@@ -229,6 +229,11 @@ def test_products_with_weights_in_any_layout(cpu_kernels, stride):
     assert (got - F.conv2d(x.double(), w.double(), b.double(), groups=3)).abs().max() < 1e-5
 
 
+def test_a_stride_far_beyond_the_map_takes_no_memory(cpu_kernels):
+    """Of the gradient of x; a list of taps for each pair of its residues would be 100 GB."""
+    check_values(case("far", (1, 8, 4, 5), 8, 2, stride=(2**16, 2**17)), torch.float32)
+
+
 @in_both_layouts
 def test_empty_batch(backend, layout):
     check_empty_batch(lambda *args: grouped_conv2d(*args, 2, groups=2), 2, layout)

@@ -73,6 +73,19 @@ def test_categories_do_not_meet(backend):
     assert keep.tolist() == [2, 3] and count.item() == 2
 
 
+def test_one_category_is_put_in_order_too(backend):
+    """The last box ties with the first, which comes before it whatever these rules took first."""
+    boxes = torch.tensor(
+        [[8.543596, 9.264425, 11.286661, 0.880243], [4.70411, 17.269314, 19.779284, 8.214214],
+         [9.666048, 17.379875, 13.743706, 4.059086], [3.275946, 16.581686, 0.059078, 16.671503]]
+    )  # fmt: skip
+    kwargs = {"iou_threshold": 0.5, "min_score": 0.2, "method": "hard", "compat": "paper"}
+    scores, ids = torch.tensor([0.25, 0.75, 0.25, 0.5]), torch.ones(4, dtype=torch.int64)
+    assert soft_nms(boxes, scores, **kwargs)[0].tolist() == [1, 3, 2, 0]
+    assert batched_soft_nms(boxes, scores, ids, **kwargs)[0].tolist() == [1, 3, 0, 2]
+    assert batched_soft_nms(boxes, scores, ids, **kwargs, max_output=3)[0].tolist() == [1, 3, 0]
+
+
 def test_edges(backend):
     for dtype in DTYPES:
         keep, scores = soft_nms(BOXES[:0].to(dtype), SCORES[:0].to(dtype))

@@ -158,8 +158,9 @@ def test_any_geometry(data):
 
 
 @in_both_layouts
-def test_threads_do_not_change_a_bit(cpu_kernels, layout):
-    c = case("threads", (1, 80, 40, 41))
+@pytest.mark.parametrize("shape", ((1, 80, 40, 41), (2, 24, 8, 33)), ids=str)  # channels are whole vectors, or not
+def test_threads_do_not_change_a_bit(cpu_kernels, layout, shape):
+    c = case("threads", shape)
     tensors = [c.tensors[0].float().contiguous(memory_format=layout)]
     dy = output_gradients(c, tensors)
     check_thread_counts(lambda: chain(*run(c, tensors, dy)))
