@@ -26,7 +26,8 @@ class PrecisionGateConv2d(Packs, Conv2d):
     stays as it is: a result then depends on nothing else in the batch. Until a training pass (or you) set it, it is
     NaN, and so are the results of an evaluation. Where an evaluation records no gradients and runs on the CPU's kernels,
     weights are quantised and packed once, until they change: about a byte for each, of groups that are filled up to 16
-    output channels.
+    output channels. What is written to them through ``Tensor.data`` or numpy is seen after the next change of mode, by
+    :meth:`train` and then :meth:`eval`.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode,

@@ -6,6 +6,7 @@ A geometry is (stride, padding, dilation, groups).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import index
 from typing import Any
 
 import torch
@@ -24,10 +25,13 @@ FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def pair(value: Pair) -> Ints:
-    """An int as (int, int), a sequence of one likewise; anything else as it is."""
+    """An int as (int, int), a sequence of one likewise; other sequences as they are."""
     if isinstance(value, int):
         return value, value
-    return value if len(value) != 1 else (value[0], value[0])
+    try:
+        return value if len(value) != 1 else (value[0], value[0])
+    except TypeError:  # an integer of another kind; what is none, index refuses
+        return index(value), index(value)  # type: ignore[arg-type]
 
 
 def pad_input(input: Tensor, weight: Tensor, stride: Ints, padding: Pair | str, dilation: Ints) -> tuple[Tensor, Ints]:
@@ -188,7 +192,7 @@ def differentiate(op: Op, op_backward: Op) -> None:
             dy = FROM_OUTPUT[ctx.activation](dy, y)
         elif ctx.activation in FROM_INPUT:
             # One more forward instead of one more saved tensor: these slopes need the value before.
-            dy = FROM_INPUT[ctx.activation](dy, op.torch_op(x, w, bias, *ctx.geometry, None))
+            dy = FROM_INPUT[ctx.activation](dy, op(x, w, bias, *ctx.geometry, None))
         # A gradient in another layout (or of stride 0) is brought into the input's, once, for all kernels.
         dy = dy.contiguous(memory_format=memory_format(x))
         needed = ctx.needs_input_grad[:3]

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import BatchNorm2d
 
 from fastnets._backends import BACKENDS, requested
-from fastnets._op import Op
+from fastnets._op import Op, is_plain
 from fastnets.ops._activation import ACTIVATIONS
 
 PANEL = 32  # kPanel in csrc/packed.h
@@ -27,23 +27,59 @@ LANES = 16  # that the number of hidden channels is brought to a multiple of; kL
 
 
 class Packs:
-    """A module that keeps what it made of tensors until they change; not in its state_dict, nor in copies of it."""
+    """A module that keeps what it made of tensors until they or its mode change; not in its state_dict, nor in copies.
+
+    Changes through ``Tensor.data`` or numpy are not counted by PyTorch: only a change of mode brings them in.
+    """
+
+    training: bool
 
     # Of what they were made, its memory, which as long as it is held becomes no other tensor's, and what, by how.
     _packed: tuple[Any, list[torch.UntypedStorage], dict[str, Any]] | None = None
+    # How often this one forgot what it kept, and all did, for plans, which use it without asking here.
+    _forgotten = all_forgotten = 0
+
+    def _takes_packs(self, *tensors: Tensor | None) -> bool:
+        """Whether a call on these tensors may run on packs."""
+        if torch.compiler.is_compiling():
+            return False
+        if not (plain := is_plain(*tensors)):
+            self._forget()
+        return plain
+
+    def _forget(self) -> None:
+        """To be called where training may follow: fused optimizers and BatchNorm leave versions as they are."""
+        if self._packed is not None:
+            self._packed = None
+            self._forgotten += 1
+            Packs.all_forgotten += 1
 
     def _pack(self, how: str, make: Callable[[], Any], *tensors: Tensor | None) -> Any:
         """What ``make`` makes, kept as ``how``. An input of another size may take another kernel, with other packs."""
-        made_of = tuple([None if t is None else (t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors])
+        made_of = tuple([None if t is None else _identity(t) for t in tensors])
         kept = self._packed
         if kept is None or kept[0] != made_of:
             kept = self._packed = made_of, [t.untyped_storage() for t in tensors if t is not None], {}
-        if how not in kept[2]:
-            kept[2][how] = make()
-        return kept[2][how]
+        if how in kept[2]:
+            return kept[2][how]
+        made = make()
+        # What is made while a CUDA graph is captured has no numbers before the graph runs.
+        if not (any(t is not None and t.is_cuda for t in tensors) and torch.cuda.is_current_stream_capturing()):
+            kept[2][how] = made
+        return made
+
+    def train(self, mode: bool = True) -> Any:
+        if mode != self.training:  # a call that changes nothing may come before each evaluation
+            self._forget()
+        return super().train(mode)  # type: ignore[misc]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_packed": None}
+
+
+def _identity(t: Tensor) -> Any:
+    """The same until the numbers change; never twice the same for tensors that do not count their changes."""
+    return object() if t.is_inference() else (t.data_ptr(), t._version)
 
 
 def compiled_kernels(x: Tensor, weight: Tensor, types: Sequence[torch.dtype] = TYPES) -> bool:
@@ -277,6 +313,7 @@ def _inverted_residual(
     taps = unpack_depthwise(depthwise, hidden).to(y.dtype)
     weight = taps[:, :-1].view(hidden, 1, *kernel)
     y = ACTIVATIONS[activation](F.conv2d(y, weight, taps[:, -1], stride, padding, dilation, hidden))
+    y = y[:, : unpack_panels(project, out, hidden).shape[1]]  # those that only fill a vector may be left out
     return _pointwise_conv2d(y, project, out, project_bias, residual, project_activation, into, channel)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fastnets._op import Op
+from fastnets.ops._arguments import WRONG_TYPE, refuse_types
 from fastnets.ops._convolution import FLOATS, memory_format
 
 # ---- layout ----------------------------------------------------------------------------------
@@ -152,6 +153,7 @@ def batch_moments(input: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
     Raises:
         RuntimeError: the input has fewer than two dimensions or is not floating.
+        TypeError: it is no tensor.
 
     Paper: T. Chan, G. Golub, R. LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample Variances",
     1979, https://doi.org/10.1007/978-3-642-51461-6_3
@@ -163,4 +165,8 @@ def batch_moments(input: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         >>> mean.tolist(), m2.tolist(), count.item()
         ([2.0, 25.0], [2.0, 450.0], 2)
     """
-    return op(dense(input))
+    try:
+        return op(dense(input))
+    except WRONG_TYPE:
+        refuse_types(batch_moments, input)
+        raise

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastnets._op import Op
+from fastnets.ops._arguments import WRONG_TYPE, refuse_types, refuse_types_as
 from fastnets.ops._convolution import empty, memory_format
 from fastnets.ops._movement import as_int
 
@@ -146,8 +147,12 @@ def channel_shuffle(input: Tensor, groups: int) -> Tensor:
         >>> channel_shuffle(torch.arange(6.0).view(1, 6, 1, 1), 2).flatten().tolist()
         [0.0, 3.0, 1.0, 4.0, 2.0, 5.0]
     """
-    if input.dim() != 4 or type(groups) is not int:
-        return _any_shape(input, as_int(groups, F.channel_shuffle, input))
+    try:
+        if input.dim() != 4 or type(groups) is not int:
+            return _any_shape(input, as_int(groups, F.channel_shuffle, input))
+    except AttributeError:
+        refuse_types_as(F.channel_shuffle, input, groups)
+        raise
     return op(input, groups)
 
 
@@ -178,6 +183,7 @@ def shuffle_split(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
     Raises:
         RuntimeError: shapes, types or devices differ, or are not of four dimensions.
+        TypeError: an argument is no tensor.
 
     Paper: N. Ma et al., "ShuffleNet V2: Practical Guidelines for Efficient CNN Architecture Design", 2018,
     https://arxiv.org/abs/1807.11164
@@ -189,4 +195,8 @@ def shuffle_split(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         >>> [y.flatten().tolist() for y in shuffle_split(a, a + 10)]
         [[0.0, 10.0, 1.0, 11.0], [2.0, 12.0, 3.0, 13.0]]
     """
-    return op_split(a, b, False)
+    try:
+        return op_split(a, b, False)
+    except WRONG_TYPE:
+        refuse_types(shuffle_split, a, b)
+        raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastnets.ops._arguments import WRONG_TYPE, refuse_types_as
 from fastnets.ops._convolution import Pair
 from fastnets.ops.depthwise_conv2d import depthwise_conv2d
 from fastnets.ops.grouped_conv2d import grouped_conv2d
@@ -38,10 +39,10 @@ def conv2d(
         groups: how many equal parts the channels fall into, each convolved by itself.
 
     Returns:
-        (n, o, h', w') or (o, h', w'), input's type.
+        (n, o, h', w') or (o, h', w'), input's type. Allocates what the function it goes to does.
 
     Raises:
-        RuntimeError: as ``F.conv2d``, with the same message.
+        RuntimeError, TypeError: as ``F.conv2d``, with the same messages.
 
     Paper: A. Krizhevsky, I. Sutskever, G. Hinton, "ImageNet Classification with Deep Convolutional
     Neural Networks", 2012 (convolution in groups).
@@ -52,9 +53,13 @@ def conv2d(
         >>> conv2d(torch.ones(1, 2, 3, 3), torch.ones(2, 1, 3, 3), groups=2).flatten().tolist()
         [9.0, 9.0]
     """
-    if weight.dim() == 4 and input.dim() in (3, 4):
-        if weight.shape[1] == 1 and input.shape[-3] == groups:
-            return depthwise_conv2d(input, weight, bias, stride, padding, dilation)
-        if weight.shape[1] > 1 and groups > 1:
-            return grouped_conv2d(input, weight, bias, stride, padding, dilation, groups)
+    try:
+        if weight.dim() == 4 and input.dim() in (3, 4):
+            if weight.shape[1] == 1 and input.shape[-3] == groups:
+                return depthwise_conv2d(input, weight, bias, stride, padding, dilation)
+            if weight.shape[1] > 1 and groups > 1:
+                return grouped_conv2d(input, weight, bias, stride, padding, dilation, groups)
+    except WRONG_TYPE:
+        refuse_types_as(F.conv2d, input, weight, bias, stride, padding, dilation, groups)
+        raise
     return F.conv2d(input, weight, bias, stride, padding, dilation, groups)

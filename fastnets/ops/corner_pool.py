@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fastnets._op import Op
+from fastnets.ops._arguments import WRONG_TYPE, refuse_types
 from fastnets.ops._convolution import FLOATS, memory_format
 
 # Where each direction scans: the dimension, and whether from its end.
@@ -242,6 +243,7 @@ def corner_pool(input: Tensor, direction: str, *, tie: str = "first") -> Tensor:
     Raises:
         ValueError: an unknown direction or tie.
         RuntimeError: input has another number of dimensions or another type.
+        TypeError: an argument is no tensor, or no str.
 
     Paper: H. Law and J. Deng, "CornerNet: Detecting Objects as Paired Keypoints", 2018,
     https://arxiv.org/abs/1808.01244
@@ -252,9 +254,13 @@ def corner_pool(input: Tensor, direction: str, *, tie: str = "first") -> Tensor:
         >>> corner_pool(torch.tensor([[[2.0, 1.0, 3.0, 0.0]]]), "left").tolist()
         [[[3.0, 3.0, 3.0, 0.0]]]
     """
-    if input.dim() == 3:
-        return op(input[None], direction, tie)[0]
-    return op(input, direction, tie)
+    try:
+        if input.dim() == 3:
+            return op(input[None], direction, tie)[0]
+        return op(input, direction, tie)
+    except WRONG_TYPE:
+        refuse_types(corner_pool, input, direction, tie)
+        raise
 
 
 def corner_pool_sum(vertical: Tensor, horizontal: Tensor, corner: str) -> Tensor:
@@ -277,6 +283,7 @@ def corner_pool_sum(vertical: Tensor, horizontal: Tensor, corner: str) -> Tensor
     Raises:
         ValueError: an unknown corner.
         RuntimeError: the inputs do not fit each other, or have another number of dimensions or another type.
+        TypeError: an argument is no tensor, or no str.
 
     Paper: H. Law and J. Deng, "CornerNet: Detecting Objects as Paired Keypoints", 2018,
     https://arxiv.org/abs/1808.01244
@@ -288,6 +295,10 @@ def corner_pool_sum(vertical: Tensor, horizontal: Tensor, corner: str) -> Tensor
         >>> corner_pool_sum(x, 10 * x, "top_left").tolist()
         [[[11.0, 2.0], [20.0, 22.0]]]
     """
-    if vertical.dim() == 3 and horizontal.dim() == 3:
-        return op_sum(vertical[None], horizontal[None], corner)[0]
-    return op_sum(vertical, horizontal, corner)
+    try:
+        if vertical.dim() == 3 and horizontal.dim() == 3:
+            return op_sum(vertical[None], horizontal[None], corner)[0]
+        return op_sum(vertical, horizontal, corner)
+    except WRONG_TYPE:
+        refuse_types(corner_pool_sum, vertical, horizontal, corner)
+        raise

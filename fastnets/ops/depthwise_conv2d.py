@@ -8,6 +8,7 @@ from torch import Tensor
 from fastnets._op import Op
 from fastnets.ops import _convolution as convolution
 from fastnets.ops._activation import check_activation
+from fastnets.ops._arguments import WRONG_TYPE, refuse_types_as
 from fastnets.ops._convolution import Ints, Pair, pad_input, pair, why_not
 
 # ---- schema ----------------------------------------------------------------------------------
@@ -139,7 +140,7 @@ def depthwise_conv2d(
         bias: (c·m), input's type and device, or None.
         stride: steps of the kernel in pixels, an int or (vertical, horizontal), at least 1.
         padding: rows and columns of zeros on each side, an int or (vertical, horizontal), or 'valid' (none)
-            or 'same' (as many as keep h and w; stride 1 only).
+            or 'same' (as many as keep h and w; stride 1 only; an odd number of them takes a copy of input).
         dilation: distance between the kernel's taps in pixels, an int or (vertical, horizontal), at least 1.
         activation: f: None, 'relu', 'relu6', 'leaky_relu' (slope 0.1), 'silu', 'hardswish' or 'sigmoid'.
 
@@ -148,7 +149,7 @@ def depthwise_conv2d(
         Sums are taken in float32 (float64 for float64). Allocates nothing else of that size.
 
     Raises:
-        RuntimeError: shapes, types or devices do not fit, with the message of ``F.conv2d``.
+        RuntimeError, TypeError: shapes, types or devices do not fit, with the message of ``F.conv2d``.
         ValueError: an unknown activation.
 
     Paper: A. Howard et al., "MobileNets: Efficient Convolutional Neural Networks for Mobile Vision
@@ -161,8 +162,12 @@ def depthwise_conv2d(
         >>> depthwise_conv2d(x, torch.ones(2, 1, 2, 2), activation="relu6").flatten().tolist()
         [6.0, 6.0]
     """
-    stride, dilation = pair(stride), pair(dilation)
-    if input.dim() == 3:
-        return depthwise_conv2d(input[None], weight, bias, stride, padding, dilation, activation=activation)[0]
-    input, padding = pad_input(input, weight, stride, padding, dilation)
-    return op(input, weight, bias, stride, padding, dilation, activation)
+    try:
+        steps, spacing = pair(stride), pair(dilation)
+        if input.dim() == 3:
+            return depthwise_conv2d(input[None], weight, bias, steps, padding, spacing, activation=activation)[0]
+        x, border = pad_input(input, weight, steps, padding, spacing)
+        return op(x, weight, bias, steps, border, spacing, activation)
+    except WRONG_TYPE:
+        refuse_types_as(F.conv2d, input, weight, bias, stride, padding, dilation, 1)
+        raise

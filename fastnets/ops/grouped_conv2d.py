@@ -8,6 +8,7 @@ from torch import Tensor
 from fastnets._op import Op
 from fastnets.ops import _convolution as convolution
 from fastnets.ops._activation import check_activation
+from fastnets.ops._arguments import WRONG_TYPE, refuse_types_as
 from fastnets.ops._convolution import Ints, Pair, pad_input, pair, why_not
 
 # ---- schema ----------------------------------------------------------------------------------
@@ -170,20 +171,23 @@ def grouped_conv2d(
         bias: (o), input's type and device, or None.
         stride: steps of the kernel in pixels, an int or (vertical, horizontal), at least 1.
         padding: rows and columns of zeros on each side, an int or (vertical, horizontal), or 'valid' (none)
-            or 'same' (as many as keep h and w; stride 1 only).
+            or 'same' (as many as keep h and w; stride 1 only; an odd number of them takes a copy of input).
         dilation: distance between the kernel's taps in pixels, an int or (vertical, horizontal), at least 1.
         groups: how many parts the channels of input and result fall into, at least 1; c is a multiple of it.
         activation: f: None, 'relu', 'relu6', 'leaky_relu' (slope 0.1), 'silu', 'hardswish' or 'sigmoid'.
 
     Returns:
         (n, o, h', w') or (o, h', w') in the type and layout of input; h' and w' as ``F.conv2d`` gives. Sums are
-        taken in float32 (float64 for float64). Beside the result each thread of a CPU holds, in the type of the
+        taken in float32 (float64 for float64). Allocates beside it, for each thread of a CPU and in the type of the
         sums, the weights of its channels and a strip of rows: 192 KiB, or one row with those its kernel spans, or, with
         few weights in channels_last, 400 KiB and all weights; of 1x1 kernels on float32 in channels_last no rows, but
-        the weights of all groups, each with its outputs brought to a multiple of 32.
+        the weights of all groups, each with its outputs brought to a multiple of 32. On a GPU it allocates nothing else.
+        The backward pass holds as much beside the gradients, on a CPU two strips, and partial sums of those of weight and
+        bias, on a CPU up to 16 of each; with an activation also the gradient before it, for 'silu' and 'hardswish' what
+        that is applied to; and a copy of a gradient in another layout than the input's.
 
     Raises:
-        RuntimeError: shapes, types or devices do not fit, with the message of ``F.conv2d``.
+        RuntimeError, TypeError: shapes, types or devices do not fit, with the message of ``F.conv2d``.
         ValueError: an unknown activation.
 
     Paper: S. Xie et al., "Aggregated Residual Transformations for Deep Neural Networks", 2017,
@@ -196,8 +200,12 @@ def grouped_conv2d(
         >>> grouped_conv2d(x, torch.ones(2, 2, 1, 2), groups=2, activation="relu6").flatten().tolist()
         [6.0, 6.0]
     """
-    stride, dilation = pair(stride), pair(dilation)
-    if input.dim() == 3:
-        return grouped_conv2d(input[None], weight, bias, stride, padding, dilation, groups, activation=activation)[0]
-    input, padding = pad_input(input, weight, stride, padding, dilation)
-    return op(input, weight, bias, stride, padding, dilation, groups, activation)
+    try:
+        steps, spacing = pair(stride), pair(dilation)
+        if input.dim() == 3:
+            return grouped_conv2d(input[None], weight, bias, steps, padding, spacing, groups, activation=activation)[0]
+        x, border = pad_input(input, weight, steps, padding, spacing)
+        return op(x, weight, bias, steps, border, spacing, groups, activation)
+    except WRONG_TYPE:
+        refuse_types_as(F.conv2d, input, weight, bias, stride, padding, dilation, groups)
+        raise

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastnets._op import Op, native_libraries
+from fastnets.ops._arguments import WRONG_TYPE, refuse_types
 from fastnets.ops._boxes import best_first, categories, check_boxes, decay_type, in_order, integer_ids, overlap, row
 
 # ---- schema ----------------------------------------------------------------------------------
@@ -142,6 +143,7 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
 
     Raises:
         RuntimeError, NotImplementedError: shapes, types or devices do not fit, with the message of torchvision.
+        TypeError: an argument is no tensor, or no number.
 
     Paper: A. Neubeck and L. Van Gool, "Efficient Non-Maximum Suppression", ICPR 2006
 
@@ -152,7 +154,11 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
         >>> nms(boxes, torch.tensor([0.5, 0.9, 0.7]), 0.5).tolist()
         [1, 2]
     """
-    return op(boxes, scores, None, iou_threshold)
+    try:
+        return op(boxes, scores, None, iou_threshold)
+    except WRONG_TYPE:
+        refuse_types(nms, boxes, scores, iou_threshold)
+        raise
 
 
 def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
@@ -174,6 +180,7 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
 
     Raises:
         RuntimeError, NotImplementedError: shapes, types or devices do not fit.
+        TypeError: an argument is no tensor, or no number.
 
     Paper: A. Neubeck and L. Van Gool, "Efficient Non-Maximum Suppression", ICPR 2006
 
@@ -184,4 +191,8 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
         >>> batched_nms(boxes, torch.tensor([0.5, 0.9, 0.7]), torch.tensor([3, 8, 3]), 0.5).tolist()
         [1, 2, 0]
     """
-    return op(boxes, scores, integer_ids(idxs), iou_threshold)
+    try:
+        return op(boxes, scores, integer_ids(idxs), iou_threshold)
+    except WRONG_TYPE:
+        refuse_types(batched_nms, boxes, scores, idxs, iou_threshold)
+        raise

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastnets._op import Op
+from fastnets.ops._arguments import refuse_types_as
 from fastnets.ops._convolution import FLOATS, empty, memory_format
 from fastnets.ops._movement import as_int
 
@@ -176,8 +177,12 @@ def pixel_shuffle(input: Tensor, upscale_factor: int) -> Tensor:
         >>> pixel_shuffle(torch.arange(4.0).view(1, 4, 1, 1), 2).tolist()
         [[[[0.0, 1.0], [2.0, 3.0]]]]
     """
-    if input.dim() != 4 or type(upscale_factor) is not int:
-        return _any_shape(op, F.pixel_shuffle, input, upscale_factor)
+    try:
+        if input.dim() != 4 or type(upscale_factor) is not int:
+            return _any_shape(op, F.pixel_shuffle, input, upscale_factor)
+    except AttributeError:
+        refuse_types_as(F.pixel_shuffle, input, upscale_factor)
+        raise
     return op(input, upscale_factor)
 
 
@@ -207,8 +212,12 @@ def pixel_unshuffle(input: Tensor, downscale_factor: int) -> Tensor:
         >>> pixel_unshuffle(torch.arange(4.0).view(1, 1, 2, 2), 2).flatten().tolist()
         [0.0, 1.0, 2.0, 3.0]
     """
-    if input.dim() != 4 or type(downscale_factor) is not int:
-        return _any_shape(op_inverse, F.pixel_unshuffle, input, downscale_factor)
+    try:
+        if input.dim() != 4 or type(downscale_factor) is not int:
+            return _any_shape(op_inverse, F.pixel_unshuffle, input, downscale_factor)
+    except AttributeError:
+        refuse_types_as(F.pixel_unshuffle, input, downscale_factor)
+        raise
     return op_inverse(input, downscale_factor)
 
 
@@ -239,8 +248,12 @@ def pixel_shuffle_to_uint8(input: Tensor, upscale_factor: int) -> Tensor:
         >>> pixel_shuffle_to_uint8(torch.tensor([-1.0, 0.5, 1.0, 2.0]).view(1, 4, 1, 1), 2).tolist()
         [[[[0, 128], [255, 255]]]]
     """
-    if input.dim() != 4 or type(upscale_factor) is not int:
-        return _any_shape(op_to_uint8, F.pixel_shuffle, input, upscale_factor)
+    try:
+        if input.dim() != 4 or type(upscale_factor) is not int:
+            return _any_shape(op_to_uint8, F.pixel_shuffle, input, upscale_factor)
+    except AttributeError:
+        refuse_types_as(F.pixel_shuffle, input, upscale_factor)
+        raise
     return op_to_uint8(input, upscale_factor)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastnets._op import Op
+from fastnets.ops._arguments import WRONG_TYPE, refuse_types, refuse_types_as
 from fastnets.ops._convolution import FLOATS, Ints, Pair, empty, memory_format, output_size, pad_input, pair
 
 ALPHA = 5.0  # steepness of the sigmoid that stands for the gate in the backward pass
@@ -23,10 +25,11 @@ def check(
     stride: Ints, padding: Ints, dilation: Ints, groups: int,
     activation_bits: int, high_bits: int, weight_bits: int, sparse_backward: bool,
 ) -> None:  # fmt: skip
-    if not 1 <= high_bits < activation_bits <= 8 or not 1 <= weight_bits <= 8:
+    in_range = 1 <= high_bits < activation_bits <= 8 and 1 <= weight_bits <= 8
+    if not in_range or float in map(type, (high_bits, activation_bits, weight_bits)):
         raise ValueError(
-            "precision_gate_conv2d expects 1 <= high_bits < activation_bits <= 8 and 1 <= weight_bits <= 8, but got "
-            f"high_bits {high_bits}, activation_bits {activation_bits} and weight_bits {weight_bits}"
+            "precision_gate_conv2d expects integers 1 <= high_bits < activation_bits <= 8 and 1 <= weight_bits <= 8, but "
+            f"got high_bits {high_bits}, activation_bits {activation_bits} and weight_bits {weight_bits}"
         )
     if not _fits(x, w, bias, stride, padding, dilation, groups):
         # PyTorch's own message, for everything that F.conv2d refuses as well.
@@ -142,8 +145,10 @@ def kernels_decline(x: Tensor, w: Tensor, activation_bits: int, weight_bits: int
     """Every reason why a kernel does not take these."""
     if x.dtype not in FLOATS:
         return [f"its kernels take float32, float64, bfloat16 and float16, not {x.dtype}"]
-    bits = activation_bits + weight_bits
-    if w.numel() << bits < 2**31 or (terms := math.prod(w.shape[1:])) << bits < 2**31:
+    if not (1 <= activation_bits <= 8 and 1 <= weight_bits <= 8):
+        return []  # `check` refuses them
+    largest_product = 2 ** (activation_bits + weight_bits)
+    if w.numel() * largest_product < 2**31 or (terms := math.prod(w.shape[1:])) * largest_product < 2**31:
         return []
     return [f"sums of {terms} products of {activation_bits} and {weight_bits} bits may pass 32 bits"]
 
@@ -198,16 +203,24 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
 
 
 def _backward(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Any, ...]:
-    if torch.is_grad_enabled():
-        raise RuntimeError("precision_gate_conv2d has no double backward: its gradient is a straight-through estimate")
-    x, w, threshold, scale = ctx.saved_tensors
+    gradients: Callable[..., Any] = _Gradients.apply if torch.is_grad_enabled() else _gradients
+    how = *ctx.geometry, ctx.groups, ctx.a, ctx.h, ctx.b, ctx.sparse
+    return *gradients(dy, *ctx.saved_tensors, how, ctx.needs_input_grad[:4]), *[None] * 9
+
+
+def _gradients(
+    dy: Tensor, x: Tensor, w: Tensor, threshold: Tensor, scale: Tensor | None, how: tuple[Any, ...],
+    needed: tuple[bool, bool, bool, bool],
+) -> tuple[Tensor | None, ...]:  # fmt: skip
+    """dx, dw, dt and db: those that are needed."""
+    *geometry, a, h, b, sparse = how
     dtype = x.dtype
     # Everything in the type of the sums: float16 would lose the low part beside the high one.
     x, w, threshold, dy = (t.to(_sum_type(t)) for t in (x, w, threshold, dy))
     scale = None if scale is None else scale.to(x.dtype)
     dy = dy.contiguous(memory_format=memory_format(x))
-    need_dx, need_dw, need_dt, need_db = ctx.needs_input_grad[:4]
-    arguments = scale, *ctx.geometry, ctx.groups, ctx.a, ctx.h, ctx.b, False
+    need_dx, need_dw, need_dt, need_db = needed
+    arguments = scale, *geometry, a, h, b, False
 
     # y = y_high + gate y_low, gate = [u > 0], u = y_high - t. In its place the gradient sees sigmoid(alpha u):
     # du = dy y_low alpha s (1 - s), s = sigmoid(alpha u); then dt = -sum du, dy_high = dy + du, dy_low = gate dy.
@@ -216,7 +229,7 @@ def _backward(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Any, ...]:
     u = y_high - threshold.view(-1, 1, 1)
     s = torch.sigmoid(ALPHA * u)
     du = dy * y_low * ALPHA * s * (1 - s)
-    if ctx.sparse:
+    if sparse:
         du = torch.where(u > 0, du, 0.0)
     dy_high, dy_low = dy + du, torch.where(u > 0, dy, 0.0)
 
@@ -224,26 +237,42 @@ def _backward(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Any, ...]:
     sx, sw = _scale_of(x, scale), largest(w)
     # Straight through the rounding: x_high + x_low is x, up to the clamp; and so is x_high, so x_low has slope 0.
     # w: y_high = conv(x_high, w) and y_low = conv(x_low, w).
-    w_hat = quantize(w, sw, ctx.b) * (sw / (2**ctx.b - 1))
+    w_hat = quantize(w, sw, b) * (sw / (2**b - 1))
     if need_dx:
-        dx = _conv_gradient(ctx, dy_high, x, w_hat, 0).masked_fill(x.abs() > sx, 0.0).to(dtype)
+        dx = _conv_gradient(geometry, dy_high, x, w_hat, 0).masked_fill(x.abs() > sx, 0.0).to(dtype)
     if need_dw:
-        q = quantize(x, sx, ctx.a)
-        q_high = _high_part(q, ctx.a - ctx.h)
-        unit = sx / (2**ctx.a - 1)
-        dw = _conv_gradient(ctx, dy_high, q_high * unit, w_hat, 1) + _conv_gradient(
-            ctx, dy_low, (q - q_high) * unit, w_hat, 1
+        q = quantize(x, sx, a)
+        q_high = _high_part(q, a - h)
+        unit = sx / (2**a - 1)
+        dw = _conv_gradient(geometry, dy_high, q_high * unit, w_hat, 1) + _conv_gradient(
+            geometry, dy_low, (q - q_high) * unit, w_hat, 1
         )
         dw = dw.to(dtype)
     dt = -du.sum((0, 2, 3)).to(dtype) if need_dt else None
     db = dy.sum((0, 2, 3)).to(dtype) if need_db else None
-    return (dx, dw, dt, db) + (None,) * 9
+    return dx, dw, dt, db
 
 
-def _conv_gradient(ctx: Any, dy: Tensor, x: Tensor, w: Tensor, which: int) -> Tensor:
+def _conv_gradient(geometry: list[Any], dy: Tensor, x: Tensor, w: Tensor, which: int) -> Tensor:
     """The gradient of sum(dy * conv(x, w)) by x (0) or by w (1)."""
+    *rest, groups = geometry
     wanted = [which == 0, which == 1, False]
-    return aten.convolution_backward(dy, x, w, None, *ctx.geometry, False, [0, 0], ctx.groups, wanted)[which]
+    return aten.convolution_backward(dy, x, w, None, *rest, False, [0, 0], groups, wanted)[which]
+
+
+class _Gradients(torch.autograd.Function):
+    """`_gradients` where theirs may be asked for, as transforms always do."""
+
+    generate_vmap_rule = True
+    forward = staticmethod(_gradients)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        raise RuntimeError("precision_gate_conv2d has no double backward: its gradient is a straight-through estimate")
 
 
 op.autograd(_backward, _setup)
@@ -290,14 +319,15 @@ def precision_gate_conv2d(
         bias: (o), input's type and device, or None. Added once; the gate does not see it.
         stride: steps of the kernel in pixels, an int or (vertical, horizontal), at least 1.
         padding: rows and columns of zeros on each side, an int or (vertical, horizontal), or 'valid' (none)
-            or 'same' (as many as keep h and w; stride 1 only).
+            or 'same' (as many as keep h and w; stride 1 only; an odd number of them takes a copy of input).
         dilation: distance between the kernel's taps in pixels, an int or (vertical, horizontal), at least 1.
         groups: how many equal parts the channels fall into, each convolved by itself.
         activation_bits: of the input's magnitude, beside its sign: 2 to 8.
         high_bits: of those, how many the first result is made of: 1 to activation_bits − 1.
         weight_bits: of the weight's magnitude, beside its sign: 1 to 8.
-        scale: s, a float or a tensor of one number of input's type: the value above which the input is clamped.
-            None: max|x| over the tensor, so that a result depends on what else is in the batch.
+        scale: s, positive and finite, a float or a tensor of one number of input's type: the value above which the input
+            is clamped. Nobody looks at the number in a tensor, which would mean to wait for a GPU. None: max|x| over the
+            tensor, so that a result depends on what else is in the batch.
         sparse_backward: whether the gradient through the gate is zero where the gate is closed.
         return_density: whether to return the share of open gates as well.
 
@@ -310,9 +340,9 @@ def precision_gate_conv2d(
         are filled up to 16 output channels.
 
     Raises:
-        RuntimeError: shapes, types or devices do not fit, with the message of ``F.conv2d`` where it refuses them too;
-            a second derivative is asked for.
-        ValueError: bits outside their range.
+        RuntimeError, TypeError: shapes, types or devices do not fit, with the message of ``F.conv2d`` where it refuses
+            them too; a second derivative is asked for.
+        ValueError: bits outside their range; a scale given as a float that is not positive or not finite.
 
     Paper: Y. Zhang et al., "Precision Gating: Improving Neural Network Efficiency with Dynamic Dual-Precision
     Activations", ICLR 2020, https://arxiv.org/abs/2002.07136
@@ -328,13 +358,36 @@ def precision_gate_conv2d(
         >>> round(density.item(), 3)
         0.333
     """
-    batch = input[None] if input.dim() == 3 else input
-    stride, dilation = pair(stride), pair(dilation)
-    batch, padding = pad_input(batch, weight, stride, padding, dilation)
-    if scale is not None and not isinstance(scale, Tensor):
-        scale = input.new_full((), scale)
     bits = activation_bits, high_bits, weight_bits
-    y, open = op(batch, weight, threshold, bias, scale, stride, padding, dilation, groups, *bits, sparse_backward)
+    try:
+        batch, steps, spacing = input[None] if input.dim() == 3 else input, pair(stride), pair(dilation)
+        batch, border = pad_input(batch, weight, steps, padding, spacing)
+        s = None if scale is None else _as_tensor(scale, input)
+        y, open = op(batch, weight, threshold, bias, s, steps, border, spacing, groups, *bits, sparse_backward)
+    except WRONG_TYPE:
+        geometry = stride, padding, dilation, groups
+        refuse_types_as(F.conv2d, input, weight, bias, *geometry)
+        refuse_types(
+            precision_gate_conv2d,
+            input,
+            weight,
+            threshold,
+            bias,
+            *geometry,
+            *bits,
+            scale,
+            sparse_backward,
+            return_density,
+        )
+        raise
     if input.dim() == 3:
         y = y[0]
     return (y, open / max(1, y.numel())) if return_density else y
+
+
+def _as_tensor(scale: Tensor | float, x: Tensor) -> Tensor:
+    if isinstance(scale, Tensor):
+        return scale
+    if not 0 < scale < math.inf:
+        raise ValueError(f"precision_gate_conv2d expects a positive and finite scale, but got {scale}")
+    return x.new_full((), scale)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastnets._op import Op, native_libraries
+from fastnets.ops._arguments import WRONG_TYPE, refuse_types
 from fastnets.ops._boxes import best_first, categories, check_boxes, decay_type, in_order, integer_ids
 from fastnets.ops._soft_nms_reference import Rule, soft_nms_by_swaps, soft_nms_in_order, soft_nms_scanned
 
@@ -241,6 +242,7 @@ def soft_nms(
 
     Raises:
         RuntimeError, NotImplementedError: shapes, types or devices do not fit.
+        TypeError: an argument has another type than the one it is declared with.
         ValueError: one of the other arguments is none of those above.
 
     Paper: N. Bodla et al., "Soft-NMS: Improving Object Detection With One Line of Code", ICCV 2017,
@@ -254,7 +256,12 @@ def soft_nms(
         >>> keep.tolist(), scores.tolist()
         ([0, 2, 1], [1.0, 0.5, 0.375])
     """
-    keep, decayed, count = op(boxes, scores, None, iou_threshold, sigma, min_score, method, max_output, compat)
+    options = iou_threshold, sigma, min_score, method, max_output, compat
+    try:
+        keep, decayed, count = op(boxes, scores, None, *options)
+    except WRONG_TYPE:
+        refuse_types(soft_nms, boxes, scores, *options)
+        raise
     return (keep, decayed) if max_output is None else (keep, decayed, count)
 
 
@@ -292,7 +299,7 @@ def batched_soft_nms(
         As `soft_nms`, of all categories: by decayed score, the highest first (NaN before it), equal ones by index.
 
     Raises:
-        RuntimeError, NotImplementedError, ValueError: as `soft_nms`.
+        RuntimeError, NotImplementedError, TypeError, ValueError: as `soft_nms`.
 
     Paper: N. Bodla et al., "Soft-NMS: Improving Object Detection With One Line of Code", ICCV 2017,
     https://arxiv.org/abs/1704.04503
@@ -305,6 +312,10 @@ def batched_soft_nms(
         >>> keep.tolist(), scores.tolist()
         ([0, 2, 1], [1.0, 0.5, 0.375])
     """
-    idxs = integer_ids(idxs)
-    keep, decayed, count = op(boxes, scores, idxs, iou_threshold, sigma, min_score, method, max_output, compat)
+    options = iou_threshold, sigma, min_score, method, max_output, compat
+    try:
+        keep, decayed, count = op(boxes, scores, integer_ids(idxs), *options)
+    except WRONG_TYPE:
+        refuse_types(batched_soft_nms, boxes, scores, idxs, *options)
+        raise
     return (keep, decayed) if max_output is None else (keep, decayed, count)

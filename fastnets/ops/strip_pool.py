@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fastnets._op import Op
+from fastnets.ops._arguments import WRONG_TYPE, refuse_types
 from fastnets.ops._convolution import FLOATS, empty, memory_format
 
 # ---- schema ----------------------------------------------------------------------------------
@@ -154,6 +155,7 @@ def strip_pool(input: Tensor) -> tuple[Tensor, Tensor]:
 
     Raises:
         RuntimeError: input has another number of dimensions or another type.
+        TypeError: input is no tensor.
 
     Paper: Q. Hou et al., "Strip Pooling: Rethinking Spatial Pooling for Scene Parsing", 2020,
     https://arxiv.org/abs/2003.13328
@@ -165,7 +167,11 @@ def strip_pool(input: Tensor) -> tuple[Tensor, Tensor]:
         >>> rows.tolist(), columns.tolist()
         ([[[2.0], [6.0]]], [[[3.0, 5.0]]])
     """
-    if input.dim() == 3:
-        rows, columns = op(input[None])
-        return rows[0], columns[0]
-    return op(input)
+    try:
+        if input.dim() == 3:
+            rows, columns = op(input[None])
+            return rows[0], columns[0]
+        return op(input)
+    except WRONG_TYPE:
+        refuse_types(strip_pool, input)
+        raise

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from fastnets.ops._arguments import WRONG_TYPE, refuse_types_as
 from fastnets.ops._batch_norm import (
     activation_backward,
     check_batch_norm,
@@ -81,19 +83,24 @@ def _dz(dy: Tensor, x: Tensor, weight: Tensor | None, call: Call) -> Tensor:
 
 
 class _Backward(torch.autograd.Function):
-    """`_gradients` of a call without activation, where the gradient of those is asked for."""
+    """`_gradients` of a call without activation, where the gradient of those is asked for, as transforms always do."""
+
+    generate_vmap_rule = True
 
     @staticmethod
-    def forward(ctx: Any, dy: Tensor, x: Tensor, weight: Tensor | None, call: Call) -> tuple[Tensor | None, ...]:
-        ctx.save_for_backward(dy, x, weight)
-        ctx.call = call
-        return _gradients(dy, x, weight, call)
+    def forward(dy: Tensor, x: Tensor, weight: Tensor | None, *call: Any) -> tuple[Tensor | None, ...]:
+        return _gradients(dy, x, weight, Call(*call))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        *tensors, ctx.eps, ctx.group, ctx.layer, _, ctx.needed = inputs
+        ctx.save_for_backward(*tensors)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        dy, x, weight = ctx.saved_tensors
-        mean, var, _, count, eps, group, layer, _, needed = ctx.call
+        dy, x, weight, mean, var, _, count = ctx.saved_tensors
+        eps, group, layer, needed = ctx.eps, ctx.group, ctx.layer, ctx.needed
         a = sum_type(x)
         ddx, ddw, ddb = (None if g is None or not n else g.to(a) for g, n in zip(grads, needed, strict=True))
         r = per_channel((var.to(a) + eps).rsqrt(), x)
@@ -126,7 +133,7 @@ class _Backward(torch.autograd.Function):
         grad_w = None
         if weight is not None and ddx is not None:
             grad_w = (ddx * project_dy).sum(channel_dims(x)).to(weight.dtype)
-        return grad_dy.to(x.dtype), grad_x.to(x.dtype), grad_w, None
+        return grad_dy.to(x.dtype), grad_x.to(x.dtype), grad_w, *[None] * len(Call._fields)
 
 
 def _differentiate(ctx: Any, dy: Tensor, needed: tuple[bool, bool, bool]) -> tuple[Tensor | None, ...]:
@@ -134,7 +141,7 @@ def _differentiate(ctx: Any, dy: Tensor, needed: tuple[bool, bool, bool]) -> tup
     call = Call(mean, var, bias, count, ctx.eps, ctx.group, ctx.layer, ctx.activation, needed)
     if not torch.is_grad_enabled():
         return _gradients(dy, x, weight, call)
-    return _Backward.apply(_dz(dy, x, weight, call), x, weight, call._replace(activation=None))
+    return _Backward.apply(_dz(dy, x, weight, call), x, weight, *call._replace(activation=None))
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -185,11 +192,14 @@ def normalize(
         if running_mean is None or running_var is None:
             check_batch_norm(input, running_mean, running_var, weight, bias, False, eps)
         return op(dense(input), running_mean, running_var, weight, bias, None, eps, "", "", activation)
+    types = input.dtype, sum_type(input)
     if (
         group
         or running_mean is None
         or running_var is None
-        or not running_mean.shape == running_var.shape == (input.shape[1:2])
+        or not running_mean.shape == running_var.shape == input.shape[1:2]
+        or running_mean.dtype not in types
+        or running_var.dtype not in types
     ):
         check_batch_norm(input, running_mean, running_var, weight, bias, True, eps, group != "")
     x = dense(input)
@@ -262,7 +272,7 @@ def sync_batch_norm(
         activation.
 
     Raises:
-        ValueError, RuntimeError: as ``F.batch_norm``, with the same messages.
+        ValueError, RuntimeError, TypeError: as ``F.batch_norm``, with the same messages.
         ValueError: an unknown activation.
         RuntimeError: a rank did not come within the group's time-out, or (seen on a CPU) came from another layer of as
             many channels. Of another number, gloo itself ends the process.
@@ -279,4 +289,8 @@ def sync_batch_norm(
         ([-1.0, 1.0], 1.0, 1.5)
     """
     group = group_name(process_group) if training else ""
-    return normalize(input, running_mean, running_var, weight, bias, training, momentum, eps, group, "", activation)
+    try:
+        return normalize(input, running_mean, running_var, weight, bias, training, momentum, eps, group, "", activation)
+    except WRONG_TYPE:
+        refuse_types_as(F.batch_norm, input, running_mean, running_var, weight, bias, training, momentum, eps)
+        raise

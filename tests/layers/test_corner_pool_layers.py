@@ -1,11 +1,10 @@
-"""CornerPool, TopLeftCornerPool and BottomRightCornerPool: their op, the authors' parameter names, training, export."""
+"""CornerPool, TopLeftCornerPool and BottomRightCornerPool: their op, the authors' parameter names, training."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 import torch.nn.functional as F
-from check_op import check_onnx_module
 
 from fastnets.layers import BottomRightCornerPool, CornerPool, TopLeftCornerPool
 from fastnets.ops import corner_pool
@@ -75,8 +74,3 @@ def test_trains_in_both_layouts():
         grads.append([p.grad.clone() for p in m.parameters()])
     torch.testing.assert_close(*grads, rtol=1e-3, atol=1e-3)
     assert all(g.any() for g in grads[0])
-
-
-@pytest.mark.parametrize("layer", [CornerPool("top"), TopLeftCornerPool(4, 3), BottomRightCornerPool(4, 3)], ids=repr)
-def test_onnx(layer, tmp_path):
-    check_onnx_module(layer, torch.randn(2, 4, 9, 8), tmp_path)

@@ -182,6 +182,10 @@ def test_cpu_packed_weights_follow_the_layer(cpu_kernels):
     def fewer_bits():
         layer.weight_bits = 3
 
+    def trained_by_data():
+        layer.train().weight.data[3] = -2
+        layer.eval()
+
     def other_threshold():
         layer.threshold.add_(1)
 
@@ -191,7 +195,8 @@ def test_cpu_packed_weights_follow_the_layer(cpu_kernels):
     def other_type():
         layer.double()
 
-    for change in (changed_weight, new_weight, fewer_bits, other_threshold, other_scale, other_type):
+    changes = changed_weight, new_weight, fewer_bits, trained_by_data, other_threshold, other_scale, other_type
+    for change in changes:
         change()
         x, before = x.to(layer.weight.dtype), y
         y, ops = ran(layer, x)
@@ -213,7 +218,8 @@ def test_cpu_where_weights_are_not_packed(cpu_kernels):
         with fastnets.use_backend(None):
             assert ran(frozen(2**15, 1, 1), torch.ones(1, 2**15, 1, 1))[1] == UNPACKED  # sums that may pass 32 bits
     with torch.inference_mode():
-        assert ran(layer, x)[1] == PACKED
+        assert ran(layer, x)[1] == PACKED | {"pack_precision_gate_conv2d"}  # anew, after a change of mode
+        assert ran(layer.eval(), x)[1] == PACKED
 
 
 @torch.no_grad()

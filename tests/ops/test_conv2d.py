@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from check_op import in_both_layouts
+from convolutions import check_memory
 from edges import error_of
 
 import fastnets
@@ -62,6 +67,29 @@ def test_groups_run_here_and_the_rest_in_pytorch():
 )
 def test_errors_are_pytorch_s(args):
     assert error_of(conv2d, *args) == error_of(F.conv2d, *args)
+
+
+@pytest.mark.parametrize("name", ("padding", "dilation", "stride"))
+@pytest.mark.parametrize("far", (2**31, 2**61, 2**63 - 1))
+@pytest.mark.parametrize("groups", (2, 4))
+def test_a_geometry_beyond_all_memory_is_refused(cpu_kernels, groups, far, name):
+    geometry = {"padding": (far, 0), name: (far, 1)}
+    with pytest.raises(RuntimeError):
+        conv2d(torch.ones(1, 4, 5, 6), torch.ones(4, 4 // groups, 3, 3), groups=groups, **geometry)
+
+
+def test_integers_of_other_kinds():
+    x, w = torch.randn(1, 4, 5, 5), torch.randn(4, 2, 3, 3)
+    for two in (np.int64(2), torch.tensor(2)):
+        got = conv2d(x, w, stride=two, padding=two, dilation=two, groups=2)
+        torch.testing.assert_close(got, F.conv2d(x, w, stride=2, padding=2, dilation=2, groups=2))
+
+
+@pytest.mark.parametrize(("groups", "beside"), [(128, 1 << 20), (8, 16 * 128 * (16 * 9 + 1) * 4)])
+@in_both_layouts
+def test_memory(cpu_kernels, layout, groups, beside):
+    """As of the op it goes to."""
+    check_memory(partial(conv2d, groups=groups), 128 // groups, layout, beside)
 
 
 def test_integers_and_complex_numbers_go_to_pytorch():

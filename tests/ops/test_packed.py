@@ -126,3 +126,17 @@ def test_unpacking_undoes_packing(channels):
         table = _packed.unpack_depthwise(_packed.pack_depthwise(kernels, b), channels)
         assert torch.equal(table[:, :-1], kernels.flatten(1))
         assert torch.equal(table[:, -1], torch.zeros(channels) if b is None else b)
+
+
+class OnGpu(torch.Tensor):
+    is_cuda = True
+
+
+def test_what_is_packed_while_a_graph_is_captured_is_not_kept(monkeypatch):
+    packs, weight = _packed.Packs(), torch.ones(2).as_subclass(OnGpu)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    captured = packs._pack("panels", object, weight)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    kept = packs._pack("panels", object, weight)
+    assert kept is not captured
+    assert packs._pack("panels", object, weight) is kept

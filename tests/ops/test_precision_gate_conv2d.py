@@ -247,8 +247,9 @@ def test_second_derivative_raises_and_names_the_op(backend):
     (x, w, threshold, _), kwargs = tensors((1, 2, 3, 3), 2)
     x.requires_grad_()
     y = precision_gate_conv2d(x, w, threshold, **kwargs)
+    (dx,) = torch.autograd.grad(y.sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="precision_gate_conv2d has no double backward"):
-        torch.autograd.grad(y.sum(), x, create_graph=True)
+        torch.autograd.grad(dx.sum(), x)
 
 
 def test_tracing(backend):
@@ -297,7 +298,7 @@ def test_empty_batch(backend, layout):
 def test_zeros_give_the_bias(backend, zeros):
     x, w, threshold = torch.ones(1, 2, 3, 3), torch.ones(3, 2, 1, 1), torch.tensor([-1.0, 0.0, 1.0])
     x, w = x * (zeros != "input"), w * (zeros != "weight")
-    scale = 0.0 if zeros == "scale" else None
+    scale = torch.zeros(()) if zeros == "scale" else None
     leaves = [t.requires_grad_() for t in (x, w, threshold)]
     y, density = precision_gate_conv2d(*leaves, torch.arange(3.0), scale=scale, return_density=True)
     assert y[0, :, 0, 0].tolist() == [0.0, 1.0, 2.0] and abs(density - 1 / 3) < 1e-6
@@ -357,7 +358,8 @@ def test_bad_groups_raise_what_pytorch_raises(backend, groups):
         ({"high_bits": 8}, ValueError, "high_bits < activation_bits <= 8 .* high_bits 8"),
         ({"high_bits": 0}, ValueError, "1 <= high_bits"),
         ({"activation_bits": 9}, ValueError, "activation_bits 9"),
-        ({"weight_bits": 9}, ValueError, "weight_bits 9"),
+        *(({"weight_bits": bits}, ValueError, f"weight_bits {bits}") for bits in (9, 2**40, -20, 4.0)),
+        *(({"scale": scale}, ValueError, f"finite scale, .* {scale}") for scale in (-1.0, 0.0, math.inf, math.nan)),
         ({"input": X.int(), "weight": W.int()}, RuntimeError, "expects a floating input|not torch.int32"),
     ],
 )

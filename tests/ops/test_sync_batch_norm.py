@@ -339,6 +339,16 @@ def test_bad_input_raises_what_pytorch_raises(backend, name):
     assert error_of(sync_batch_norm, *BAD[name]) == error_of(F.batch_norm, *BAD[name])
 
 
+@pytest.mark.parametrize("dtype", (torch.complex64, torch.float16, torch.float64, torch.int64), ids=str)
+@pytest.mark.parametrize("x", (x4, x4.bfloat16()), ids=lambda x: str(x.dtype))
+@pytest.mark.parametrize("which", ("mean", "variance"))
+def test_statistics_of_another_type_raise_what_pytorch_raises(backend, which, x, dtype):
+    """And before anything is written."""
+    statistics = [v4.clone(), v4.to(dtype)] if which == "variance" else [v4.to(dtype), v4.clone()]
+    ours, theirs = (error_of(fn, x, *statistics, training=True) for fn in (sync_batch_norm, F.batch_norm))
+    assert ours == theirs and all(torch.equal(t, torch.ones_like(t)) for t in statistics)
+
+
 @pytest.mark.parametrize("training", (True, False))
 def test_an_unknown_activation(backend, training):
     with pytest.raises(ValueError, match="activation must be one of None, 'relu', .* but got 'tanh'"):
