@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from fastnets.accelerate._accelerator import Accelerator
 from fastnets.accelerate._convert import convert as convert
 from fastnets.accelerate._convert import revert as revert
+from fastnets.accelerate._plan import Network
 from fastnets.accelerate._proof import cast, copied, prove
 from fastnets.accelerate._table import Table
 
@@ -29,8 +32,10 @@ def accelerate(
     them, and global pooling with the classifier after it become one op each; other poolings write no indices, and ReLUs
     of one value are computed once; weights are packed once; the network runs in channels_last. What is none of these
     stays as it is, and so do modules that have hooks, or whose code ``torch.fx`` cannot trace or would trace for some
-    inputs only, around their parts. Of what code asks beside its inputs (``torch.is_grad_enabled()``, a global), the
-    answer at this call counts. Parts that code or hooks could look into keep their own weights beside the folded ones.
+    inputs only (as it asks for types, or whether an argument is None), around their parts. Of what code asks beside its
+    inputs (``torch.is_grad_enabled()``, a global), the answer at this call counts. Parts that code or hooks could look
+    into keep their own weights beside the folded ones. ReLU and ReLU6 of NaN are 0, not NaN, in the stores of dense
+    convolutions on oneDNN, which ``fastnets.layers.PackedConv2d`` lists; ``torch.compile`` with freezing does the same.
 
     Args:
         model: in eval mode. It is not changed.
@@ -43,7 +48,8 @@ def accelerate(
         saved, copied, exported, and called from several threads. Where all of it can be traced and its layers are
         PyTorch's and ours, calls from the third on with inputs of the same shapes, types and layouts run what the second
         ran, without the modules, until a parameter, a layer, a hook or a mode is changed; the copy then keeps the memory
-        of what lies between its layers, for each thread that calls it, of the largest input so far.
+        of what lies between its layers, for each thread that calls it, of the largest input so far. What is written
+        through ``Tensor.data`` or numpy counts after ``train()`` and ``eval()``.
 
     Raises:
         TypeError: not a module, or ``dtype`` is not floating.
@@ -83,4 +89,18 @@ def _rewritten(model: nn.Module, dtype: torch.dtype | None, table: Table) -> nn.
     for parameter in fast.parameters():
         if parameter.is_leaf:  # those of a ScriptModule's copy are none
             parameter.requires_grad = False
-    return fast if dtype is None else fast.to(dtype)
+    # Networks cast by themselves, and ScriptModules take no hooks.
+    if dtype is not None and not isinstance(fast, Network | torch.jit.ScriptModule):
+        fast.register_forward_pre_hook(functools.partial(_cast_inputs, dtype), prepend=True, with_kwargs=True)
+    fast = fast if dtype is None else fast.to(dtype)
+    if torch.is_inference_mode_enabled():
+        with torch.inference_mode(False):  # or tensors do not count their changes, and nothing made of them is kept
+            fast = copied(fast)
+    return fast
+
+
+def _cast_inputs(dtype: torch.dtype, module: nn.Module, args: Any, kwargs: Any) -> Any:
+    def one(x: Any) -> Any:
+        return x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x
+
+    return pytree.tree_map(one, (args, kwargs))

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import fx
 
-from fastnets.accelerate._graph import bypass, concatenated, module_of, only_user, were, writes_over
+from fastnets.accelerate._graph import bypass, concatenated, module_of, only_user, were
+from fastnets.accelerate._memory import is_written
 from fastnets.layers import PackedConv2d, PackedDenseBlock, PackedPreactConv2d
 from fastnets.layers.packed_dense_block import is_dense
 
@@ -19,7 +20,7 @@ def fuse_dense_blocks(network: fx.GraphModule) -> None:
         convs: Any = [(module_of(network, bottleneck), module_of(network, conv)) for bottleneck, conv in layers]
         inside = {node for layer in layers for node in layer} | {*reads} - {source}
         used_outside = any(user is not last and user not in inside for node in inside for user in node.users)
-        if not is_dense(convs) or used_outside or any(writes_over(user, source) for user in source.users):
+        if not is_dense(convs) or used_outside or is_written(source, source):
             continue
         names = [name for layer in layers for node in layer for name in were(network, node)]
         after = only_user(last)

@@ -17,8 +17,8 @@ def has_hooks(module: nn.Module) -> bool:
 
 
 def module_of(network: fx.GraphModule, node: Any) -> nn.Module | None:
-    """The module that a node calls, if no hooks change what it does."""
-    if not isinstance(node, fx.Node) or node.op != "call_module":
+    """The module that a node calls with its input not by name, if no hooks change what it does."""
+    if not isinstance(node, fx.Node) or node.op != "call_module" or not node.args:
         return None
     module = network.get_submodule(str(node.target))
     return None if has_hooks(module) else module
@@ -37,15 +37,15 @@ def only_user(node: fx.Node) -> fx.Node | None:
 
 
 def calls(node: Any, *names: str) -> bool:
-    """Whether the node calls a method of that name, or PyTorch's function."""
-    if not isinstance(node, fx.Node) or node.op not in ("call_method", "call_function"):
+    """Whether the node calls a method of that name, or PyTorch's function, with its input not by name."""
+    if not isinstance(node, fx.Node) or node.op not in ("call_method", "call_function") or not node.args:
         return False
     return node.target in names or any(node.target is getattr(torch, name, None) for name in names)
 
 
 def concatenated(node: fx.Node) -> tuple[fx.Node, ...]:
     """What a node concatenates along the channels; of other nodes, nothing."""
-    if not calls(node, "cat") or not node.args or not isinstance(node.args[0], tuple | list):
+    if not calls(node, "cat") or not isinstance(node.args[0], tuple | list):
         return ()
     parts, dim = node.args[0], node.kwargs.get("dim", (*node.args, 0)[1])
     return tuple(parts) if dim == 1 else ()  # type: ignore[arg-type]
@@ -55,15 +55,6 @@ def bypass(node: fx.Node) -> None:
     """Takes a node out: its input takes its place."""
     node.replace_all_uses_with(node.all_input_nodes[0])
     node.graph.erase_node(node)
-
-
-def writes_over(user: fx.Node, value: fx.Node) -> bool:
-    """Whether a user of the value puts its result into the value's memory."""
-    if user.op == "call_module":
-        assert user.graph.owning_module is not None
-        in_place = getattr(user.graph.owning_module.get_submodule(str(user.target)), "inplace", False)
-        return in_place or (len(user.args) > 1 and user.args[1] is value)
-    return user.op == "call_method" and str(user.target).endswith("_") or bool(user.kwargs.get("inplace"))
 
 
 _ACTIVATION_FUNCTIONS: dict[Any, str] = {

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import fx
 
-from fastnets.accelerate._graph import module_of, were, writes_over
+from fastnets.accelerate._graph import module_of, were
+from fastnets.accelerate._memory import is_written
 from fastnets.layers import DepthwiseConv2d, PackedConv2d, PackedInvertedResidual
 from fastnets.layers.packed_inverted_residual import is_block
 
@@ -27,8 +28,8 @@ def fuse_inverted_residuals(network: fx.GraphModule) -> None:
         expand = _made_only_for(depthwise)
         if expand is not None:
             follows = is_block(module_of(network, expand), conv, module_of(network, project))
-            expand = expand if follows and not _is_written_over(expand, project) else None
-        if expand is None and _is_written_over(depthwise, project):
+            expand = expand if follows and not is_written(expand.all_input_nodes[0], expand, project) else None
+        if expand is None and is_written(depthwise.all_input_nodes[0], depthwise, project):
             continue
         parts = [n for n in (expand, depthwise, project) if n is not None]
         layers: Any = [None] * (3 - len(parts)) + [module_of(network, n) for n in parts]
@@ -46,11 +47,3 @@ def _made_only_for(node: fx.Node) -> fx.Node | None:
     if not isinstance(made, fx.Node) or list(made.users) != [node] or made in node.args[1:]:
         return None
     return made if made.op == "call_module" and len(made.args) == 1 and not made.kwargs else None
-
-
-def _is_written_over(first: fx.Node, last: fx.Node) -> bool:
-    """Whether something writes over what the first layer reads, after it but before the last, which reads it now."""
-    source: Any = first.args[0]
-    place = {node: i for i, node in enumerate(first.graph.nodes)}
-    users = [user for user in source.users if place[first] < place[user] < place[last]]
-    return any(writes_over(user, source) for user in users)

@@ -40,7 +40,7 @@ class Network(fx.GraphModule):
     _plans: Plans | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        here = not kwargs and args and all(type(x) is Tensor and x.is_cpu for x in args)
+        here = not kwargs and args and all(type(x) is Tensor and x.is_cpu and not x.is_nested for x in args)
         if not here or torch.compiler.is_compiling() or not is_plain(*args) or requested.get() not in (None, "cpu"):
             return super().__call__(*args, **kwargs)
         plans = self._plans
@@ -54,6 +54,7 @@ class Network(fx.GraphModule):
         network = Network(self, self.graph, type(self).__name__)
         return _with_hooks(network, {name: copy.copy(hooks) for name, hooks in _hooks(self).items()})
 
+    @torch.inference_mode(False)  # where tensors count their changes
     def __deepcopy__(self, memo: dict[int, Any]) -> Network:
         return _with_hooks(super().__deepcopy__(memo), copy.deepcopy(_hooks(self), memo))
 
@@ -66,7 +67,8 @@ def _restore(make: Callable[..., fx.GraphModule], args: tuple[Any, ...], hooks: 
     plain = make(*args)
     network = Network(plain, plain.graph, type(plain).__name__)
     vars(network).update({name: value for name, value in vars(plain).items() if name not in vars(network)})
-    return _with_hooks(network, hooks)
+    network = _with_hooks(network, hooks)
+    return copy.deepcopy(network) if torch.is_inference_mode_enabled() else network
 
 
 def _hooks(network: nn.Module) -> dict[str, Any]:
@@ -127,6 +129,8 @@ class State:
         self.graphs = [type(module) for module in modules if isinstance(module, fx.GraphModule)]
         # Layers on packed weights do the same in both modes, but for PrecisionGateConv2d, which `_is_known` refuses.
         self.leaves = [module for module in modules if not module._modules and not isinstance(module, Packs)]
+        self.packs = [module for module in modules if isinstance(module, Packs)]
+        self.attributes = [vars(module) for module in modules]
         self.hooks = [hooks for m in modules for hooks in (m._forward_hooks, m._forward_pre_hooks)]
         self.hooks += [nn_module._global_forward_hooks, nn_module._global_forward_pre_hooks]
         self.holders: list[dict[str, Any]] = [
@@ -139,13 +143,14 @@ class State:
         self.memory = [t.untyped_storage() for t in self.tensors]  # kept too: an address may become another tensor's
         self.marks = self._marks()
         self.hooks_made = RemovableHandle.next_id
-        self.is_known = not any(self.hooks) and all(map(_is_known, modules)) and len(self.tensors) == len(tensors)
+        self.forgotten, self.all_forgotten = self._forgotten(), Packs.all_forgotten
+        self.is_known = not any(self.hooks) and all(map(_is_known, modules)) and len(self.versioned) == len(tensors)
 
     def lasts(self) -> bool:
         """Whether all is as it was."""
         held = self._held()
         is_held = len(held) == len(self.held) and all(map(operator.is_, held, self.held))
-        return is_held and self._marks() == self.marks and not self._has_new_hooks()
+        return is_held and self._marks() == self.marks and not self._has_new_hooks() and self._has_packs()
 
     def _has_new_hooks(self) -> bool:
         """Whether one of the hooks that were made since, by anyone, is on these modules."""
@@ -154,6 +159,17 @@ class State:
                 return True
             self.hooks_made = RemovableHandle.next_id
         return False
+
+    def _has_packs(self) -> bool:
+        """Whether none of the layers that forgot their packs since is one of these."""
+        if Packs.all_forgotten != self.all_forgotten:
+            if self._forgotten() != self.forgotten:
+                return False
+            self.all_forgotten = Packs.all_forgotten
+        return True
+
+    def _forgotten(self) -> list[int]:
+        return [layer._forgotten for layer in self.packs]
 
     def needs_gradients(self) -> bool:
         """Whether a call has to record gradients of parameters."""
@@ -166,18 +182,22 @@ class State:
     def _marks(self) -> tuple[Any, ...]:
         """What changes where these do not."""
         pointers, versions = map(Tensor.data_ptr, self.tensors), map(_VERSION, self.versioned)
-        return list(pointers), list(versions), list(map(_TRAINING, self.leaves))
+        has_own = ["forward" in attributes for attributes in self.attributes]
+        return list(pointers), list(versions), list(map(_TRAINING, self.leaves)), has_own
 
 
 _REQUIRES_GRAD, _VERSION, _TRAINING = map(operator.attrgetter, ("requires_grad", "_version", "training"))
+_UNSEEN = "tolist", "numpy", "tensor_split"  # read numbers past all operators
 
 
 def _is_known(module: nn.Module) -> bool:
-    if "_network" in vars(module):  # another one, whose parameters are not among these
+    if "_network" in vars(module) or "forward" in vars(module):  # parameters that are not among these, other code
         return False
     if isinstance(module, PrecisionGateConv2d):  # tells the density of each call
         return False
     if isinstance(module, fx.GraphModule):
+        if any(getattr(node.target, "__name__", node.target) in _UNSEEN for node in module.graph.nodes):
+            return False
         functions = [node.target for node in module.graph.nodes if node.op == "call_function"]
         return all(_package(f) in ("torch", "_operator", "math", "builtins", "fastnets") for f in functions)
     return type(module).__module__.startswith(("torch.nn.", "fastnets."))
@@ -196,13 +216,17 @@ def record(call: Callable[..., Any], args: tuple[Tensor, ...]) -> tuple[Any, Pla
     with untuned(), looked_on(recorder := Recorder(args)):  # a plan is made of our kernels
         result = call(*args)
     tags = {tag for op in recorder.operators for tag in op.tags}
-    if tags & {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}:
+    if not recorder.is_whole or torch.Tag.dynamic_output_shape in tags:
         return result, None
     if uncounted != _calls_of_references() or not _is_simple(result):
         return result, None
     names = Counter(op._opname for op in recorder.operators if op.namespace == "fastnets_cpu")
     counts = [(OPS[name].implementations["cpu"], n) for name, n in names.items()]
-    return result, Plan(*recorder.program(result), counts)
+    try:
+        return result, Plan(*recorder.program(result), counts)
+    # The call has its result, whatever operators there are that a plan cannot have.
+    except Exception:  # noqa: BLE001
+        return result, None
 
 
 def _is_simple(result: Any) -> bool:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from fastnets.accelerate._graph import calls, module_of
+from fastnets.accelerate._memory import is_written
 from fastnets.layers import PooledLinear
 
 
@@ -18,10 +19,11 @@ def fuse_pooled_linears(network: fx.GraphModule) -> None:
         if type(linear) is not nn.Linear or len(node.args) != 1 or node.kwargs:
             continue
         steps = _steps(network, node)
-        if steps is None:
+        if steps is None or is_written(steps[-1].all_input_nodes[0], steps[-1], node):
             continue
         layer = PooledLinear(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
         layer.weight, layer.bias = linear.weight, linear.bias
+        layer.dims, layer.flattens = _dims(steps[-1]), len(steps) > 1
         name = f"pooled_linears.{node.name}"
         network.add_submodule(name, layer.eval())
         node.meta = {"was": (str(node.target), type(linear).__name__)}
@@ -45,12 +47,22 @@ def _steps(network: fx.GraphModule, linear: fx.Node) -> list[fx.Node] | None:
 
 
 def _is_mean(node: fx.Node, *, keeps: bool) -> bool:
-    if not calls(node, "mean") or not node.args:
+    if not calls(node, "mean"):
         return False
-    names = dict(zip(("dim", "keepdim"), node.args[1:], strict=False)) | node.kwargs
+    names = _of_mean(node)
     dims: Any = names.pop("dim", ())
     kept = names.pop("keepdim", False)
     return not names and kept is keeps and dims in ([2, 3], (2, 3), [-2, -1], (-2, -1))
+
+
+def _of_mean(node: fx.Node) -> dict[str, Any]:
+    return dict(zip(("dim", "keepdim"), node.args[1:], strict=False)) | node.kwargs
+
+
+def _dims(pool: fx.Node) -> tuple[int, int]:
+    """Those that a node takes the mean over."""
+    first, last = _of_mean(pool)["dim"] if calls(pool, "mean") else (-2, -1)
+    return first, last
 
 
 def _pools(node: fx.Node, module: nn.Module | None) -> bool:

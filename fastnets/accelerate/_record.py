@@ -30,11 +30,13 @@ class Recorder(TorchDispatchMode):
 
     Attributes:
         operators: that ran, in their order.
+        is_whole: whether the graph says all that ran, and no numbers were read from tensors.
     """
 
     def __init__(self, inputs: tuple[Tensor, ...] = ()) -> None:
         super().__init__()
         self.operators: list[Any] = []
+        self.is_whole = True
         self._graph = fx.Graph()
         self._held = SimpleNamespace()  # tensors that the call uses and does not make
         self._nodes: Any = WeakTensorKeyDictionary()
@@ -49,17 +51,25 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if isinstance(result, int | float):  # a question of the code in between
+        if isinstance(result, int | float | complex):  # a question of the code in between
+            self.is_whole &= not any(isinstance(arg, Tensor) for arg in args)
             return result
         self.operators.append(func)
-        call = self._graph.call_function(func, *pytree.tree_map(self._node, (args, kwargs or {})))
+        try:
+            self._write(func, args, kwargs or {}, result)
+        # A call must not fail for what cannot be written down, such as nested tensors, which have no sizes.
+        except Exception:  # noqa: BLE001
+            self.is_whole = False
+        return result
+
+    def _write(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+        call = self._graph.call_function(func, *pytree.tree_map(self._node, (args, kwargs)))
         if isinstance(result, Tensor):
             self._is_made(result, call)
         else:
             for i, tensor in enumerate(result or ()):
                 if isinstance(tensor, Tensor):  # an LSTM has None among its results
                     self._is_made(tensor, self._graph.call_function(operator.getitem, (call, i)))
-        return result
 
     def program(self, result: Any) -> tuple[Callable[..., Any], Layout]:
         """A function of places for the results in between and the call's arguments, and how those places lie."""

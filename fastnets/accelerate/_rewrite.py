@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from fastnets.accelerate._dense_block import fuse_dense_blocks
-from fastnets.accelerate._graph import activation_of, batch_norm_of, bypass, module_of, only_user, writes_over
+from fastnets.accelerate._graph import activation_of, batch_norm_of, bypass, module_of, only_user
 from fastnets.accelerate._inverted_residual import fuse_inverted_residuals
 from fastnets.accelerate._layout import enter_channels_last
+from fastnets.accelerate._memory import is_written
 from fastnets.accelerate._pooled_linear import fuse_pooled_linears
 from fastnets.accelerate._pools import replace_pools
 from fastnets.accelerate._preact import fuse_preactivations
@@ -112,12 +113,13 @@ def rebuild(conv: nn.Conv2d, weight: Tensor, bias: Tensor | None, activation: st
 
 # ---- additions -------------------------------------------------------------------------------
 
-_ADDITIONS = (operator.add, operator.iadd, torch.add)
+_IN_PLACE_ADDITIONS = (operator.iadd, "add_")
+_ADDITIONS = (operator.add, torch.add, "add", *_IN_PLACE_ADDITIONS)
 
 
 def _summands(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
     """Two different values, if the node adds them and nothing else."""
-    adds = node.target in _ADDITIONS or (node.op == "call_method" and node.target in ("add", "add_"))
+    adds = node.op in ("call_function", "call_method") and node.target in _ADDITIONS
     if not adds or node.kwargs or len(node.args) != 2 or not all(isinstance(a, fx.Node) for a in node.args):
         return None
     a, b = node.args
@@ -149,15 +151,15 @@ def _orders(summands: tuple[fx.Node, fx.Node] | None) -> list[tuple[fx.Node, fx.
 def _can_take(network: fx.GraphModule, conv: fx.Node, other: fx.Node, node: fx.Node) -> bool:
     """Whether the convolution can move to where its result is added, and write that over ``other``.
 
-    Its input must still be there: nothing else uses it, or nothing writes over it between the two places. ``other`` must
-    be memory of its own that was only read before.
+    Its input must still be there: nothing writes over it between the two places. ``other`` must be memory of its own that
+    was only read before.
     """
     if list(conv.users) != [node] or len(conv.args) != 1 or not _is_fresh(network, other):
         return False
     place = {n: i for i, n in enumerate(network.graph.nodes)}
     source = conv.args[0]
     assert isinstance(source, fx.Node)
-    if source is other or any(writes_over(user, source) for user in source.users if user is not conv):
+    if source is other or is_written(source, conv, node):
         return False
     readers = [user for user in other.users if user is not node]
     return all(isinstance(module_of(network, r), Conv2d) and place[r] < place[node] and r is not conv for r in readers)
@@ -172,18 +174,25 @@ def _is_fresh(network: fx.GraphModule, node: fx.Node) -> bool:
 def _add_in_place(network: fx.GraphModule) -> None:
     network.add_submodule("add_in_place", AddInPlace())
     for node in network.graph.nodes:
-        for a, b in _orders(_summands(node)):
-            if _is_fresh(network, a) and len(a.users) == 1:
-                node.op, node.target, node.args = "call_module", "add_in_place", (a, b)
-                break
-        after = only_user(node) if node.target == "add_in_place" else None
+        places = [(a, b) for a, b in _orders(_summands(node)) if _is_fresh(network, a) and len(a.users) == 1]
+        if node.target in _IN_PLACE_ADDITIONS:
+            places = [(a, b) for a, b in places if a is node.args[0]]  # in place already, where something may look
+        elif places:
+            node.op, node.target, node.args = "call_module", "add_in_place", places[0]
+        after = only_user(node) if places else None
         if after and (activation := activation_of(network, after)) in _IN_PLACE:
             after.op, after.target = "call_function", _IN_PLACE[str(activation)]
             after.args, after.kwargs = (node,), {"inplace": True}
 
 
 class AddInPlace(nn.Module):
-    """a + b in the memory of a, where the result has a's shape and type. A module, so that fx does not look inside."""
+    """a + b in the memory of a, where the result has a's shape and type and a is not kept for gradients.
 
-    def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        return a.add_(b) if a.shape == b.shape and a.dtype == b.dtype else a + b
+    A module, so that fx does not look inside.
+    """
+
+    inplace = True
+
+    def forward(self, a: Tensor, b: Any) -> Tensor:
+        fits = isinstance(b, Tensor) and a.shape == b.shape and a.dtype == b.dtype
+        return a + b if not fits or (torch.is_grad_enabled() and (a.requires_grad or b.requires_grad)) else a.add_(b)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fastnets.accelerate._graph import calls, concatenated
+from fastnets.accelerate._memory import is_written
 from fastnets.layers import ChannelShuffle
 from fastnets.ops import channel_shuffle, shuffle_split
 
@@ -32,7 +33,7 @@ class ConcatShuffleSplit(nn.Module):
     """``channel_shuffle(cat((a, b), 1), 2).chunk(2, 1)``, of whatever shapes a graph may have."""
 
     def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor, ...]:
-        if a.shape == b.shape and a.dtype == b.dtype:
+        if a.shape == b.shape and a.dim() == 4 and a.dtype == b.dtype:
             return shuffle_split(a, b)
         return channel_shuffle(torch.cat((a, b), 1), 2).chunk(2, 1)
 
@@ -73,7 +74,8 @@ def _shuffle(last: Any) -> tuple[fx.Node, int] | None:
     if len(apart) != 5 or len(together) != 4 or type(groups := apart[1]) is not int or groups < 1:
         return None
     sizes = ((apart[0], 0), (apart[3], 2), (apart[4], 3), (together[0], 0), (together[2], 2), (together[3], 3))
-    return (x, groups) if all(_is_size(value, x, i) for value, i in sizes) else None
+    is_shuffle = all(_is_size(value, x, i) for value, i in sizes)
+    return (x, groups) if is_shuffle and not is_written(x, first, last) else None
 
 
 def _concat_shuffle_split(network: fx.GraphModule, chunk: Any) -> tuple[fx.Node, fx.Node] | None:
@@ -89,7 +91,7 @@ def _concat_shuffle_split(network: fx.GraphModule, chunk: Any) -> tuple[fx.Node,
     if type(module) is not ChannelShuffle or module.groups != 2 or list(cat.users) != [shuffle] or len(parts) != 2:
         return None
     a, b = parts
-    return a, b
+    return None if is_written(a, cat, chunk) or is_written(b, cat, chunk) else (a, b)
 
 
 def _pieces_and_dim(chunk: Any) -> tuple[Any, Any]:

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import dis
+import inspect
+import itertools
+import operator
 import random
 import sys
+from collections.abc import Iterable, Iterator
+from types import CodeType, FunctionType
 from typing import Any
 
 import torch
@@ -21,7 +28,7 @@ def trace(module: nn.Module) -> fx.Graph:
 
     fx runs the code once on stand-ins for tensors and notes what they are asked. What the code decides by anything else
     is decided for good, so code that does is found out and refused: it asks what an input is, does something else where an
-    optional argument is given, keeps something from call to call, or draws random numbers.
+    argument is its default or None, keeps something from call to call, or draws random numbers.
 
     Raises:
         Exception: of any kind, which the module's code may raise on stand-ins.
@@ -31,11 +38,17 @@ def trace(module: nn.Module) -> fx.Graph:
     before, generators = _attributes(module), _generators()
     try:
         graph = Tracer().trace(module)
-        optional = [node for node in graph.nodes if node.op == "placeholder" and node.args]
+        inputs = [node for node in graph.nodes if node.op == "placeholder"]
+        optional = {node.target: node.args[0] for node in inputs if node.args}
         # One that nothing uses may have been compared with something.
-        is_same = all(node.users for node in optional)
+        is_same = all(node.users for node in inputs if node.args)
         if optional and is_same:
-            is_same = _is_same(graph, Tracer(leaves_out=True).trace(module))
+            is_same = _is_same(graph, Tracer(optional).trace(module), optional)
+        for node in inputs[1:]:
+            none = {node.target: None}
+            if not node.args and not str(node.target).startswith("*"):
+                with contextlib.suppress(Exception):  # where it cannot be None, there is nothing to compare
+                    is_same = is_same and _is_same(graph, Tracer(none).trace(module), none)
     finally:
         kept, drawn = _restore(before), _has_drawn(*generators)
     if kept:
@@ -43,7 +56,7 @@ def trace(module: nn.Module) -> fx.Graph:
     if drawn:
         raise CannotTraceError("it draws random numbers")
     if not is_same:
-        raise CannotTraceError("what it does may depend on an optional argument")
+        raise CannotTraceError("what it does may depend on an optional argument, or on one that may be None")
     for node in graph.nodes:
         node.type = None  # annotations, which fx cannot pickle where they are strings
     return graph
@@ -53,14 +66,23 @@ class Tracer(fx.Tracer):
     """Does not look into the layers of fastnets, nor into modules whose hooks look at what goes in or comes out.
 
     Args:
-        leaves_out: whether optional arguments have their defaults.
+        given: what arguments of these names are, instead of stand-ins.
     """
 
     proxy_buffer_attributes = True  # a call may write into them
 
-    def __init__(self, leaves_out: bool = False) -> None:
+    def __init__(self, given: dict[Any, Any] | None = None) -> None:
         super().__init__()
-        self.leaves_out = leaves_out
+        self.given = given or {}
+
+    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+        _refuse_type(root)
+        return super().trace(root, concrete_args)
+
+    def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not self.is_leaf_module(m, ""):
+            _refuse_type(m)
+        return super().call_module(m, forward, args, kwargs)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         # Layers of fastnets ask for shapes and types, which fx's stand-ins for tensors do not have.
@@ -72,7 +94,7 @@ class Tracer(fx.Tracer):
 
     def create_args_for_root(self, *args: Any, **kwargs: Any) -> Any:
         function, inputs = super().create_args_for_root(*args, **kwargs)
-        return function, [_default(x) for x in inputs] if self.leaves_out else inputs
+        return function, [self.given.get(x.node.target, x) if isinstance(x, fx.Proxy) else x for x in inputs]
 
 
 class _StandIn(fx.Proxy):
@@ -81,10 +103,72 @@ class _StandIn(fx.Proxy):
     @property  # type: ignore[misc]
     def __class__(self) -> type:
         asking = sys._getframe(1)
-        by_torch = asking.f_globals.get("__name__", "").partition(".")[0] == "torch"
-        if by_torch or "isinstance" not in asking.f_code.co_names or _is_size(self.node):
+        while asking.f_code.co_name == "__instancecheck__" and asking.f_back:  # of an abstract class, of nn.Parameter
+            asking = asking.f_back
+        # Setting an attribute asks too, whether it is a parameter.
+        by_torch = asking.f_globals.get("__name__", "").startswith(("torch.fx.", "torch.nn.modules.module"))
+        if by_torch or _is_size(self.node):
             return _StandIn
         raise CannotTraceError("it asks for the type of what it is given")
+
+
+def _in_place(name: str) -> Any:
+    """The statement's method; sizes are numbers, of which the statement makes others."""
+    function = getattr(operator, name)
+
+    def method(self: _StandIn, other: Any) -> Any:
+        if _is_size(self.node):
+            return NotImplemented
+        if self.node.op == "placeholder":  # a number, or the caller's tensor
+            raise CannotTraceError("it writes over what it is given")
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    return method
+
+
+# fx's own stand-ins have none of these, for which Python makes a new value.
+for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "lshift", "rshift"):
+    setattr(_StandIn, f"__i{_name}__", _in_place(f"i{_name}"))
+
+
+def _refuse_type(module: nn.Module) -> None:
+    """Raises CannotTraceError if a call of the module may run code that calls ``type``, of which stand-ins hear nothing."""
+    kinds, seen = type(module).__mro__, set()
+    todo = _theirs(getattr(kind, "forward", None) for kind in kinds)
+    while todo:
+        if (function := todo.pop()) in seen:
+            continue
+        seen.add(function)
+        for code in _codes(function.__code__):
+            if _calls_type(code):
+                raise CannotTraceError("it asks for the type of something")
+            for name in code.co_names:
+                todo += _theirs([function.__globals__.get(name), *[getattr(kind, name, None) for kind in kinds]])
+
+
+def _theirs(found: Iterable[Any]) -> list[FunctionType]:
+    """The functions among these that are not of PyTorch or fastnets."""
+    functions = [inspect.unwrap(f) for f in found if isinstance(f, FunctionType)]
+    return [f for f in functions if (f.__module__ or "").partition(".")[0] not in ("torch", "fastnets")]
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    """That of a function, and of those in it."""
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _codes(constant)
+
+
+def _calls_type(code: CodeType) -> bool:
+    """Whether it looks up ``type``, for anything but ``self``."""
+    if "type" not in code.co_names:
+        return False
+    steps = list(dis.get_instructions(code))
+    return any(
+        step.opname == "LOAD_GLOBAL" and step.argval == "type" and after.argval != "self"
+        for step, after in itertools.pairwise(steps)
+    )
 
 
 def _is_size(node: fx.Node) -> bool:
@@ -99,21 +183,16 @@ def _is_size(node: fx.Node) -> bool:
     return module in ("_operator", "math", "builtins") and all(map(_is_size, node.all_input_nodes))
 
 
-def _default(x: Any) -> Any:
-    """Of an input, if it has one."""
-    return x.node.args[0] if isinstance(x, fx.Proxy) and x.node.args else x
-
-
-def _is_same(given: fx.Graph, left_out: fx.Graph) -> bool:
-    """Whether two graphs do the same, where arguments of the one are constants of the other."""
-    if len(given.nodes) != len(left_out.nodes):
+def _is_same(graph: fx.Graph, other: fx.Graph, given: dict[Any, Any]) -> bool:
+    """Whether two graphs do the same, where arguments of the one are given in the other."""
+    if len(graph.nodes) != len(other.nodes):
         return False
     same: dict[fx.Node, Any] = {}
-    for a, b in zip(given.nodes, left_out.nodes, strict=True):
+    for a, b in zip(graph.nodes, other.nodes, strict=True):
         arguments = fx.map_arg((a.args, a.kwargs), same.__getitem__)
         if (a.op, a.target) != (b.op, b.target) or arguments != (b.args, b.kwargs):
             return False
-        same[a] = a.args[0] if a.op == "placeholder" and a.args else b
+        same[a] = given.get(a.target, b) if a.op == "placeholder" else b
     return True
 
 

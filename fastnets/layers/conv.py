@@ -186,5 +186,7 @@ class DepthwiseConv2d(GroupedConv2d):
         )
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if input.shape[-3:-2] != (self.in_channels,):  # the op takes as many groups as there are channels
+            return super()._conv_forward(input, weight, bias)
         input, padding = self._pad(input)
         return depthwise_conv2d(input, weight, bias, self.stride, padding, self.dilation, activation=self.activation)

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastnets._op import is_plain
 from fastnets.layers.conv import Conv2d, GroupedConv2d
 from fastnets.ops._activation import ACTIVATIONS
 from fastnets.ops._convolution import output_size
@@ -44,9 +43,16 @@ class PackedConv2d(Packs, GroupedConv2d):
     network's first convolution, of at most four channels, in bfloat16 for kernels of at most nine places, and in float32
     for 3x3 convolutions of stride 1 by Winograd's algorithm (A. Lavin, S. Gray 2016), whose rounding errors are some 1e-6
     of the largest result and which spreads what is not finite over a tile of 4x4 results. The packed weights are made by
-    the first call and again after the weights have changed; they are not part of the state_dict, nor of copies. Where
-    there is no such kernel (other layouts than channels_last, other types and devices, gradients, tracing), the same is
-    computed in three steps.
+    the first call and again after the weights have changed (through ``Tensor.data``, after ``train()`` and ``eval()``); they
+    are not part of the state_dict, nor of copies. Where there is no such kernel (other layouts than channels_last, other
+    types and devices, gradients, tracing), the same is computed in three steps.
+
+    Of NaN, oneDNN's 'relu' and 'relu6' make 0, be it in the convolution or in the residual; its other activations keep
+    it, and so do our kernels and the three steps. oneDNN runs what has a kernel, but for these, which are ours where
+    ``groups`` and ``dilation`` are 1: pointwise convolutions (stride 1, no padding) of 16 input channels or more and at
+    most 2**27 products, or without a residual of 2**23 results or more; without a residual, those of at most four input
+    channels, and in bfloat16 those of an even number of input channels and at most nine places that are not pointwise; in
+    float32, 3x3 convolutions of stride 1, 16 channels or more on both sides and 16 tiles of 2x2 pixels or more.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode,
@@ -79,7 +85,7 @@ class PackedConv2d(Packs, GroupedConv2d):
         return ACTIVATIONS[self.activation](y if residual is None else y + residual)
 
     def _fits(self, input: Tensor, residual: Tensor | None) -> bool:
-        if torch.compiler.is_compiling() or not is_plain(input, self.weight, self.bias, residual):
+        if not self._takes_packs(input, self.weight, self.bias, residual):
             return False
         fits = input.is_cpu and input.dim() == 4 and input.shape[1] == self.in_channels and input.numel() > 0
         fits = fits and input.dtype == self.weight.dtype and _is_channels_last(input)

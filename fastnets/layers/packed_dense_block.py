@@ -61,7 +61,7 @@ class PackedDenseBlock(nn.Module):
 
         def apply(preact: PackedPreactConv2d) -> Tensor:
             nonlocal together  # whether the kernels took all features so far; the newest alone has to be asked about
-            together = together and preact.takes(features[-1])
+            together = preact.takes(features[-1]) and together
             return preact.in_one_pass(features) if together else preact.in_turn(features)
 
         for bottleneck, conv in self.layers:

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastnets._op import is_plain
 from fastnets.layers.packed_conv import PackedConv2d
 from fastnets.ops._packed import Packs, compiled_kernels, pack_for_cpu, pack_norm, preact_conv2d
 
@@ -62,7 +61,10 @@ class PackedPreactConv2d(Packs, nn.Module):
 
     def takes(self, input: Tensor) -> bool:
         """Whether the compiled kernel may run on this input, alone or with others of its size."""
-        if torch.compiler.is_compiling() or self.norm.training or not is_plain(input, *self._tensors()):
+        if not self._takes_packs(input, *self._tensors()):
+            return False
+        if self.norm.training:
+            self._forget()
             return False
         return compiled_kernels(input, self.conv.weight) and min(input.shape[2:]) >= self.pool
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastnets._op import is_plain
 from fastnets.ops._packed import Packs, compiled_kernels, pack_for_cpu, pooled_linear
 
 
@@ -32,13 +30,17 @@ class PooledLinear(Packs, nn.Linear):
         torch.Size([2, 5])
     """
 
+    # accelerate sets them to what the layer replaces: of images they change nothing, of other inputs they do.
+    dims: tuple[int, int] = (2, 3)
+    flattens: bool = False
+
     def forward(self, input: Tensor) -> Tensor:
         if self._has_kernel(input):
             panels, bias = self._pack("panels", lambda: pack_for_cpu(self.weight, self.bias), self.weight, self.bias)
             return pooled_linear.run(input, panels, self.out_features, bias)
-        return F.linear(input.mean((2, 3)), self.weight, self.bias)
+        mean = input.mean(self.dims, keepdim=self.flattens)
+        return F.linear(mean.flatten(1) if self.flattens else mean, self.weight, self.bias)
 
     def _has_kernel(self, input: Tensor) -> bool:
-        if torch.compiler.is_compiling() or not is_plain(input, self.weight, self.bias):
-            return False
-        return compiled_kernels(input, self.weight) and input.shape[1] == self.in_features
+        takes = self._takes_packs(input, self.weight, self.bias)
+        return takes and compiled_kernels(input, self.weight) and input.shape[1] == self.in_features

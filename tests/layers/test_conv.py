@@ -152,8 +152,8 @@ def test_layers_copy_pickle_compile_and_export(build):
 
 @pytest.mark.parametrize(
     "wrong",
-    [torch.ones(1, 3, 6, 6), torch.ones(6, 6), torch.ones(1, 4, 6, 6).double()],
-    ids=["channels", "dimensions", "type"],
+    [torch.ones(1, 3, 6, 6), torch.ones(1, 2, 6, 6), torch.ones(6, 6), torch.ones(1, 4, 6, 6).double()],
+    ids=["channels", "half", "dimensions", "type"],
 )
 def test_a_wrong_input_gets_torchs_error(wrong):
     wrong = wrong.contiguous(memory_format=torch.channels_last) if wrong.dim() == 4 else wrong

@@ -13,7 +13,15 @@ import torch.nn.functional as F
 from edges import threads
 
 import fastnets
-from fastnets.layers import PackedConv2d, PackedPreactConv2d, packed_conv
+from fastnets.layers import (
+    DepthwiseConv2d,
+    PackedConv2d,
+    PackedDenseBlock,
+    PackedInvertedResidual,
+    PackedPreactConv2d,
+    PooledLinear,
+    packed_conv,
+)
 from fastnets.ops._activation import ACTIVATIONS
 
 GEOMETRIES = [
@@ -91,10 +99,75 @@ def test_it_packs_once_and_again_after_the_weights_changed():
     assert packed is not None and conv._packed is packed
     conv.weight.mul_(2)
     torch.testing.assert_close(conv(x), F.conv2d(x, conv.weight, conv.bias))
+    conv.train().weight.data.mul_(2)  # which PyTorch does not count
+    torch.testing.assert_close(conv.eval()(x), F.conv2d(x, conv.weight, conv.bias))
+    packed = conv._packed
+    assert conv.eval()._packed is packed
     conv.load_state_dict(layer(kernel_size=3).state_dict())
     torch.testing.assert_close(conv(x), F.conv2d(x, conv.weight, conv.bias))
     conv.weight = torch.nn.Parameter(torch.zeros_like(conv.weight), requires_grad=False)
     torch.testing.assert_close(conv(x), conv.bias.view(1, -1, 1, 1).expand(1, 6, 4, 4))
+
+
+def preact(out=32):
+    return PackedPreactConv2d(torch.nn.BatchNorm2d(32), PackedConv2d(32, out, 1))
+
+
+def fused_steps(layer, x):
+    optimizer = torch.optim.AdamW(layer.parameters(), 0.1, fused=True)
+    for _ in range(2):
+        with torch.enable_grad():
+            layer(x).square().mean().backward()
+        optimizer.step()
+
+
+def statistics(layer, x):
+    norms = [module for module in layer.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.train()
+    layer(x * 5 + 3)
+    for norm in norms:
+        norm.eval()
+
+
+def write_data(layer, x):
+    for parameter in layer.parameters():
+        parameter.data.mul_(2)
+    layer.train().eval()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("train", [fused_steps, statistics, write_data])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: PackedConv2d(32, 32, 3, padding=1),
+        lambda: PooledLinear(32, 5),
+        preact,
+        lambda: PackedDenseBlock(
+            [(preact(), PackedConv2d(32, 32, 3, padding=1))],
+            PackedPreactConv2d(torch.nn.BatchNorm2d(64), PackedConv2d(64, 8, 1)),
+        ),
+        lambda: PackedInvertedResidual(
+            PackedConv2d(32, 64, 1), DepthwiseConv2d(64, 3, padding=1), PackedConv2d(64, 8, 1)
+        ),
+    ],
+    ids=["conv", "pooled linear", "preact", "dense block", "inverted residual"],
+)
+def test_what_training_changes_is_packed_anew(make, train):
+    layer, x = make().eval(), torch.randn(2, 32, 9, 9).contiguous(memory_format=torch.channels_last)
+    layer(x)
+    train(layer, x)
+    layer.eval()
+    assert torch.equal(layer(x), copy.deepcopy(layer)(x))
+
+
+@torch.inference_mode()
+def test_weights_that_count_no_changes_are_not_kept_in_packs():
+    conv, x = PackedConv2d(32, 32, 1).eval(), torch.randn(1, 32, 9, 9).contiguous(memory_format=torch.channels_last)
+    conv(x)
+    conv.weight.mul_(2)
+    torch.testing.assert_close(conv(x), F.conv2d(x, conv.weight, conv.bias))
 
 
 def test_new_weights_where_old_ones_lay_are_packed():

@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import operator
 import pickle
 import random
 import sys
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import pytest
@@ -265,6 +267,13 @@ def test_activations_called_as_functions(does, groups):
             [z := y[:, ::2], m.conv(m.conv(y)) + y, z.mean()][1] + z.mean() if (y := m.conv(x)) is not None else x
         ),
         lambda m, x: m.conv(m.conv(p := F.max_pool2d(x, 1))) + p,
+        lambda m, x: operator.iadd(y := m.conv(x), m.conv(y)) + y,
+        lambda m, x: operator.iadd(m.conv(y := m.conv(x)), y) + y,
+        lambda m, x: torch.cat([y := m.conv(x), operator.iadd(y, m.conv(y))], 1),
+        lambda m, x: operator.isub(y := m.conv(x), m.conv(y)) + y,
+        lambda m, x: operator.imul(y := m.conv(x), m.conv(y)) + y,
+        lambda m, x: operator.itruediv(y := m.conv(x), m.conv(y).abs() + 1) + y,
+        lambda m, x: operator.ipow(y := m.conv(x), 2) + y,
     ],
 )
 @pytest.mark.parametrize("groups", [1, 2, 8], ids=["pointwise", "grouped", "depthwise"])
@@ -436,7 +445,9 @@ def test_parts_follow_the_model_but_take_no_weights():
     (
         (lambda m, x, scale=None: m.conv(x) if scale is None else m.conv(x) * scale, "optional argument"),
         (lambda m, x, mode="plain": m.conv(x) if mode is not TWICE else m.conv(x) * 2, "optional argument"),
+        (lambda m, x, scale: m.conv(x) if scale is None else m.conv(x) * scale, "argument, or on one that may be None"),
         (lambda m, x: m.conv(x if isinstance(x, torch.Tensor) else x[0]), "type of what it is given"),
+        (lambda m, x: m.conv(operator.imul(x, 1)), "writes over what it is given"),
         (lambda m, x: setattr(m, "last", m.conv(x)) or m.last, "it sets last in a call"),
         (lambda m, x: m.conv(x) + torch.rand(1) * 0, "draws random numbers"),
         (lambda m, x: m.conv(x) + random.random() * 0, "draws random numbers"),
@@ -449,7 +460,8 @@ def test_code_that_a_graph_would_get_wrong_is_not_traced(does, why, capsys):
     assert torch.equal(before[0], torch.get_rng_state()) and before[1] == random.getstate()
     assert why in capsys.readouterr().out and "last" not in vars(accelerate(model))
     given = [(x,)]
-    if "optional" in why:
+    if "argument" in why:
+        given = [(x,)] if does.__defaults__ else [(x, None)]
         given.append((x, TWICE if "mode" in inspect.signature(does).parameters else torch.full((1,), 5.0)))
     with torch.no_grad():
         for args in given:
@@ -468,6 +480,37 @@ def with_forward(does) -> nn.Module:
     return model.eval()
 
 
+def by_match(m, x):
+    match x:
+        case torch.Tensor():
+            return m.conv(x)
+    return m.conv(x[0]) * 2
+
+
+def is_image(x):
+    return type(x) is torch.Tensor
+
+
+@pytest.mark.parametrize(
+    "does",
+    (
+        by_match,
+        lambda m, x: m.conv(x) if torch.is_tensor(x) else m.conv(x[0]) * 2,
+        lambda m, x: m.conv(x) if type(x) is torch.Tensor else m.conv(x[0]) * 2,
+        lambda m, x: m.conv(x) if is_image(x) else m.conv(x[0]) * 2,
+        lambda m, x: m.conv(x) if x.__class__ is torch.Tensor else m.conv(x[0]) * 2,
+        lambda m, x: m.conv(x[0]) * 2 if isinstance(x, Mapping | Sequence) else m.conv(x),
+        lambda m, x: m.conv(x[0]) * 2 if type(x) in (list, dict) else m.conv(x),
+        lambda m, x: m.conv(x if not isinstance(x, nn.Parameter) else x[0]) if torch.is_tensor(x) else m.conv(x[0]),
+    ),
+)
+def test_code_may_ask_for_types_in_any_way(does):
+    model, x = with_forward(does).double(), image()
+    fast = accelerate(model)
+    for given in (x, [x], {0: x}):
+        assert difference(fast(given), model(given)) < 1e-12
+
+
 def test_code_may_ask_whether_sizes_are_tensors():
     def pad(size):
         return torch.clamp(size % 2, 0) if isinstance(size, torch.Tensor) else size % 2
@@ -480,12 +523,14 @@ def test_code_may_ask_whether_sizes_are_tensors():
     assert isinstance(accelerate(model, image(1, dtype=torch.float32)), torch.fx.GraphModule)
 
 
-def test_an_optional_argument_that_is_only_computed_with_is_traced():
-    model = with_forward(lambda m, x, scale=2.0: m.conv(x) * scale)
+@pytest.mark.parametrize("does", (lambda m, x, scale=2.0: m.conv(x) * scale, lambda m, x, scale: m.conv(x) * scale))
+def test_an_argument_that_is_only_computed_with_is_traced(does):
+    model = with_forward(does)
     fast, x = accelerate(model), image(1, dtype=torch.float32)
     assert isinstance(fast, torch.fx.GraphModule)
+    given = [(x, 3.0)] if does.__defaults__ is None else [(x,), (x, 3.0)]
     with torch.no_grad():
-        assert difference(fast(x), model(x)) < 1e-5 and difference(fast(x, 3.0), model(x, 3.0)) < 1e-5
+        assert all(difference(fast(*args), model(*args)) < 1e-5 for args in given)
 
 
 def test_a_buffer_that_a_call_writes_into_is_written_in_each():
@@ -556,6 +601,15 @@ def test_bfloat16_is_as_close_as_the_model_in_bfloat16():
     fast = accelerate(model, x, dtype=torch.bfloat16)
     assert fast(x).dtype == torch.bfloat16
     assert {p.dtype for p in fast.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("wrap", (lambda x: [x], lambda x: {0: x}, lambda x: (x, None, 2)))
+@pytest.mark.parametrize("by_name", (False, True))
+def test_inputs_of_what_cannot_be_traced_are_cast_too(wrap, by_name):
+    model = with_forward(lambda m, x, **also: m.conv(also.get("y", x)[0]) if x[0].sum() > -1e9 else x)
+    fast, x = accelerate(model, dtype=torch.float64), image(dtype=torch.float32)
+    also = [{"y": wrap(t)} if by_name else {} for t in (x, x.double())]
+    assert difference(copy.deepcopy(fast)(wrap(x), **also[0]), model.double()(wrap(x.double()), **also[1])) < 1e-12
 
 
 @torch.inference_mode()

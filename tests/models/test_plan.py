@@ -354,14 +354,49 @@ def hook_all(fast):
     fast.register_forward_pre_hook(lambda module, args: (args[0] * 3,))
 
 
+def replace_forward(fast):
+    layer = next(m for m in fast.modules() if isinstance(m, nn.Conv2d) and m.groups == 4)
+    layer.forward = lambda x, of=layer: type(of).forward(of, x) * 3
+
+
+def train_fused(fast):
+    fast.requires_grad_()
+    x = image()
+    optimizer = torch.optim.AdamW(fast.parameters(), lr=0.1, fused=True)
+    with torch.enable_grad():
+        sum(y.sum() for y in fast(x).values()).backward()
+    optimizer.step()
+    fast.requires_grad_(False)
+
+
+def write_data(fast):
+    for parameter in fast.parameters():
+        parameter.data.mul_(2)
+    fast.train().eval()
+
+
 def edit_graph(fast):
     (difference,) = fast.graph.find_nodes(op="call_function", target=operator.sub)
     difference.target = operator.add
     fast.recompile()
 
 
+CHANGES = [
+    set_parameter,
+    set_data,
+    write_data,
+    load,
+    train_fused,
+    replace_layer,
+    replace_forward,
+    hook,
+    hook_all,
+    edit_graph,
+]
+
+
 @torch.no_grad()
-@pytest.mark.parametrize("change", [set_parameter, set_data, load, replace_layer, hook, hook_all, edit_graph])
+@pytest.mark.parametrize("change", CHANGES)
 def test_a_changed_network_is_run_as_it_is(change):
     fast, x = parts(), image()
     planned(fast, x)
@@ -394,22 +429,62 @@ def test_training_layers_and_gradients_are_not_planned():
         assert not ran(fast, x)[1] or torch.equal(ran(fast, x)[0]["again"], first)
 
 
-@torch.inference_mode()
-def test_what_depends_on_numbers_is_not_planned():
-    class Picks(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv = nn.Conv2d(3, 8, 1)
+def first(x: torch.Tensor) -> torch.Tensor:
+    """Which image has the largest sum."""
+    return x.sum((1, 2, 3)).argmax()
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            y = self.conv(x)
-            return y * y.amax().item(), y[y > 0]
 
-    model = Picks().eval()
-    fast = accelerate(model)
-    for seed in range(4):
-        x = image(seed=seed)
-        assert all(difference(a, b) < 1e-5 for a, b in zip(fast(x), model(x), strict=True))
+BY_NUMBERS = {
+    "item": lambda m, x: m.conv(x / x.abs().max().item()),
+    "of a complex number": lambda m, x: m.conv(x) * abs(torch.view_as_complex(x.amax((0, 2, 3))[:2]).item()),
+    "equal": lambda m, x: m.conv(x) * (1 + torch.equal(x, x.abs())),
+    "allclose": lambda m, x: m.conv(x) * (1 + torch.allclose(x, x.abs())),
+    "is_nonzero": lambda m, x: m.conv(x) * (1 + torch.is_nonzero(x.mean() > 0)),
+    "clamp": lambda m, x: m.conv(x).clamp(max=x.mean().item()),
+    "index": lambda m, x: m.conv(x)[first(x)],
+    "slice": lambda m, x: m.conv(x)[:, : first(x) + 2],
+    "mask": lambda m, x: (y := m.conv(x))[y > 0],
+    "narrow": lambda m, x: m.conv(x).narrow(0, first(x), 1),
+    "select": lambda m, x: m.conv(x).select(0, first(x)),
+    "roll": lambda m, x: m.conv(x).roll(first(x).item(), 1),
+    "repeat_interleave": lambda m, x: m.conv(x.repeat_interleave(first(x) + 1, 0)) * 2,
+    "one_hot": lambda m, x: m.conv(x.new_ones(1, 3, 1, 1) * F.one_hot(first(x))) * 2,
+    "full": lambda m, x: m.conv(x) + torch.full((1,), x.amax()),
+    "arange": lambda m, x: m.conv(x) * torch.arange(first(x) + 2).sum(),
+    "tensor_split": lambda m, x: torch.tensor_split(m.conv(x), first(x)[None] + 1)[0],
+    "tolist": lambda m, x: m.conv(x) * x.amax().tolist(),
+    "numpy": lambda m, x: m.conv(x) * x.numpy().max().item(),
+}
+
+
+@pytest.mark.parametrize("inference", [False, True])
+@pytest.mark.parametrize("forward", BY_NUMBERS.values(), ids=BY_NUMBERS)
+def test_what_depends_on_numbers_is_not_planned(forward, inference):
+    model = Branch(forward, conv=nn.Conv2d(3, 8, 1)).eval()
+    fast, x = accelerate(model), image(2)
+    with torch.inference_mode(inference), torch.no_grad():
+        for other in (x, x, x, x.flip(0) * 10, x.abs()):
+            assert difference(fast(other), model(other)) < 1e-5
+
+
+@torch.no_grad()
+def test_nested_tensors_between_layers_are_not_planned():
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    model = Branch(
+        lambda m, x: m.encoder(x, src_key_padding_mask=x[..., 0] > 9), encoder=nn.TransformerEncoder(layer, 2)
+    )
+    fast, x = accelerate(model.eval()), torch.randn(2, 6, 16)
+    x[1, 3:, 0] = 10
+    for _ in range(4):
+        assert difference(fast(x), model(x)) < 1e-5
+
+
+@torch.no_grad()
+def test_nested_inputs_are_not_planned():
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU()).eval()
+    fast, x = accelerate(model), torch.nested.nested_tensor([torch.randn(2, 4), torch.randn(3, 4)])
+    for _ in range(4):
+        assert all(map(torch.equal, fast(x).unbind(), model(x).unbind()))
 
 
 class Pair(NamedTuple):
@@ -491,6 +566,17 @@ def test_a_backend_that_is_asked_for_runs_and_is_counted():
     }
 
 
+@torch.inference_mode()
+@pytest.mark.parametrize("change", [load, lambda fast: [p.mul_(2) for p in fast.parameters()]], ids=["load", "write"])
+def test_weights_that_are_changed_in_inference_mode_are_seen(change):
+    model = nn.Sequential(nn.Conv2d(32, 32, 1, bias=False)).eval()
+    fast, x = accelerate(model), torch.randn(1, 32, 9, 9)
+    planned(fast, x)
+    assert ran(fast, x)[1]
+    change(fast)
+    assert difference(fast(x), model(x) * 2) < 1e-5
+
+
 @torch.no_grad()
 def test_new_weights_where_old_ones_lay_are_seen():
     fast, x = accelerate(nn.Sequential(nn.Conv2d(8, 64, 3, bias=False)).eval()), torch.randn(1, 8, 9, 9)
@@ -502,7 +588,7 @@ def test_new_weights_where_old_ones_lay_are_seen():
         assert difference(fast(x), nn.functional.conv2d(x, weight)) < 1e-5
 
 
-@torch.inference_mode()
+@torch.no_grad()
 @pytest.mark.parametrize("make", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["copy", "pickle"])
 def test_copies_plan_for_themselves(make):
     fast, x = parts(), image()
