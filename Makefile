@@ -69,7 +69,7 @@ gpu-resources: $(VENV)/has-test ## Record the registers, shared memory and spill
 # A package of its own in build/sanitize: the kernels in .venv stay as they are.
 sanitize: $(VENV)/has-test ## Run the tests of the ops on CPU kernels that check addresses and undefined behaviour
 	CXXFLAGS="-O1 -fsanitize=address,undefined -fno-sanitize-recover=all" LDFLAGS="-fsanitize=address,undefined" \
-		FASTNETS_BUILD=cpu python setup.py -q build --build-base build/sanitize --build-lib build/sanitize/lib
+		FORCE_CUDA= FASTNETS_BUILD=cpu python setup.py -q build --build-base build/sanitize --build-lib build/sanitize/lib
 	LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
 		PYTHONPATH=build/sanitize/lib pytest -o 'pythonpath=build/sanitize/lib tests/cuda tests/ops' -s -rs -k 'cpu or threads or geometry' tests/ops $(ARGS)
 
@@ -97,7 +97,7 @@ $(HAS_TORCH): constraints.txt | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/has-%: pyproject.toml $(HAS_TORCH)
-	FASTNETS_BUILD=none python -m pip install -q -c $(VENV)/constraints.txt --no-build-isolation -e '.[$*]'
+	FORCE_CUDA= FASTNETS_BUILD=none python -m pip install -q -c $(VENV)/constraints.txt --no-build-isolation -e '.[$*]'
 	@touch $@
 
 $(BUILT): setup.py $(HAS_TORCH) $(shell find csrc -type f)

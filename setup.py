@@ -65,9 +65,20 @@ def compiled():
 
     common = ["-O3", "-std=c++20", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
     common += [flag for path in cpp_extension.include_paths() for flag in ("-isystem", path)]  # silences torch's
-    cxx = [*common, "-g0", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi", *["-Werror"] * WERROR]
+    no_path = f"-ffile-prefix-map={os.getcwd()}/="  # messages name csrc/..., not where it was built
+    cxx = [
+        *common,
+        no_path,
+        "-g0",
+        "-fvisibility=hidden",
+        "-fno-math-errno",
+        "-Wall",
+        "-Wextra",
+        "-Wno-psabi",
+        *["-Werror"] * WERROR,
+    ]
     cxx += shlex.split(os.environ.get("CXXFLAGS", ""))  # the last word is the user's
-    nvcc = [*common, "-DUSE_CUDA", "-Xcompiler=-fvisibility=hidden", *["-Werror=all-warnings"] * WERROR]
+    nvcc = [*common, "-DUSE_CUDA", f"-Xcompiler=-fvisibility=hidden,{no_path}", *["-Werror=all-warnings"] * WERROR]
     extension = partial(
         cpp_extension.CppExtension,
         depends=glob("csrc/**/*.*h", recursive=True),
@@ -98,6 +109,8 @@ def compiled():
 
 if MODE not in ("auto", "none", "cpu", "cuda"):
     sys.exit(f"FASTNETS_BUILD must be auto, none, cpu or cuda, but is {MODE!r}")
+if FORCE_CUDA and MODE in ("none", "cpu"):
+    sys.exit(f"FORCE_CUDA=1 asks for the CUDA kernels, which FASTNETS_BUILD={MODE} leaves out")
 setup(
     packages=[*find_packages(include=["fastnets", "fastnets.*"]), "fastnets.kernels"],
     package_dir={"fastnets": "fastnets", "fastnets.kernels": "kernels"},

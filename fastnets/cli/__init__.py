@@ -9,10 +9,8 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from fastnets import __version__
-from fastnets._backends import named, requested
-from fastnets._tuning import from_environment
-from fastnets.cli import bench, classify, info, models, summary, tune
-from fastnets.cli._terminal import UsageError
+from fastnets.cli import _environment, bench, classify, info, models, summary, tune
+from fastnets.cli._terminal import UsageError, one_line
 
 
 class _Parser(argparse.ArgumentParser):
@@ -29,16 +27,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _check_environment() -> None:
-    try:
-        if backend := requested.get():
-            named(backend, "FASTNETS_BACKEND")
-    except ValueError as error:
-        raise UsageError(str(error)) from None
-    try:
-        from_environment()
-    except (OSError, ValueError) as error:
-        raise UsageError(f"FASTNETS_TUNING: {error}") from None
+def _prepare_streams() -> None:
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the shell
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - until the end
+        # A file name need not be text in the terminal's encoding.
+        getattr(sys, name).reconfigure(errors="backslashreplace")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,28 +42,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after ``fastnets``; None takes them from the command line.
 
     Returns:
-        The exit code: 0, or 1 where a photo failed, 2 for wrong options, 130 after Ctrl-C.
+        The exit code: 0, or 1 where a photo failed or stdout takes no more, 2 for wrong options, 130 after Ctrl-C.
     """
-    for stream in (sys.stdout, sys.stderr):
-        # A file name need not be text in the terminal's encoding.
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    _prepare_streams()
     parser = _parser()
     args = parser.parse_args(argv)
     if args.command is None:
         parser.print_help(sys.stderr)
         return 2
     try:
-        _check_environment()
+        if args.command != "info" and (problem := next(_environment.problems(), None)):
+            raise UsageError(problem)
         code = args.run(args)
         sys.stdout.flush()
+        return code
     except UsageError as error:
         print(f"fastnets {args.command}: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"fastnets {args.command}: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        # The reader has gone. Python flushes stdout once more at exit: let that go nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+    except BrokenPipeError:  # the reader has gone
+        code = 141
+    except OSError as error:
+        print(f"fastnets {args.command}: error: {one_line(error)}", file=sys.stderr)
+        code = 1
+    # Python flushes stdout once more at exit: let that go nowhere.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return code

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import math
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
-from typing import BinaryIO, cast
+from typing import cast
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -40,45 +39,18 @@ class Card:
     top: Sequence[tuple[str, float]]
 
 
-@contextlib.contextmanager
-def output(path: str) -> Iterator[BinaryIO]:
-    """Opens a file that takes its name only once it is complete.
-
-    Args:
-        path: where the PNG goes; what stands there is replaced at the end, or not at all.
+def png(cards: Sequence[Card]) -> bytes:
+    """Draws the sheet, as the content of a PNG.
 
     Raises:
-        UsageError: it cannot be written there.
+        UsageError: it is larger than Pillow or the memory takes.
     """
-    target = Path(path)
-    if target.suffix.lower() != ".png":
-        raise UsageError(f"--save: {printable(path)} must end in .png")
-    if target.is_dir():
-        raise UsageError(f"--save: {printable(path)} is a directory")
-    partial = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        file = partial.open("xb")
-    except OSError as error:
-        raise UsageError(f"--save: {printable(path)} cannot be written: {error.strerror}") from None
-    try:
-        with file:
-            yield file
-        if partial.stat().st_size:
-            partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def save(cards: Sequence[Card], file: BinaryIO) -> None:
-    """Writes the sheet as a PNG.
-
-    Raises:
-        UsageError: the disk does not take it.
-    """
+    file = io.BytesIO()
     try:
         draw(cards).save(file, "PNG")
-    except OSError as error:
-        raise UsageError(f"--save: the sheet cannot be written: {error.strerror or one_line(error)}") from None
+    except (OSError, MemoryError) as error:
+        raise UsageError(f"--save: the sheet cannot be drawn: {one_line(error)}") from None
+    return file.getvalue()
 
 
 def draw(cards: Sequence[Card]) -> Image.Image:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib.resources
 import importlib.util
 import json
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fastnets.cli import _files
 from fastnets.cli._compare import Comparison, Eager, compare, faster_eager
 from fastnets.cli._network import DTYPES, Network
 from fastnets.cli._terminal import Progress, UsageError, note, positive, printable
@@ -76,13 +76,11 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("Pillow is not installed: pip install pillow")
     from fastnets.cli import _sheet
 
-    if args.save and os.path.realpath(args.save) in map(os.path.realpath, args.photos):
-        raise UsageError("--save names one of the photos, which it would overwrite")
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(warnings.catch_warnings())
+    if args.save:
+        _check_place(args.save, args.photos)
+    with warnings.catch_warnings():
         # Pillow warns of damaged EXIF data, and of photos half as large as those it refuses: a good camera's.
         warnings.filterwarnings("ignore", module=r"PIL\.")
-        file = stack.enter_context(_sheet.output(args.save)) if args.save else None
         network = Network(args.model, args.weights, args.device, args.dtype)
         batch = min(args.batch or (1 if args.compare else 8), len(args.photos))
         eager = faster_eager(network, batch) if args.compare else None
@@ -98,13 +96,21 @@ def run(args: argparse.Namespace) -> int:
             if result.photo.thumbnail and not result.photo.error:
                 name = os.path.basename(result.photo.path)
                 cards.append(_sheet.Card(result.photo.thumbnail, name, [(n, p) for _, n, p in result.top]))
-        if file and cards:
-            _sheet.save(cards, file)
     if args.json:
         print(json.dumps({"model": args.model, "backends": network.backends, "photos": entries}, indent=2))
     elif eager:
         _print_backends(args, network, eager)
+    if cards:
+        _files.write("--save", args.save, _sheet.png(cards))
     return int(failed)
+
+
+def _check_place(sheet: str, photos: list[str]) -> None:
+    if os.path.realpath(sheet) in map(os.path.realpath, photos):
+        raise UsageError("--save names one of the photos, which it would overwrite")
+    if not sheet.lower().endswith(".png"):
+        raise UsageError(f"--save: {printable(sheet)} must end in .png")
+    _files.check("--save", sheet)
 
 
 def _classify(args: argparse.Namespace, batch: int, network: Network, eager: Eager | None) -> Iterator[Result]:

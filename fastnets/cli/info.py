@@ -13,6 +13,7 @@ import torch
 import fastnets
 from fastnets._backends import BACKENDS
 from fastnets._tuning import cpu_name, version
+from fastnets.cli._environment import problems
 from fastnets.cli._terminal import one_line
 
 EVIDENCE = os.path.join(os.path.dirname(fastnets.__file__), "gpu_evidence.txt")  # by python -m benchmarks.keep
@@ -89,4 +90,5 @@ def _gpu_evidence() -> list[str]:
 
 
 def _environment() -> list[str]:
-    return [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith(VARIABLES)]
+    variables = [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith(VARIABLES)]
+    return variables + [f"wrong: {problem}" for problem in problems()]

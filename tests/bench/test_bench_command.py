@@ -6,6 +6,7 @@ import copy
 import importlib.util
 import json
 import re
+import resource
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -310,7 +311,44 @@ def test_nothing_in_common(document, tmp_path, capsys):
 
 def test_output_that_cannot_be_written(page, tmp_path, capsys):
     assert main(["bench", "report", str(RUN), "-o", str(tmp_path / "none" / "page.html")]) == 2
-    assert re.fullmatch(r"fastnets bench: error: cannot write .*page\.html: No such file.*\n", capsys.readouterr().err)
+    said = r"fastnets bench: error: --output: .*page\.html cannot be written: No such file or directory\n"
+    assert re.fullmatch(said, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["-o", ""], "--output: the name of the file is empty"),
+        (["-o", "."], "--output: . is a directory, a pipe or a device"),
+        (["-o", "./run.json"], "--output names the run, which it would overwrite"),
+        (["-o", "link.json"], "--output names the run, which it would overwrite"),
+        (["-o", "page.html", "--png", "run.json"], "--png: run.json cannot be made: File exists"),
+    ],
+)
+def test_wrong_output(tmp_path, monkeypatch, capsys, options, message):
+    monkeypatch.chdir(tmp_path)
+    Path("run.json").write_bytes(RUN.read_bytes())
+    Path("link.json").symlink_to("run.json")
+    assert main(["bench", "report", "run.json", *options]) == 2
+    assert capsys.readouterr().err == f"fastnets bench: error: {message}\n"
+    assert Path("run.json").read_bytes() == RUN.read_bytes()
+
+
+@pytest.fixture
+def small_disk():
+    """No file may have more than 1000 bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_page_that_does_not_fit_leaves_the_old_one(page, tmp_path, small_disk, capsys):
+    old = tmp_path / "page.html"
+    old.write_text("an older one")
+    assert main(["bench", "report", str(RUN), "-o", str(old)]) == 2
+    assert capsys.readouterr().err == f"fastnets bench: error: --output: {old} cannot be written: File too large\n"
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["an older one"]
 
 
 def test_without_matplotlib(monkeypatch, capsys, tmp_path):

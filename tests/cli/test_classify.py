@@ -15,7 +15,7 @@ from torch import nn
 Image = pytest.importorskip("PIL.Image")
 
 import fastnets
-from fastnets.cli import _network, classify, main
+from fastnets.cli import _network, _sheet, classify, main
 from fastnets.cli._compare import Eager
 from fastnets.layers import Conv2d
 from fastnets.models import ModelInfo, _registry
@@ -226,7 +226,10 @@ def test_compare_finds_another_answer(run, photo, monkeypatch):
 def test_sheet(run, photo, tmp_path):
     sheet = tmp_path / "sheet.png"
     sheet.write_text("an older one")
-    assert run(photo("red"), photo("blue"), tmp_path / "none.png", "--save", sheet)[0] == 1
+    link = tmp_path / "link.png"
+    link.symlink_to(sheet)
+    assert run(photo("red"), photo("blue"), tmp_path / "none.png", "--save", link)[0] == 1
+    assert link.is_symlink()
     with Image.open(sheet) as image:
         assert image.format == "PNG"
         found = dict(zip(["red", "blue"], ["#ff0000", "#0000ff"], strict=True))
@@ -241,6 +244,20 @@ def test_sheet_without_a_photo_is_not_written(run, tmp_path):
     assert run(tmp_path / "none.png", "--save", sheet)[0] == 1
     assert sheet.read_text() == "an older one"
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("error", [OSError("encoder error -2"), MemoryError()], ids=lambda error: type(error).__name__)
+def test_sheet_that_cannot_be_drawn(run, photo, tmp_path, monkeypatch, error):
+    def fail(cards):
+        raise error
+
+    sheet = tmp_path / "sheet.png"
+    sheet.write_text("an older one")
+    monkeypatch.setattr(_sheet, "draw", fail)
+    code, out, err = run(photo("red"), "--json", "--save", sheet)
+    assert (code, err.count("\n")) == (2, 1) and err.startswith("fastnets classify: error: --save: the sheet cannot")
+    assert json.loads(out)["photos"][0]["top"][0]["class"] == 0
+    assert sheet.read_text() == "an older one"
 
 
 def test_interrupted(run, photo, tmp_path, monkeypatch):

@@ -7,14 +7,14 @@ import os
 import re
 import subprocess
 import sys
-from contextvars import ContextVar
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import fastnets
-from fastnets import cli
-from fastnets.cli import _terminal, info, main
+from fastnets import _tuning
+from fastnets.cli import _environment, _terminal, info, main
 from fastnets.models import _registry
 
 
@@ -109,12 +109,34 @@ def test_info_never_fails(capsys, monkeypatch):
     assert out.count("unknown: OSError: a line\n") == 2
 
 
-@pytest.mark.parametrize("words", [["info"], ["models"], ["summary", "resnet18"], ["classify", "photo.png"]])
-def test_a_backend_that_there_is_not_is_one_line(capsys, monkeypatch, words):
-    monkeypatch.setattr(cli, "requested", ContextVar("requested", default="bogus"))
+WRONG = [
+    ("FASTNETS_BACKEND", "bogus", " must be one of cpu, cuda, triton, reference, but is 'bogus'"),
+    ("FASTNETS_TUNING", "/none.json", ": [Errno 2] No such file or directory: '/none.json'"),
+    ("FASTNETS_CPU_CAPABILITY", "avx9", " must be one of default, avx2, avx512, but is 'avx9'"),
+]
+
+
+@pytest.fixture(params=WRONG, ids=lambda wrong: wrong[0])
+def wrong_variable(request, monkeypatch):
+    """The environment has this variable; returns what is said of it."""
+    name, value, said = request.param
+    monkeypatch.setenv(name, value)
+    monkeypatch.setattr(_tuning.current, "is_given", False)
+    at_import = SimpleNamespace(get=lambda: os.environ.get("FASTNETS_BACKEND"))
+    monkeypatch.setattr(_environment, "requested", at_import)
+    return name + said
+
+
+@pytest.mark.parametrize("words", [["models"], ["summary", "resnet18"], ["classify", "photo.png"]])
+def test_a_wrong_variable_is_one_line(capsys, wrong_variable, words):
     assert main(words) == 2
-    said = "FASTNETS_BACKEND must be one of cpu, cuda, triton, reference, but is 'bogus'"
-    assert capsys.readouterr() == ("", f"fastnets {words[0]}: error: {said}\n")
+    assert capsys.readouterr() == ("", f"fastnets {words[0]}: error: {wrong_variable}\n")
+
+
+def test_info_tells_of_a_wrong_variable(capsys, wrong_variable):
+    assert main(["info"]) == 0
+    out, err = capsys.readouterr()
+    assert err == "" and out.endswith(f" wrong: {wrong_variable}\n")
 
 
 def test_broken_pipe_is_quiet():
@@ -125,6 +147,21 @@ def test_broken_pipe_is_quiet():
     )
     os.close(writer)
     assert (done.returncode, done.stderr) == (141, b"")
+
+
+@pytest.mark.parametrize(
+    ("streams", "code", "err"),
+    [
+        (">&-", 0, ""),
+        ("2>&-", 0, ""),
+        (">&- 2>&-", 0, ""),
+        (">/dev/full", 1, "fastnets info: error: [Errno 28] No space left on device\n"),
+    ],
+)
+def test_streams_that_take_nothing(streams, code, err):
+    command = f"exec '{sys.executable}' -m fastnets info {streams}"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (code, err)
 
 
 class Terminal(io.StringIO):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import fastnets
-from fastnets import _tuner, _tuning
+from fastnets import _tuner
 from fastnets._backends import BACKENDS
 from fastnets.cli import main
 
@@ -70,11 +70,3 @@ def test_errors_are_one_line(capsys, path, words, said):
     error = err.splitlines()[-1]
     assert error.startswith("fastnets tune: error: ")
     assert said in error
-
-
-def test_environment_names_no_table(capsys, path, monkeypatch):
-    monkeypatch.setenv("FASTNETS_TUNING", path)
-    monkeypatch.setattr(_tuning.current, "is_given", False)
-    assert main(["models", "alexnet"]) == 2
-    err = capsys.readouterr().err
-    assert err == f"fastnets models: error: FASTNETS_TUNING: [Errno 2] No such file or directory: '{path}'\n"

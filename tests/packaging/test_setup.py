@@ -51,6 +51,12 @@ def test_unknown_mode_is_refused() -> None:
     assert refusal(FASTNETS_BUILD="gpu") == "FASTNETS_BUILD must be auto, none, cpu or cuda, but is 'gpu'"
 
 
+@pytest.mark.parametrize("mode", ["none", "cpu"])
+def test_cuda_asked_for_and_left_out_is_refused(mode: str) -> None:
+    expected = f"FORCE_CUDA=1 asks for the CUDA kernels, which FASTNETS_BUILD={mode} leaves out"
+    assert refusal(FASTNETS_BUILD=mode, FORCE_CUDA="1", CXX="true") == expected
+
+
 def test_isolated_build_names_the_command_that_works(no_torch: str) -> None:
     expected = 'pip install torch "setuptools>=77" && pip install --no-build-isolation .'
     assert refusal(PYTHONPATH=no_torch).strip() == expected

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 from pathlib import Path
 from typing import Any
 
-from fastnets.cli._terminal import UsageError, one_line
+from fastnets.cli._files import write
+from fastnets.cli._terminal import UsageError, printable
 from fastnets.cli.bench.compare import print_changes
 from fastnets.cli.bench.run_file import read
 
@@ -46,20 +48,22 @@ def _percent(text: str) -> float:
 
 
 def _report(args: argparse.Namespace) -> int:
+    if os.path.realpath(args.output) == os.path.realpath(args.run_file):
+        raise UsageError("--output names the run, which it would overwrite")
     run = read(args.run_file)
     if importlib.util.find_spec("matplotlib") is None:
         raise UsageError("matplotlib is not installed: pip install matplotlib")
     from fastnets.cli.bench import figures, page
 
     drawings = figures.draw(run)
-    try:
-        Path(args.output).write_text(page.page(run, drawings), encoding="utf-8")
-        if args.png:
+    write("--output", args.output, page.page(run, drawings).encode())
+    if args.png:
+        try:
             Path(args.png).mkdir(parents=True, exist_ok=True)
-            for name, drawing in drawings.items():
-                (Path(args.png) / f"{name}.png").write_bytes(drawing.png())
-    except OSError as error:
-        raise UsageError(f"cannot write {error.filename}: {one_line(OSError(error.strerror))}") from None
+        except OSError as error:
+            raise UsageError(f"--png: {printable(args.png)} cannot be made: {error.strerror}") from None
+        for name, drawing in drawings.items():
+            write("--png", os.path.join(args.png, f"{name}.png"), drawing.png())
     return 0
 
 
