@@ -121,6 +121,7 @@ class PrecisionGateConv2d(Packs, Conv2d):
             self.scale = scale = torch.fmax(scale, largest.to(scale.dtype))
         elif input.dim() == 4 and takes(input, weight, threshold, bias, scale, self.activation_bits, self.weight_bits):
             return self._on_packed_weights(input, weight, threshold, bias, scale, padding)
+        self._forget()
         y, density = precision_gate_conv2d(
             input, weight, threshold, bias, self.stride, padding, self.dilation, self.groups,
             activation_bits=self.activation_bits, high_bits=self.high_bits, weight_bits=self.weight_bits,

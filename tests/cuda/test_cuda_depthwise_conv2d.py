@@ -38,8 +38,10 @@ X, W = torch.ones(1, 2, 4, 4), torch.ones(2, 1, 3, 3)
         ((X, W, torch.ones(2, dtype=torch.float64)), "expected bias of the input's type"),
         ((X, W, None, ([0, 1], [1, 1], [1, 1])), "must be positive"),
         ((X, W, None, ([1, 1], [0, 0], [9, 9])), "larger than the padded input"),
-        ((X, W, None, ([2**62, 1], [1, 1], [1, 1])), "under 2\\^30"),
-        ((X, W, None, ([1, 1], [2**40, 1], [1, 1])), "under 2\\^30"),
+        ((X, W, None, ([2**30, 1], [1, 1], [1, 1])), "under 2\\^30"),
+        ((X, W, None, ([1, 1], [2**30, 1], [1, 1])), "under 2\\^30"),
+        ((X, W, None, ([2**62, 1], [1, 1], [1, 1])), "below 2147483648"),
+        ((X, W, None, ([1, 1], [2**40, 1], [1, 1])), "below 2147483648"),
         ((X, W, None, PLAIN, "tanh"), "unknown activation"),
     ],
 )

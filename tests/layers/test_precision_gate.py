@@ -186,6 +186,11 @@ def test_cpu_packed_weights_follow_the_layer(cpu_kernels):
         layer.train().weight.data[3] = -2
         layer.eval()
 
+    def trained_by_a_fused_optimizer():  # which PyTorch does not count
+        with torch.enable_grad():
+            layer(x.to(layer.weight.dtype)).sum().backward()
+        torch.optim.AdamW([layer.weight.requires_grad_()], lr=1.0, fused=True).step()
+
     def other_threshold():
         layer.threshold.add_(1)
 
@@ -195,7 +200,10 @@ def test_cpu_packed_weights_follow_the_layer(cpu_kernels):
     def other_type():
         layer.double()
 
-    changes = changed_weight, new_weight, fewer_bits, trained_by_data, other_threshold, other_scale, other_type
+    changes = (
+        *(changed_weight, new_weight, fewer_bits, trained_by_data, trained_by_a_fused_optimizer),
+        *(other_threshold, other_scale, other_type),
+    )
     for change in changes:
         change()
         x, before = x.to(layer.weight.dtype), y
