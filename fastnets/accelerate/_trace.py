@@ -10,7 +10,7 @@ import operator
 import random
 import sys
 from collections.abc import Iterable, Iterator
-from types import CodeType, FunctionType
+from types import CodeType, FrameType, FunctionType
 from typing import Any
 
 import torch
@@ -105,11 +105,17 @@ class _StandIn(fx.Proxy):
         asking = sys._getframe(1)
         while asking.f_code.co_name == "__instancecheck__" and asking.f_back:  # of an abstract class, of nn.Parameter
             asking = asking.f_back
-        # Setting an attribute asks too, whether it is a parameter.
+        # Setting an attribute asks too, whether it is a parameter; and functions in C ask, before the stand-in answers.
         by_torch = asking.f_globals.get("__name__", "").startswith(("torch.fx.", "torch.nn.modules.module"))
-        if by_torch or _is_size(self.node):
+        by_c = "isinstance" not in asking.f_code.co_names and _is_calling(asking)
+        if by_torch or by_c or _is_size(self.node):
             return _StandIn
         raise CannotTraceError("it asks for the type of what it is given")
+
+
+def _is_calling(frame: FrameType) -> bool:
+    """Whether it is at a call, and not at a ``match`` or at ``__class__``."""
+    return dis.opname[frame.f_code.co_code[frame.f_lasti]].startswith("CALL")
 
 
 def _in_place(name: str) -> Any:

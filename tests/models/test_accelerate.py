@@ -511,6 +511,16 @@ def test_code_may_ask_for_types_in_any_way(does):
         assert difference(fast(given), model(given)) < 1e-12
 
 
+def test_functions_in_c_may_ask():
+    def does(m, x):
+        y = m.conv(x)
+        return F.scaled_dot_product_attention(y, y, y)
+
+    model = with_forward(does).double()
+    fast = accelerate(model, image())
+    assert isinstance(fast, torch.fx.GraphModule) and difference(fast(image()), model(image())) < 1e-12
+
+
 def test_code_may_ask_whether_sizes_are_tensors():
     def pad(size):
         return torch.clamp(size % 2, 0) if isinstance(size, torch.Tensor) else size % 2
