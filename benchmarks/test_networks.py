@@ -115,9 +115,12 @@ def test_other_sizes(race, name, n, size):
 @pytest.mark.parametrize("name", OF_TIMM)
 @pytest.mark.parametrize("n", BATCHES)
 def test_timm(race, name, n):
-    """Networks that are not ours, against eager PyTorch."""
+    """Networks that are not ours."""
     model, x = build_settled(lambda: build_peer(name, "timm")).eval(), torch.randn(n, 3, 224, 224, generator=seeded())
     candidates, exact = eager_and_ours(model, x)
+    candidates |= _peers.runtimes(lambda: _onnx.exported(model, x), {"x": x}, ["onnxruntime", "openvino"])
+    compiled = copy.deepcopy(model).to(memory_format=LAST)
+    candidates["compile"] = _peers.compiled(compiled, x.contiguous(memory_format=LAST))
     race(name, f"batch {n}", candidates, (exact,), **cost(model, x), op="networks of timm")
 
 

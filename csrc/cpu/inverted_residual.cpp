@@ -19,6 +19,21 @@ namespace {
 using inverted::kPanel;
 using inverted::Problem;
 
+// Strips, at least so many, with which the thread that has most to do expands the fewest rows where it is given panels
+// of strips: some rows are needed by two.
+template <typename T>
+int64_t strips_of_panels(const Problem<T>& p, int64_t least, int64_t threads) {
+  const Convolution& g = p.g;
+  int64_t best = least, fewest = INT64_MAX;
+  for (int64_t strips = least; strips <= std::min(g.oh, std::max(least, 2 * threads)); ++strips) {
+    const int64_t rows = ceil_div(g.oh, strips), source = (rows - 1) * g.sh + (g.kh - 1) * g.dh + 1;
+    const int64_t work =
+        ceil_div(g.n * strips * p.hidden_panels(), threads) * (p.expand.w ? std::min(g.h, source) : rows);
+    if (work < fewest) best = strips, fewest = work;
+  }
+  return best;
+}
+
 // Into so many strips that the scratch of each fits the second-level cache; returns whether each is a task, which reads
 // all weights and expands some rows that another does too. Each result is one sum, whatever the cut.
 template <typename T>
@@ -27,15 +42,34 @@ bool cut(Problem<T>& p) {
   const Convolution& g = p.g;
   const int64_t threads = torch::stable::get_num_threads();
   const int64_t bytes = sizeof(T) * (g.h * g.w * (p.expand.in + kPanel) + g.oh * g.ow * g.c);
-  const int64_t weights = sizeof(T) * g.c * (p.expand.in + p.project.out);
+  const int64_t weights = sizeof(T) * g.c * (p.expand.in + p.project.out + 2 * p.squeeze.out);
   const int64_t strips = std::clamp<int64_t>(ceil_div(bytes, kScratch), 1, g.oh);
   const bool once = !p.expand.w || g.n * strips >= 2 * threads || threads == 1;  // little is expanded twice
-  const bool alone = weights <= kFew || (weights <= kMany && once);
+  const int64_t few = std::clamp<int64_t>(sizeof(T) * g.h * g.w * kPanel / kScratch, 1, g.oh);   // of a panel alone
+  const bool in_turn = !p.squeeze.w || threads == 1 || g.n % threads == 0 || g.n > 4 * threads;  // images are
+  const bool alone = in_turn && (weights <= kFew || (weights <= kMany && once));
   if (!alone)
-    p.strips = std::clamp<int64_t>(2 * threads / (g.n * p.hidden_panels()), 1, g.oh);
+    p.strips = strips_of_panels(p, few, threads);
+  else if (p.squeeze.w)
+    p.strips = few;
   else
     p.strips = g.n >= threads ? strips : std::min(g.oh, ceil_div(strips, threads) * threads);
   return alone;
+}
+
+// Scales hidden channels, of whose rows there are sums.
+template <typename T>
+void excite(Problem<T> p, const Tensor& x, const float* sums, const pointwise::Pixels<T>& hidden) {
+  const int64_t n = p.g.n, c = p.g.c, few = p.squeeze.out;
+  const StepScratch means(x, n * c), squeezed(x, n * few);
+  p.squeeze.x = {means.data<T>(), c}, p.squeeze.y = {squeezed.data<T>(), few};
+  pointwise::run(n * p.hidden_panels(), n * p.row_sums(),
+                 [p, sums, to = means.data<T>(), kernel = FASTNETS_FOR_THIS_CPU_AND(T, inverted::means)](
+                     int64_t begin, int64_t end) { kernel(p, sums, to, begin, end); });
+  pointwise::run(p.squeeze, n, FASTNETS_FOR_THIS_CPU_AND(T, pointwise::multiply_tasks));
+  pointwise::run(n * p.excite.panels(), n * c * (few + p.g.oh * p.g.ow),
+                 [p, hidden, from = squeezed.data<T>(), kernel = FASTNETS_FOR_THIS_CPU_AND(T, inverted::excite_panels)](
+                     int64_t begin, int64_t end) { kernel(p, from, hidden, begin, end); });
 }
 
 template <typename T>
@@ -43,31 +77,54 @@ void run(Problem<T>& p, const Tensor& x) {
   const Convolution& g = p.g;
   const int64_t pixels = g.n * g.oh * g.ow;
   const int64_t first = g.n * g.h * g.w * (p.expand.w ? p.expand.in * g.c : 0) + pixels * g.kh * g.kw * g.c;
-  if (cut(p))
-    return pointwise::run(p.units(), first + pixels * g.c * p.project.out,
-                          [p, kernel = FASTNETS_FOR_THIS_CPU_AND(T, inverted::units)](int64_t begin, int64_t end) {
-                            kernel(p, begin, end);
-                          });
+  if (cut(p)) {
+    const auto all =
+        p.squeeze.w ? FASTNETS_FOR_THIS_CPU_AND(T, inverted::images) : FASTNETS_FOR_THIS_CPU_AND(T, inverted::units);
+    return pointwise::run(p.squeeze.w ? g.n : p.units(), first + pixels * g.c * p.project.out,
+                          [p, all](int64_t begin, int64_t end) { all(p, begin, end); });
+  }
   const StepScratch hidden(x, pixels * p.hidden_pixel());
+  std::optional<StepScratch> held;
+  if (p.squeeze.w) held.emplace(x, g.n * p.row_sums(), aoti_torch_dtype_float32());
+  float* const sums = held ? held->data<float>() : nullptr;
   const pointwise::Pixels<T> to = p.hidden(hidden.data<T>(), pixels);
   p.project.x = {to.data, to.pixel, to.panel};
   pointwise::run(p.units() * p.hidden_panels(), first,
-                 [p, to, kernel = FASTNETS_FOR_THIS_CPU_AND(T, inverted::hidden_panels)](int64_t begin, int64_t end) {
-                   kernel(p, to, begin, end);
-                 });
+                 [p, to, sums, kernel = FASTNETS_FOR_THIS_CPU_AND(T, inverted::hidden_panels)](
+                     int64_t begin, int64_t end) { kernel(p, to, sums, begin, end); });
+  if (sums) excite(p, x, sums, to);
   pointwise::run(p.project, pixels, FASTNETS_FOR_THIS_CPU_AND(T, pointwise::multiply_tasks));
+}
+
+// Squeeze and excitation, whose tensors are weights and a bias to fewer numbers, and to as many scales as `project`
+// takes channels, in bfloat16 with an odd one that only fills a pair.
+template <typename T>
+void take_squeeze(Problem<T>& p, const std::vector<Tensor>& tensors, const std::optional<Text>& activation, bool hard) {
+  using namespace pointwise;
+  if (tensors.empty()) return;
+  STD_TORCH_CHECK(tensors.size() == 4, "expected two weights with a bias each for squeeze and excitation");
+  p.squeeze.in = p.excite.out = tensors[3].numel();
+  p.squeeze.out = p.excite.in = tensors[1].numel();
+  STD_TORCH_CHECK(ceil_div(p.excite.out, kTogether<T>) * kTogether<T> == p.project.in,
+                  "expected as many scales as channels that the last convolution takes");
+  p.squeeze.w = check_panels<T>(tensors[0], p.squeeze.in, p.squeeze.out);
+  p.squeeze.bias = check_bias(tensors[1], p.squeeze.out), p.squeeze.activation = parse_activation(activation);
+  p.excite.w = check_panels<T>(tensors[2], p.excite.in, p.excite.out);
+  p.excite.bias = check_bias(tensors[3], p.excite.out), p.hard = hard;
+  p.excite.activation = hard ? Activation::kNone : Activation::kSigmoid;
 }
 
 // Of x in channels_last: project(depthwise(expand(x))) + residual, each with bias and activation. Weights are in panels
 // as inverted_residual.h says; hidden channels, of which `hidden` is a multiple of 16, may end in zeros, which
-// `project` need not take; `into` and `channel` are as in pointwise_conv2d.
+// `project` need not take; `into` and `channel` are as in pointwise_conv2d; `squeeze` are the tensors of take_squeeze.
 Tensor inverted_residual(const Tensor& x, const std::optional<Tensor>& expand, const std::optional<Tensor>& expand_bias,
                          const std::optional<Text>& expand_activation, const Tensor& depthwise, int64_t hidden,
                          const std::vector<int64_t>& kernel, const std::vector<int64_t>& stride,
                          const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation,
                          const std::optional<Text>& activation, const Tensor& project,
                          const std::optional<Tensor>& project_bias, int64_t out, const std::optional<Tensor>& residual,
-                         const std::optional<Text>& project_activation, const std::optional<Tensor>& into,
+                         const std::optional<Text>& project_activation, const std::vector<Tensor>& squeeze,
+                         const std::optional<Text>& squeeze_activation, bool hard, const std::optional<Tensor>& into,
                          int64_t channel) {
   using namespace pointwise;
   return with_type(x, [&](auto type) {
@@ -88,6 +145,7 @@ Tensor inverted_residual(const Tensor& x, const std::optional<Tensor>& expand, c
     p.project.activation = parse_activation(project_activation);
     p.project.y = y.pixels, p.project.residual = check_residual<T>(residual, size);
     p.project.streams = streams(size);
+    take_squeeze(p, squeeze, squeeze_activation, hard);
     if (size.n * size.c * size.h * size.w > 0) run(p, x);
     return y.images;
   });

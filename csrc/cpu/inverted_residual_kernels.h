@@ -6,6 +6,9 @@
 // fits the second-level cache and there are strips enough; else a panel of a strip, and, when all of those are done, a
 // panel of results: then no row is expanded twice and threads share the weights between them. Memory sees x read once,
 // twice where it is the residual, and y written once; the weights come from the second or the third-level cache.
+//
+// With squeeze and excitation, the rows of hidden channels are summed as soon as they are written, into 4 bytes a row
+// and channel, and scaled where they lie: a task is then all steps of an image, or each of them is its own.
 #include "pointwise_conv2d_multiply.h"
 // Above and below: what this is written with.
 #include "depthwise_conv2d_columns.h"
@@ -28,10 +31,24 @@ int64_t expanded(const Problem<T>& p) {
   return rows * p.g.w * kPanel;
 }
 
-// A panel of hidden channels of a unit, in `scratch` if they have to be expanded, convolved into y from its first
-// pixel.
+// The sums of at most kPanel channels, of which kLanes are whole, over the pixels of a row.
 template <typename T>
-void hidden_panel(const Problem<T>& p, int64_t unit, int64_t panel, T* scratch, Pixels<T> y) {
+void sum_row(const T* x, int64_t pixels, int64_t pixel, int64_t channels, float* sums) {
+  constexpr int L = pointwise::L, kChains = 4;
+  for (int64_t c = 0; c < channels; c += L) {
+    Vec<float, L> sum[kChains] = {};
+    int64_t i = 0;
+    for (; i + kChains <= pixels; i += kChains)
+      for (int chain = 0; chain < kChains; ++chain) sum[chain] += load<T, L>(x + (i + chain) * pixel + c);
+    for (; i < pixels; ++i) sum[0] += load<T, L>(x + i * pixel + c);
+    store<float, L>(sums + c, (sum[0] + sum[1]) + (sum[2] + sum[3]));
+  }
+}
+
+// A panel of hidden channels of a unit, in `scratch` if they have to be expanded, convolved into y from its first
+// pixel; the sums of its rows go into those of the image, if there are any.
+template <typename T>
+void hidden_panel(const Problem<T>& p, int64_t unit, int64_t panel, T* scratch, Pixels<T> y, float* sums) {
   const Convolution& g = p.g;
   const int64_t image = unit / p.strips, taps = g.kh * g.kw;
   const Range rows = p.rows(unit), source = p.source_rows(rows);
@@ -61,7 +78,55 @@ void hidden_panel(const Problem<T>& p, int64_t unit, int64_t panel, T* scratch, 
     }
     row.out = y.data + panel * y.panel + (r - rows.begin) * g.ow * y.pixel;
     channels_last::columns<T, pointwise::L>(row, set);
+    if (sums) sum_row(row.out, g.ow, y.pixel, row.channels, sums + r * g.c + panel * kPanel);
   }
+}
+
+// The means of a panel's channels over an image.
+template <typename T>
+void mean_panel(const Problem<T>& p, int64_t panel, const float* sums, T* means) {
+  constexpr int L = pointwise::L;
+  const int64_t end = std::min(p.g.c, (panel + 1) * kPanel);
+  for (int64_t c = panel * kPanel; c < end; c += L) {
+    Vec<float, L> sum{};
+    for (int64_t r = 0; r < p.g.oh; ++r) sum += load<float, L>(sums + r * p.g.c + c);
+    store<T, L>(means + c, sum / static_cast<float>(p.g.oh * p.g.ow));
+  }
+}
+
+// Scales a panel of an image's hidden channels, which begin at its first pixel.
+template <typename T>
+void excite_panel(const Problem<T>& p, int64_t panel, const T* squeezed, Pixels<T> hidden) {
+  constexpr int L = pointwise::L;
+  alignas(64) T scales[kPanel];
+  fastnets::pointwise::ProblemOf<T> excite = p.excite;
+  excite.x.data = squeezed, excite.y = {scales, 0, 0};
+  pointwise::multiply(excite, {0, 1}, panel);
+  const int64_t channels = std::min(kPanel, excite.out - panel * kPanel);
+  for (int64_t c = 0; c < channels; c += L) {
+    Vec<float, L> scale = load_first<T, L>(scales + c, channels - c);
+    if (p.hard) scale = clamp<float, L>(scale + 3.0f, 0.0f, 6.0f) * (1.0f / 6.0f);
+    T* x = hidden.data + panel * hidden.panel + c;
+    for (int64_t i = 0; i < p.g.oh * p.g.ow; ++i, x += hidden.pixel)
+      store_first<T, L>(x, load_first<T, L>(x, channels - c) * scale, channels - c);
+  }
+}
+
+template <typename T>
+Pixels<T> from_pixel(Pixels<T> all, int64_t pixel) {
+  all.data += pixel * all.pixel;
+  return all;
+}
+
+// Multiplies hidden channels into pixels of the result from `first` on.
+template <typename T>
+void project(const Problem<T>& p, const Pixels<T>& hidden, int64_t first, int64_t pixels) {
+  fastnets::pointwise::ProblemOf<T> project = p.project;
+  project.x = {hidden.data, hidden.pixel, hidden.panel};
+  project.y.data += first * project.y.pixel;
+  if (project.residual.data) project.residual.data += first * project.residual.pixel;
+  const auto tasks = tasks_of(project, pixels);
+  pointwise::multiply_tasks(project, tasks, 0, tasks.count());
 }
 
 // Units with all their steps.
@@ -75,25 +140,58 @@ void units(const Problem<T>& p, int64_t begin, int64_t end) {
     const int64_t pixels = (rows.end - rows.begin) * p.g.ow;
     const int64_t first = (unit / p.strips * p.g.oh + rows.begin) * p.g.ow;
     const Pixels<T> to = p.hidden(hidden.data, pixels);
-    for (int64_t panel = 0; panel < p.hidden_panels(); ++panel) hidden_panel(p, unit, panel, scratch.data, to);
-    fastnets::pointwise::ProblemOf<T> project = p.project;
-    project.x = {to.data, to.pixel, to.panel};
-    project.y.data += first * project.y.pixel;
-    if (project.residual.data) project.residual.data += first * project.residual.pixel;
-    const auto tasks = tasks_of(project, pixels);
-    pointwise::multiply_tasks(project, tasks, 0, tasks.count());
+    for (int64_t panel = 0; panel < p.hidden_panels(); ++panel) hidden_panel(p, unit, panel, scratch.data, to, nullptr);
+    project(p, to, first, pixels);
   }
 }
 
-// Panels of hidden channels of units, unit by unit, into `hidden`, which project reads.
+// Images with all their steps, where hidden channels are scaled.
 template <typename T>
-void hidden_panels(const Problem<T>& p, const Pixels<T>& hidden, int64_t begin, int64_t end) {
+void images(const Problem<T>& p, int64_t begin, int64_t end) {
+  const int64_t pixels = p.g.oh * p.g.ow;
+  const Scratch<T> scratch(expanded(p)), hidden(pixels * p.hidden_pixel()), means(p.g.c), squeezed(p.squeeze.out);
+  const Scratch<float> sums(p.row_sums());
+  const Pixels<T> to = p.hidden(hidden.data, pixels);
+  fastnets::pointwise::ProblemOf<T> squeeze = p.squeeze;
+  squeeze.x.data = means.data, squeeze.y.data = squeezed.data;
+  for (int64_t image = begin; image < end; ++image) {
+    for (int64_t unit = image * p.strips; unit < (image + 1) * p.strips; ++unit)
+      for (int64_t panel = 0; panel < p.hidden_panels(); ++panel)
+        hidden_panel(p, unit, panel, scratch.data, from_pixel(to, p.rows(unit).begin * p.g.ow), sums.data);
+    for (int64_t panel = 0; panel < p.hidden_panels(); ++panel) mean_panel(p, panel, sums.data, means.data);
+    for (int64_t panel = 0; panel < squeeze.panels(); ++panel) pointwise::multiply(squeeze, {0, 1}, panel);
+    for (int64_t panel = 0; panel < p.excite.panels(); ++panel) excite_panel(p, panel, squeezed.data, to);
+    project(p, to, image * pixels, pixels);
+  }
+}
+
+// Panels of hidden channels of units, unit by unit, into `hidden`, which project reads, and the sums of their rows.
+template <typename T>
+void hidden_panels(const Problem<T>& p, const Pixels<T>& hidden, float* sums, int64_t begin, int64_t end) {
   const Scratch<T> scratch(expanded(p));
   for (int64_t task = begin; task < end; ++task) {
-    const int64_t unit = task / p.hidden_panels();
-    const int64_t first = (unit / p.strips * p.g.oh + p.rows(unit).begin) * p.g.ow;
+    const int64_t unit = task / p.hidden_panels(), image = unit / p.strips;
     hidden_panel(p, unit, task % p.hidden_panels(), scratch.data,
-                 {hidden.data + first * hidden.pixel, hidden.pixel, hidden.panel});
+                 from_pixel(hidden, (image * p.g.oh + p.rows(unit).begin) * p.g.ow),
+                 sums ? sums + image * p.row_sums() : nullptr);
+  }
+}
+
+// Means of panels of channels, image by image.
+template <typename T>
+void means(const Problem<T>& p, const float* sums, T* to, int64_t begin, int64_t end) {
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t image = task / p.hidden_panels();
+    mean_panel(p, task % p.hidden_panels(), sums + image * p.row_sums(), to + image * p.g.c);
+  }
+}
+
+// Scales panels of hidden channels, panel by panel, whose weights all images take.
+template <typename T>
+void excite_panels(const Problem<T>& p, const T* squeezed, const Pixels<T>& hidden, int64_t begin, int64_t end) {
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t image = task % p.g.n;
+    excite_panel(p, task / p.g.n, squeezed + image * p.squeeze.out, from_pixel(hidden, image * p.g.oh * p.g.ow));
   }
 }
 

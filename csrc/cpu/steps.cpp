@@ -136,10 +136,10 @@ Tensor result(const Tensor& like, const Four& size, bool channels_last) {
   return place;
 }
 
-StepScratch::StepScratch(const Tensor& like, int64_t count) {
+StepScratch::StepScratch(const Tensor& like, int64_t count, int32_t dtype) {
   Steps* const steps = written_down();
   if (steps) {
-    const auto fits = [&](const Tensor& t) { return t.numel() >= count && t.scalar_type() == like.scalar_type(); };
+    const auto fits = [&](const Tensor& t) { return t.numel() >= count && dtype_of(t) == dtype; };
     const auto found = std::find_if(steps->free.begin(), steps->free.end(), fits);
     if (found != steps->free.end()) {
       numbers_ = *found;
@@ -147,7 +147,7 @@ StepScratch::StepScratch(const Tensor& like, int64_t count) {
       return;
     }
   }
-  numbers_ = empty(like, count);
+  numbers_ = empty_strided(like, {count}, {1}, dtype);
   if (steps) steps->held.push_back(*numbers_);
 }
 

@@ -50,10 +50,11 @@ void run_step(int64_t tasks, int64_t grain, const F& kernel) {
 // Of an op: the place that was given for it to the steps, or new memory.
 Tensor result(const Tensor& like, const Four& size, bool channels_last);
 
-// Uninitialised numbers for an op, which later steps may use as well, of the type and on the device of `like`.
+// Uninitialised numbers for an op, which later steps may use as well, on the device of `like`, of its type or another.
 class StepScratch {
  public:
-  StepScratch(const Tensor& like, int64_t count);
+  StepScratch(const Tensor& like, int64_t count) : StepScratch(like, count, dtype_of(like)) {}
+  StepScratch(const Tensor& like, int64_t count, int32_t dtype);
   StepScratch(const StepScratch&) = delete;
   ~StepScratch();
   template <typename T>

@@ -43,6 +43,30 @@ def calls(node: Any, *names: str) -> bool:
     return node.target in names or any(node.target is getattr(torch, name, None) for name in names)
 
 
+def mean_of(node: fx.Node) -> dict[str, Any]:
+    """The arguments of a node that calls ``mean``, by name."""
+    return dict(zip(("dim", "keepdim"), node.args[1:], strict=False)) | node.kwargs
+
+
+def is_mean(node: fx.Node, *, keeps: bool) -> bool:
+    """Whether the node takes the mean over all pixels, which become one or, unless it ``keeps`` them, none."""
+    if not calls(node, "mean"):
+        return False
+    names = mean_of(node)
+    dims: Any = names.pop("dim", ())
+    kept = names.pop("keepdim", False)
+    return not names and kept is keeps and dims in ([2, 3], (2, 3), [-2, -1], (-2, -1))
+
+
+def pools_all(network: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether the node makes one pixel of an image, the mean of all."""
+    module = module_of(network, node)
+    if type(module) is nn.AdaptiveAvgPool2d:
+        return module.output_size in (1, (1, 1))
+    is_function = node.target is F.adaptive_avg_pool2d and node.args[1:] in ((1,), ((1, 1),)) and not node.kwargs
+    return is_function or is_mean(node, keeps=True)
+
+
 def concatenated(node: fx.Node) -> tuple[fx.Node, ...]:
     """What a node concatenates along the channels; of other nodes, nothing."""
     if not calls(node, "cat") or not isinstance(node.args[0], tuple | list):

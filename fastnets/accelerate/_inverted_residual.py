@@ -1,4 +1,4 @@
-"""Pointwise, depthwise and pointwise convolutions that follow one another, as one layer."""
+"""Pointwise, depthwise and pointwise convolutions that follow one another, maybe with squeeze and excitation, as one."""
 
 from __future__ import annotations
 
@@ -8,31 +8,32 @@ from torch import fx
 
 from fastnets.accelerate._graph import module_of, were
 from fastnets.accelerate._memory import is_written
-from fastnets.layers import DepthwiseConv2d, PackedConv2d, PackedInvertedResidual
+from fastnets.layers import DepthwiseConv2d, PackedConv2d, PackedInvertedResidual, PackedSqueezeExcitation
 from fastnets.layers.packed_inverted_residual import is_block
 
 
 def fuse_inverted_residuals(network: fx.GraphModule) -> None:
-    """Replaces [pointwise,] depthwise, pointwise, where nothing else uses what is between them."""
+    """Replaces [pointwise,] depthwise[, squeeze], pointwise, where nothing else uses what is between them."""
     for project in list(network.graph.nodes):
         if type(module_of(network, project)) is not PackedConv2d:
             continue
-        depthwise = _made_only_for(project)
-        conv = module_of(network, depthwise)
-        if (
-            depthwise is None
-            or type(conv) is not DepthwiseConv2d
-            or not is_block(None, conv, module_of(network, project))
-        ):
+        squeeze = depthwise = _made_only_for(project)
+        if type(module_of(network, squeeze)) is PackedSqueezeExcitation:
+            assert squeeze is not None
+            depthwise = _made_only_for(squeeze)
+        else:
+            squeeze = None
+        conv, last = module_of(network, depthwise), (module_of(network, project), module_of(network, squeeze))
+        if depthwise is None or type(conv) is not DepthwiseConv2d or not is_block(None, conv, *last):
             continue
         expand = _made_only_for(depthwise)
         if expand is not None:
-            follows = is_block(module_of(network, expand), conv, module_of(network, project))
+            follows = is_block(module_of(network, expand), conv, *last)
             expand = expand if follows and not is_written(expand.all_input_nodes[0], expand, project) else None
         if expand is None and is_written(depthwise.all_input_nodes[0], depthwise, project):
             continue
-        parts = [n for n in (expand, depthwise, project) if n is not None]
-        layers: Any = [None] * (3 - len(parts)) + [module_of(network, n) for n in parts]
+        parts = [n for n in (expand, depthwise, squeeze, project) if n is not None]
+        layers: Any = module_of(network, expand), conv, *last
         name = f"inverted_residuals.{project.name}"
         network.add_submodule(name, PackedInvertedResidual(*layers).eval())
         project.meta = {"were": [name for n in parts for name in were(network, n)]}

@@ -18,6 +18,7 @@ from fastnets.layers import (
     PackedInvertedResidual,
     PackedMaxPool2d,
     PackedPreactConv2d,
+    PackedSqueezeExcitation,
 )
 from fastnets.layers.activation import activation_name
 
@@ -26,6 +27,7 @@ _MODULES = (
     *(conv._ConvNd, nn.Linear, batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.Upsample),
     *(pooling._MaxPoolNd, pooling._AvgPoolNd, pooling._AdaptiveAvgPoolNd, pooling._AdaptiveMaxPoolNd),
     *(PackedAvgPool2d, PackedMaxPool2d, PackedPreactConv2d, PackedDenseBlock, PackedInvertedResidual),
+    PackedSqueezeExcitation,
 )
 _NAMES = (
     *("add", "sub", "mul", "truediv", "div", "pow", "neg", "exp", "sqrt", "clamp", "cat", "stack", "clone", "size"),

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch.nn.functional as F
 from torch import fx, nn
 
-from fastnets.accelerate._graph import calls, module_of
+from fastnets.accelerate._graph import calls, is_mean, mean_of, module_of, pools_all
 from fastnets.accelerate._memory import is_written
 from fastnets.layers import PooledLinear
 
@@ -37,38 +36,19 @@ def _steps(network: fx.GraphModule, linear: fx.Node) -> list[fx.Node] | None:
     last: Any = linear.args[0]
     if list(last.users) != [linear]:
         return None
-    if _is_mean(last, keeps=False):
+    if is_mean(last, keeps=False):
         return [last]
     if not _flattens(last, module_of(network, last)):
         return None
     pool: Any = last.args[0]
     pools = isinstance(pool, fx.Node) and list(pool.users) == [last]
-    return [last, pool] if pools and (_pools(pool, module_of(network, pool)) or _is_mean(pool, keeps=True)) else None
-
-
-def _is_mean(node: fx.Node, *, keeps: bool) -> bool:
-    if not calls(node, "mean"):
-        return False
-    names = _of_mean(node)
-    dims: Any = names.pop("dim", ())
-    kept = names.pop("keepdim", False)
-    return not names and kept is keeps and dims in ([2, 3], (2, 3), [-2, -1], (-2, -1))
-
-
-def _of_mean(node: fx.Node) -> dict[str, Any]:
-    return dict(zip(("dim", "keepdim"), node.args[1:], strict=False)) | node.kwargs
+    return [last, pool] if pools and pools_all(network, pool) else None
 
 
 def _dims(pool: fx.Node) -> tuple[int, int]:
     """Those that a node takes the mean over."""
-    first, last = _of_mean(pool)["dim"] if calls(pool, "mean") else (-2, -1)
+    first, last = mean_of(pool)["dim"] if calls(pool, "mean") else (-2, -1)
     return first, last
-
-
-def _pools(node: fx.Node, module: nn.Module | None) -> bool:
-    if type(module) is nn.AdaptiveAvgPool2d:
-        return module.output_size in (1, (1, 1))
-    return node.target is F.adaptive_avg_pool2d and node.args[1:] in ((1,), ((1, 1),)) and not node.kwargs
 
 
 def _flattens(node: fx.Node, module: nn.Module | None) -> bool:

@@ -20,6 +20,7 @@ from fastnets.accelerate._pools import replace_pools
 from fastnets.accelerate._preact import fuse_preactivations
 from fastnets.accelerate._shared_relu import share_relus
 from fastnets.accelerate._shuffle import fuse_shuffles
+from fastnets.accelerate._squeeze_excitation import fuse_squeeze_excitations
 from fastnets.accelerate._table import Table
 from fastnets.accelerate._tell import tell
 from fastnets.layers import Conv2d, DepthwiseConv2d, GroupedConv2d, PackedConv2d
@@ -34,6 +35,7 @@ def rewrite(network: fx.GraphModule, name: str, table: Table, dtype: torch.dtype
     _fuse_additions(network)
     _add_in_place(network)
     fuse_shuffles(network)
+    fuse_squeeze_excitations(network)
     fuse_inverted_residuals(network)
     fuse_preactivations(network)
     fuse_dense_blocks(network)

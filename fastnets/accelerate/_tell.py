@@ -18,6 +18,7 @@ from fastnets.layers import (
     PackedDenseBlock,
     PackedMaxPool2d,
     PackedPreactConv2d,
+    PackedSqueezeExcitation,
     PooledLinear,
 )
 from fastnets.ops._packed import TYPES
@@ -72,8 +73,11 @@ def _rows(module: Any, with_residual: bool, dtype: torch.dtype | None) -> list[t
         return rows if module.transition is None else [*rows, _preact(module.transition, dtype)]
     if isinstance(module, PackedPreactConv2d):
         return [_preact(module, dtype)]
+    if isinstance(module, PackedSqueezeExcitation):
+        return [_convolution(conv, False, dtype) for conv in (module.squeeze, module.excite)]
     together = "fastnets inverted_residual" if _is_in(TYPES, module.project, dtype) else ""
-    convs = [conv for conv in (module.expand, module.depthwise, module.project) if conv is not None]
+    squeeze = module.squeeze and (module.squeeze.squeeze, module.squeeze.excite)
+    convs = [conv for conv in (module.expand, module.depthwise, *(squeeze or ()), module.project) if conv is not None]
     rows = [_convolution(conv, with_residual and conv is module.project, dtype) for conv in convs]
     return [(together or runs, note) for runs, note in rows]
 

@@ -1,4 +1,4 @@
-"""The inverted residual for inference: three convolutions in one pass, the wide tensor between them in the caches."""
+"""The inverted residual for inference: all its layers in one pass, the wide tensor between them in the caches."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fastnets.layers.conv import DepthwiseConv2d
 from fastnets.layers.packed_conv import PackedConv2d
+from fastnets.layers.packed_squeeze_excitation import PackedSqueezeExcitation
 from fastnets.ops._convolution import output_size
 from fastnets.ops._packed import (
     LANES,
@@ -27,25 +28,28 @@ from fastnets.ops._packed import (
 class PackedInvertedResidual(Packs, nn.Module):
     """Applies a pointwise, a depthwise and a pointwise convolution, and adds a residual, in one pass.
 
-    Each has its bias and its activation; the first may be missing. Where the compiled kernels do not take the input
-    (another layout than channels_last, another type than float32 and bfloat16 on a CPU, float16 and bfloat16 on a GPU,
-    gradients, tracing), the three layers run in turn.
+    Each has its bias and its activation; the first may be missing. Squeeze and excitation may scale what the last one
+    takes. Where the compiled kernels do not take the input (another layout than channels_last, another type than float32
+    and bfloat16 on a CPU, float16 and bfloat16 without squeeze and excitation on a GPU, gradients, tracing), the layers
+    run in turn.
 
     Args:
         expand: the first pointwise convolution, or None.
         depthwise: the depthwise convolution of its results, with one kernel for each.
         project: the second pointwise convolution.
+        squeeze: squeeze and excitation of the results of ``depthwise``, or None.
 
     Returns:
         (from a call with input (n, c, h, w) and, if any, residual (n, o, h', w'), whose memory may become the result's)
-        project(depthwise(expand(input))) + residual, with the activation of ``project`` last, (n, o, h', w').
+        project(squeeze(depthwise(expand(input)))) + residual, with the activation of ``project`` last, (n, o, h', w').
 
     Raises:
         ValueError: the layers are not of these kinds, or do not follow one another.
         RuntimeError: (from a call) as ``torch.nn.Conv2d``.
 
-    Paper: M. Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks", 2018,
-    https://arxiv.org/abs/1801.04381
+    Papers: M. Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks", 2018,
+    https://arxiv.org/abs/1801.04381; with squeeze and excitation M. Tan, Q. Le, "EfficientNet: Rethinking Model Scaling
+    for Convolutional Neural Networks", 2019, https://arxiv.org/abs/1905.11946
 
     Example:
         >>> import torch
@@ -56,27 +60,37 @@ class PackedInvertedResidual(Packs, nn.Module):
         torch.Size([1, 8, 5, 5])
     """
 
-    def __init__(self, expand: PackedConv2d | None, depthwise: DepthwiseConv2d, project: PackedConv2d) -> None:
+    def __init__(
+        self,
+        expand: PackedConv2d | None,
+        depthwise: DepthwiseConv2d,
+        project: PackedConv2d,
+        squeeze: PackedSqueezeExcitation | None = None,
+    ) -> None:
         super().__init__()
-        if not is_block(expand, depthwise, project):
+        if not is_block(expand, depthwise, project, squeeze):
             raise ValueError(
                 "expected a pointwise, a depthwise and a pointwise convolution, the depthwise one with padding of zeros "
-                f"by number and one kernel a channel, but got {expand}, {depthwise}, {project}"
+                "by number and one kernel a channel, and squeeze and excitation of its channels or None, but got "
+                f"{expand}, {depthwise}, {project}, {squeeze}"
             )
         self.expand = expand
         self.depthwise = depthwise
         self.project = project
+        self.squeeze = squeeze
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         # Each look-up of a parameter or a layer costs a module 0.3 µs: they are looked up once.
-        expand, conv, project = self.expand, self.depthwise, self.project
+        expand, conv, project, squeeze = self.expand, self.depthwise, self.project, self.squeeze
         first = () if expand is None else (expand.weight, expand.bias)
-        weights = conv.weight, conv.bias, project.weight, project.bias, *first
-        kernel = _kernel(expand, conv, input) if self._takes_packs(input, residual, *weights) else None
+        scales = () if squeeze is None else squeeze.weights()
+        weights = conv.weight, conv.bias, project.weight, project.bias, *first, *scales
+        kernel = _kernel(expand, conv, squeeze, input) if self._takes_packs(input, residual, *weights) else None
         if kernel is None or not _takes(expand, conv, project, input, residual):
-            return project(conv(input if expand is None else expand(input)), residual)
+            y = conv(input if expand is None else expand(input))
+            return project(y if squeeze is None else squeeze(y), residual)
         packed = self._pack(kernel, lambda: self._panels(kernel == "cpu"), *weights)
-        panels, hidden_bias, kernels, results, bias = packed
+        panels, hidden_bias, kernels, results, bias, squeezing = packed
         return inverted_residual.run(
             input,
             panels,
@@ -94,17 +108,22 @@ class PackedInvertedResidual(Packs, nn.Module):
             project.out_channels,
             residual,
             project.activation,
+            *squeezing,
         )
 
-    def _panels(self, cpu: bool) -> tuple[Tensor | None, ...]:
-        """Weights and bias of the first convolution, of the second, of the third; hidden channels padded."""
+    def _panels(self, cpu: bool) -> tuple[Any, ...]:
+        """Weights and bias of the first convolution, of the second, of the third; hidden channels padded.
+
+        Last the op's arguments for squeeze and excitation.
+        """
         expand, conv, project = self.expand, self.depthwise, self.project
         pack = pack_for_cpu if cpu else lambda weight, bias: (pack_panels(weight), bias)
         first = (None, None) if expand is None else pack(_pad(expand.weight), _pad(expand.bias))
         taps = pack_depthwise(_pad(conv.weight), _pad(conv.bias))
         # On a CPU the last convolution leaves out the channels that only fill a vector.
         last = pack(project.weight if cpu else _pad(project.weight, 1), project.bias)
-        return *first, taps.float() if cpu else taps, *last
+        squeezing = ([], None, False) if self.squeeze is None else self.squeeze.packed()
+        return *first, taps.float() if cpu else taps, *last, squeezing
 
 
 def _pad(t: Any, dim: int = 0) -> Any:
@@ -112,12 +131,13 @@ def _pad(t: Any, dim: int = 0) -> Any:
     return None if t is None else F.pad(t.detach(), (0, 0) * (t.dim() - 1 - dim) + (0, -t.shape[dim] % LANES))
 
 
-def _kernel(expand: Any, conv: Any, input: Tensor) -> str | None:
+def _kernel(expand: Any, conv: Any, squeeze: Any, input: Tensor) -> str | None:
     """The backend that has a kernel for an input of this device, type and layout."""
     if compiled_kernels(input, conv.weight):
         return "cpu"
     on_cuda = cuda_kernels(input) and input.dtype == conv.weight.dtype and input.numel() > 0
-    if on_cuda and not not_on_cuda(input, expand is not None, conv.kernel_size, conv.stride, conv.dilation):
+    geometry = conv.kernel_size, conv.stride, conv.dilation
+    if on_cuda and not not_on_cuda(input, expand is not None, squeeze is not None, *geometry):
         return "cuda"
     return None
 
@@ -133,12 +153,17 @@ def _takes(expand: Any, conv: Any, project: Any, input: Tensor, residual: Tensor
     return fits and residual.is_contiguous(memory_format=torch.channels_last)
 
 
-def is_block(expand: Any, depthwise: Any, project: Any) -> bool:
-    """Whether the layers are a pointwise, a depthwise and a pointwise convolution that follow one another."""
+def is_block(expand: Any, depthwise: Any, project: Any, squeeze: Any = None) -> bool:
+    """Whether the layers are a pointwise, a depthwise and a pointwise convolution that follow one another.
+
+    Between the last two there may be squeeze and excitation.
+    """
     if type(depthwise) is not DepthwiseConv2d or type(project) is not PackedConv2d or not project.is_pointwise():
         return False
     simple = depthwise.padding_mode == "zeros" and not isinstance(depthwise.padding, str)
     simple = simple and depthwise.in_channels == depthwise.out_channels == project.in_channels
+    if squeeze is not None:
+        simple = simple and type(squeeze) is PackedSqueezeExcitation and squeeze.channels == depthwise.out_channels
     if expand is None:
         return simple
     follows = type(expand) is PackedConv2d and expand.out_channels == depthwise.in_channels

@@ -196,15 +196,15 @@ inverted_residual = packed_op(
     "inverted_residual(Tensor x, Tensor? expand, Tensor? expand_bias, str? expand_activation, "
     "Tensor depthwise, int hidden, int[2] kernel, int[2] stride, int[2] padding, int[2] dilation, str? activation, "
     "Tensor project, Tensor? project_bias, int out, Tensor? residual, str? project_activation, "
-    "Tensor? into=None, int channel=0) -> Tensor"
+    "Tensor[] squeeze, str? squeeze_activation, bool hard, Tensor? into=None, int channel=0) -> Tensor"
 )
 
 
 def not_on_cuda(
-    x: Tensor, expands: bool, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
+    x: Tensor, expands: bool, squeezes: bool, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
 ) -> list[str]:
     """Why the CUDA kernel of an inverted residual does not take an input and a depthwise convolution."""
-    reasons = []
+    reasons = ["its kernel has no squeeze and excitation"] if squeezes else []
     if x.dtype not in (torch.float16, torch.bfloat16):
         reasons.append(f"its kernel takes float16 and bfloat16, not {x.dtype}")
     if x.dim() != 4 or not x.is_contiguous(memory_format=torch.channels_last):
@@ -222,7 +222,7 @@ def not_on_cuda(
 inverted_residual.native(
     "cuda",
     lambda x, expand, _, __, ___, hidden, kernel, stride, padding, dilation, *rest: not_on_cuda(
-        x, expand is not None, kernel, stride, dilation
+        x, expand is not None, len(rest[6]) > 0, kernel, stride, dilation
     ),
 )
 direct_conv2d = packed_op(
@@ -306,6 +306,9 @@ def _inverted_residual(
     out: int,
     residual: Tensor | None,
     project_activation: str | None,
+    squeeze: Sequence[Tensor],
+    squeeze_activation: str | None,
+    hard: bool,
     into: Tensor | None = None,
     channel: int = 0,
 ) -> Tensor:
@@ -314,6 +317,14 @@ def _inverted_residual(
     weight = taps[:, :-1].view(hidden, 1, *kernel)
     y = ACTIVATIONS[activation](F.conv2d(y, weight, taps[:, -1], stride, padding, dilation, hidden))
     y = y[:, : unpack_panels(project, out, hidden).shape[1]]  # those that only fill a vector may be left out
+    if squeeze:
+        first, first_bias, last, last_bias = squeeze
+        few = _pointwise_conv2d(
+            y.mean((2, 3), keepdim=True), first, len(first_bias), first_bias, None, squeeze_activation
+        )
+        scale = _pointwise_conv2d(few, last, len(last_bias), last_bias, None, None)
+        scale = F.hardsigmoid(scale) if hard else scale.sigmoid()
+        y = y * F.pad(scale, (0, 0) * 2 + (0, y.shape[1] - len(last_bias)))  # an odd one fills a pair
     return _pointwise_conv2d(y, project, out, project_bias, residual, project_activation, into, channel)
 
 

@@ -7,9 +7,10 @@ import pickle
 
 import pytest
 import torch
+from torch import nn
 
 import fastnets
-from fastnets.layers import DepthwiseConv2d, PackedConv2d, PackedInvertedResidual
+from fastnets.layers import DepthwiseConv2d, PackedConv2d, PackedInvertedResidual, PackedSqueezeExcitation
 
 
 def parts(**geometry):
@@ -18,8 +19,19 @@ def parts(**geometry):
     return PackedConv2d(4, 20, 1, activation="relu6"), middle, PackedConv2d(20, 4, 1)
 
 
-def layer():
-    return PackedInvertedResidual(*parts()).eval().requires_grad_(False)
+def squeeze_excitation():
+    squeeze, excite = PackedConv2d(20, 6, 1, activation="silu"), PackedConv2d(6, 20, 1, activation="sigmoid")
+    return PackedSqueezeExcitation(squeeze, excite)
+
+
+def layer(squeezes):
+    squeeze = (squeeze_excitation(),) if squeezes else ()
+    return PackedInvertedResidual(*parts(), *squeeze).eval().requires_grad_(False)
+
+
+@pytest.fixture(params=[False, True], ids=["plain", "squeezed"])
+def block(request):
+    return layer(request.param)
 
 
 def image(*size):
@@ -27,55 +39,56 @@ def image(*size):
 
 
 def in_turn(block, x, residual=None):
-    return block.project(block.depthwise(block.expand(x)), residual)
+    y = block.depthwise(block.expand(x))
+    return block.project(y if block.squeeze is None else block.squeeze(y), residual)
 
 
-def test_the_kernel_and_the_three_layers_agree():
-    block, x = layer(), image(2, 4, 6, 7)
+def test_the_kernel_and_the_layers_agree(block):
+    x = image(2, 4, 6, 7)
     torch.testing.assert_close(block(x, x), in_turn(block, x, x.clone(memory_format=torch.preserve_format)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=str)
-def test_other_types_run_the_three_layers(dtype):
-    block, x = layer().to(dtype), image(2, 4, 6, 7).to(dtype)
+def test_other_types_run_the_layers_in_turn(block, dtype):
+    block, x = block.to(dtype), image(2, 4, 6, 7).to(dtype)
     fastnets.backend_report(reset=True)
     assert torch.equal(block(x), in_turn(block, x))
     assert "inverted_residual" not in fastnets.backend_report(reset=True)
 
 
-def test_another_layout_is_kept():
-    block, x = layer(), image(2, 4, 6, 7).contiguous()
+def test_another_layout_is_kept(block):
+    x = image(2, 4, 6, 7).contiguous()
     assert block(x).is_contiguous()
     torch.testing.assert_close(block(x), in_turn(block, x))
 
 
-def test_gradients_run_the_three_layers():
-    block, x = layer(), image(2, 4, 6, 7).requires_grad_()
+def test_gradients_run_the_layers_in_turn(block):
+    x = image(2, 4, 6, 7).requires_grad_()
     block(x).sum().backward()
     assert x.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("name", [n for n, _ in layer().named_parameters()])
+@pytest.mark.parametrize("name", [n for n, _ in layer(True).named_parameters()])
 def test_a_gradient_of_any_parameter_is_computed(name):
-    block, x = layer(), image(1, 4, 6, 7)
+    block, x = layer(True), image(1, 4, 6, 7)
     parameter = block.get_parameter(name).requires_grad_()
     block(x).sum().backward()
     assert parameter.grad is not None
 
 
-def test_it_compiles_and_exports():
-    block, x = layer(), image(2, 4, 6, 7)
+def test_it_compiles_and_exports(block):
+    x = image(2, 4, 6, 7)
     torch.testing.assert_close(torch.compile(block, fullgraph=True, backend="aot_eager")(x), block(x))
     torch.testing.assert_close(torch.export.export(block, (x,)).module()(x), block(x))
 
 
-def test_no_images_give_none():
-    assert layer()(image(0, 4, 6, 7)).shape == (0, 4, 6, 7)
+def test_no_images_give_none(block):
+    assert block(image(0, 4, 6, 7)).shape == (0, 4, 6, 7)
 
 
-def test_wrong_channels_raise_as_a_convolution_does():
+def test_wrong_channels_raise_as_a_convolution_does(block):
     with pytest.raises(RuntimeError, match="channels"):
-        layer()(image(1, 5, 6, 7))
+        block(image(1, 5, 6, 7))
 
 
 def test_an_image_smaller_than_the_kernel_raises():
@@ -84,8 +97,8 @@ def test_an_image_smaller_than_the_kernel_raises():
         block(image(1, 4, 2, 2))
 
 
-def test_what_is_packed_follows_the_weights():
-    block, x = layer(), image(1, 4, 6, 7)
+def test_what_is_packed_follows_the_weights(block):
+    x = image(1, 4, 6, 7)
     block(x)
     packed = block._packed
     block(x)
@@ -95,10 +108,10 @@ def test_what_is_packed_follows_the_weights():
         torch.testing.assert_close(block(x), in_turn(block, x))
 
 
-def test_packed_weights_are_in_no_state_and_no_copy():
-    block, x = layer(), image(1, 4, 6, 7)
+def test_packed_weights_are_in_no_state_and_no_copy(block):
+    x = image(1, 4, 6, 7)
     y = block(x)
-    assert len(block.state_dict()) == 6
+    assert len(block.state_dict()) == (6 if block.squeeze is None else 10)
     for other in (copy.deepcopy(block), pickle.loads(pickle.dumps(block))):
         assert other._packed is None
         assert torch.equal(other(x), y)
@@ -116,3 +129,7 @@ def test_layers_that_do_not_follow_one_another_are_refused():
     for layers in strange:
         with pytest.raises(ValueError, match="expected a pointwise, a depthwise and a pointwise"):
             PackedInvertedResidual(*layers)
+    with pytest.raises(ValueError, match="squeeze and excitation of its channels"):
+        PackedInvertedResidual(*parts()[:2], PackedConv2d(20, 4, 1), nn.Identity())
+    with pytest.raises(ValueError, match="squeeze and excitation of its channels"):
+        PackedInvertedResidual(None, DepthwiseConv2d(16, 3), PackedConv2d(16, 4, 1), squeeze_excitation())

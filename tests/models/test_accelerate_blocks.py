@@ -16,6 +16,7 @@ from fastnets.layers import (
     PackedInvertedResidual,
     PackedMaxPool2d,
     PackedPreactConv2d,
+    PackedSqueezeExcitation,
     PooledLinear,
 )
 
@@ -109,6 +110,82 @@ def test_the_source_of_a_block_is_not_written_over_before_it_is_read():
         return m.project(m.deep(wide)) + z
 
     check(Branch(does, **block(one=nn.Conv2d(8, 8, 1), two=nn.Conv2d(8, 8, 1))), PackedInvertedResidual, 1)
+
+
+def gated(m, x, scale):
+    return m.project((y := m.deep(m.expand(x))) * scale(m, y))
+
+
+def mean(m, y):
+    return m.excite(m.squeeze(y.mean((2, 3), keepdim=True)))
+
+
+SCALES = {
+    "mean": lambda m, x: gated(m, x, lambda m, y: mean(m, y).sigmoid()),
+    "module": lambda m, x: gated(m, x, lambda m, y: m.gate(m.excite(m.squeeze(m.pool(y))))),
+    "function": lambda m, x: gated(m, x, lambda m, y: torch.sigmoid(m.excite(m.squeeze(F.adaptive_avg_pool2d(y, 1))))),
+    "hard": lambda m, x: gated(m, x, lambda m, y: F.hardsigmoid(mean(m, y))),
+    "hard module": lambda m, x: gated(m, x, lambda m, y: m.hard(mean(m, y))),
+    "scale first": lambda m, x: m.project(torch.sigmoid(mean(m, y := m.deep(m.expand(x)))) * y),
+    "residual": lambda m, x: gated(m, x, lambda m, y: mean(m, y).sigmoid()) + x,
+    "torch.mul": lambda m, x: m.project(torch.mul(y := m.deep(m.expand(x)), m.gate(mean(m, y)))),
+}
+
+
+def squeezing(**more):
+    few = nn.Sequential(nn.Conv2d(24, 6, 1), nn.SiLU())
+    ends = {"gate": nn.Sigmoid(), "hard": nn.Hardsigmoid(), "pool": nn.AdaptiveAvgPool2d(1)}
+    return block(squeeze=few, excite=nn.Conv2d(6, 24, 1), **ends, **more)
+
+
+@pytest.mark.parametrize("does", SCALES.values(), ids=SCALES)
+def test_blocks_take_squeeze_and_excitation_in(does):
+    fast = check(Branch(does, **squeezing()), PackedInvertedResidual, 1)
+    assert next(m for m in fast.modules() if isinstance(m, PackedInvertedResidual)).squeeze is not None
+
+
+def test_squeeze_and_excitation_of_something_else_is_one_layer():
+    does = lambda m, x: m.wide((y := m.expand(x)) * mean(m, y).sigmoid())
+    check(Branch(does, **squeezing(wide=nn.Conv2d(24, 8, 3))), PackedSqueezeExcitation, 1)
+
+
+def written_between(m, x):
+    scale = mean(m, y := m.deep(m.expand(x))).sigmoid()
+    y.add_(1)
+    return m.project(y * scale)
+
+
+@pytest.mark.parametrize(
+    "does",
+    [
+        lambda m, x: gated(m, x, lambda m, y: torch.tanh(mean(m, y))),
+        lambda m, x: gated(m, x, lambda m, y: F.relu(mean(m, y))),
+        lambda m, x: gated(m, x, lambda m, y: mean(m, y)),
+        lambda m, x: gated(m, x, lambda m, y: mean(m, y + 1).sigmoid()),
+        lambda m, x: gated(m, x, lambda m, y: m.excite(m.squeeze(y)).sigmoid()),
+        lambda m, x: gated(
+            m, x, lambda m, y: m.excite(m.squeeze(y.mean((1, 2), keepdim=True).expand(y.shape))).sigmoid()
+        ),
+        lambda m, x: gated(m, x, lambda m, y: (s := mean(m, y).sigmoid()) + 0 * s.sum()),
+        lambda m, x: m.project((y := m.deep(m.expand(x))) * (s := mean(m, y).sigmoid())) * s.mean(),
+        lambda m, x: gated(m, x, lambda m, y: F.hardsigmoid(mean(m, y).sigmoid())),
+        written_between,
+    ],
+    ids=[
+        "tanh",
+        "relu",
+        "none",
+        "of another",
+        "not pooled",
+        "pooled over channels",
+        "added to",
+        "used twice",
+        "two",
+        "written",
+    ],
+)
+def test_what_is_no_squeeze_and_excitation_stays(does):
+    check(Branch(does, **squeezing()), PackedSqueezeExcitation, 0)
 
 
 ENDS = {

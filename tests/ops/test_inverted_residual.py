@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,7 +12,7 @@ from edges import check_at_once, check_refuses, check_thread_counts
 
 import fastnets
 from fastnets._backends import requested
-from fastnets.layers import DepthwiseConv2d, PackedConv2d, PackedInvertedResidual
+from fastnets.layers import DepthwiseConv2d, PackedConv2d, PackedInvertedResidual, PackedSqueezeExcitation
 from fastnets.ops._activation import ACTIVATIONS
 from fastnets.ops._packed import inverted_residual
 
@@ -29,11 +31,24 @@ def block(c, hidden, o, activations=("relu", "relu6", None), expand=True, bias=T
     return layer
 
 
+def squeezed(c, hidden, o, few, hard=False, activations=("silu", "silu", None), **geometry):
+    """A block with squeeze and excitation, of numbers that are not whole: its gates are not."""
+    plain = block(c, hidden, o, activations, **geometry)
+    excite = PackedConv2d(few, hidden, 1, activation=None if hard else "sigmoid")
+    squeeze = PackedSqueezeExcitation(PackedConv2d(hidden, few, 1, activation="relu"), excite, hard)
+    layer = PackedInvertedResidual(plain.expand, plain.depthwise, plain.project, squeeze).eval().requires_grad_(False)
+    for p in layer.parameters():
+        p.copy_(torch.randn(p.shape) * p[0].numel() ** -0.5)
+    return layer
+
+
 def exactly(layer, x, residual=None):
     y = x.double()
     for conv in (layer.expand, layer.depthwise, layer.project):
         if conv is None:
             continue
+        if conv is layer.project and layer.squeeze is not None:
+            y = copy.deepcopy(layer.squeeze).double()(y)
         if conv is layer.depthwise:
             where = conv.stride, conv.padding, conv.dilation, conv.groups
         else:
@@ -152,10 +167,72 @@ def test_cpu_an_infinity_that_activations_take_leaves_no_nan(cpu_kernels, hidden
     check_in(dtype, layer, x)
 
 
+# ---- squeeze and excitation ----
+
+
+def check_squeezed(layer, n, c, o, size, dtype):
+    """In float32 as exact as its sums; in bfloat16 judged by what its layers lose in turn."""
+    layer = layer.to(dtype)
+    conv = layer.depthwise
+    x = torch.randn(n, c, *size).to(dtype).contiguous(memory_format=LAST)
+    sizes = F.conv2d(x[:1, :1].float(), conv.weight[:1].float(), None, conv.stride, conv.padding).shape[2:]
+    residual = torch.randn(n, o, *sizes).to(dtype).contiguous(memory_format=LAST)
+    got, exact = on_kernel(layer, x, residual), exactly(layer, x, residual)
+    if dtype == torch.float32:
+        assert (got - exact).abs().max() < 1e-6 * exact.abs().max()
+        return
+    with fastnets.use_backend("reference"):
+        in_turn = layer.project(layer.squeeze(conv(x if layer.expand is None else layer.expand(x))), residual)
+    assert (got - exact).norm() <= 1.05 * (in_turn - exact).norm()
+
+
+# Hidden channels and the few around the lanes and the panels; one image, images for one thread each, too few for that.
+@cpu_types
+@pytest.mark.parametrize("hard", (False, True))
+@pytest.mark.parametrize("n", (1, 3, 4))
+@pytest.mark.parametrize("few", (1, 17, 40))
+@pytest.mark.parametrize("hidden", (1, 16, 17, 48, 70, 257))
+def test_cpu_squeeze(walled_cpu_kernels, hidden, few, n, hard, dtype):
+    check_squeezed(squeezed(5, hidden, 17, few, hard), n, 5, 17, (5, 7), dtype)
+
+
+# Without the first convolution; strips of wide maps; weights beyond what a thread keeps to itself.
+@cpu_types
+@pytest.mark.parametrize("n", (1, 2))
+@pytest.mark.parametrize(
+    ("c", "hidden", "o", "size", "geometry"),
+    (
+        (48, 48, 20, (9, 11), {"expand": False}),
+        (32, 32, 16, (112, 112), {"expand": False, "stride": 2}),
+        (3, 80, 24, (150, 151), {"kernel_size": 5, "padding": 2}),
+        (200, 600, 200, (7, 7), {"kernel_size": 5, "padding": 2}),
+        (8, 96, 24, (57, 59), {"stride": 2}),
+    ),
+    ids=str,
+)
+def test_cpu_squeeze_geometries(walled_cpu_kernels, c, hidden, o, size, geometry, n, dtype):
+    check_squeezed(squeezed(c, hidden, o, 24, **geometry), n, c, o, size, dtype)
+
+
+def test_cpu_squeeze_sees_each_image_alone(cpu_kernels):
+    layer, x = squeezed(8, 40, 8, 4), torch.randn(4, 8, 9, 9).contiguous(memory_format=LAST)
+    assert torch.equal(layer(x), torch.cat([layer(image[None].contiguous(memory_format=LAST)) for image in x]))
+
+
+@pytest.mark.parametrize("wrong", range(4))
+def test_cpu_wrong_squeeze_raises(cpu_kernels, wrong):
+    layer = squeezed(4, 32, 6, 8)
+    good = arguments(layer, *(whole(1, c, 5, 5).contiguous(memory_format=LAST) for c in (4, 6)))
+    others = [t[1:].contiguous() if i == wrong else t for i, t in enumerate(good[16])]
+    check_refuses(torch.ops.fastnets_cpu.inverted_residual.default, good, 16, others)
+    check_refuses(torch.ops.fastnets_cpu.inverted_residual.default, good, 16, good[16][:3])
+
+
 @pytest.mark.parametrize("size", (7, 40))
-def test_threads_do_not_change_a_bit(cpu_kernels, size):
-    layer, x = block(16, 96, 40), torch.randn(1, 16, size, size).contiguous(memory_format=LAST)
-    check_thread_counts(lambda: [layer(x)])
+@pytest.mark.parametrize("make", (block, lambda *channels: squeezed(*channels, 12)), ids=("plain", "squeezed"))
+def test_threads_do_not_change_a_bit(cpu_kernels, make, size):
+    layer, x = make(16, 144, 40), torch.randn(4, 16, size, size).contiguous(memory_format=LAST)
+    check_thread_counts(lambda: [layer(x), layer(x[:1])])
 
 
 def test_threads_that_call_at_once(cpu_kernels):
@@ -165,12 +242,12 @@ def test_threads_that_call_at_once(cpu_kernels):
 
 
 def arguments(layer, x, residual=None):
-    panels, bias, kernels, results, last_bias = layer._panels(requested.get() == "cpu")
+    panels, bias, kernels, results, last_bias, squeezing = layer._panels(requested.get() == "cpu")
     conv, project = layer.depthwise, layer.project
     geometry = conv.kernel_size, conv.stride, conv.padding, conv.dilation
     hidden = -(-conv.in_channels // 16) * 16
     first = x, panels, bias, layer.expand.activation, kernels, hidden, *geometry, conv.activation
-    return *first, results, last_bias, project.out_channels, residual, project.activation
+    return *first, results, last_bias, project.out_channels, residual, project.activation, *squeezing
 
 
 WRONG = "expand", "bias", "depthwise", "hidden", "project", "residual"
@@ -325,7 +402,7 @@ def test_results_in_channels(backend, dtype, o, first):
     y = inverted_residual.run(*given, into, first)
     assert torch.equal(y[:, first : first + o], inverted_residual.run(*given))
     assert y[:, :first].isnan().all() and y[:, first + o :].isnan().all()
-    check_refuses(inverted_residual.run, (*given, into, first), 19, 40)
+    check_refuses(inverted_residual.run, (*given, into, first), 20, 40)
 
 
 @on_cuda
@@ -351,17 +428,20 @@ def test_the_same_bits_again(backend):
         ({"dilation": 2}, torch.bfloat16, "without dilation"),
         ({"c": 385}, torch.bfloat16, "expands at most 384 channels, not 385"),
         ({"format": torch.contiguous_format}, torch.bfloat16, "takes images in channels_last"),
+        ({"squeeze": True}, torch.bfloat16, "has no squeeze and excitation"),
     ),
     ids=str,
 )
 def test_reasons_why_not(backend, of, dtype, reason):
     c, layout = of.get("c", 4), of.get("format", LAST)
-    layer = block(c, 32, 6, **{k: v for k, v in of.items() if k not in ("c", "format")}).to(dtype)
+    geometry = {k: v for k, v in of.items() if k not in ("c", "format", "squeeze")}
+    layer = (squeezed(c, 32, 6, 8) if "squeeze" in of else block(c, 32, 6, **geometry)).to(dtype)
     x = whole(2, c, 8, 8).to(dtype).contiguous(memory_format=layout)
     with pytest.raises(RuntimeError, match=f"cannot run on backend 'cuda': .*{reason}"):
         inverted_residual.run(*arguments(layer, x))
     fastnets.backend_report(reset=True)
-    in_turn = layer.project(layer.depthwise(layer.expand(x)))
+    y = layer.depthwise(layer.expand(x))
+    in_turn = layer.project(y if layer.squeeze is None else layer.squeeze(y))
     assert torch.equal(layer(x), in_turn) and "inverted_residual" not in fastnets.backend_report()
 
 

@@ -42,7 +42,8 @@ def whole_inputs(op, o):
         return weights(2, 24 + 16), xs, 2, pack_panels(weights(o, 24)), o, None, None
     depthwise = pack_depthwise(weights(48, 1, 3, 3), weights(48)), 48, (3, 3), (1, 1), (1, 1), (1, 1), "relu6"
     expand = pack_panels(weights(48, 8)), weights(48), "relu"
-    return image(2, 8, 7, 5), *expand, *depthwise, pack_panels(weights(o, 48)), weights(o), o, image(2, o, 7, 5), None
+    project = pack_panels(weights(o, 48)), weights(o), o, image(2, o, 7, 5), None
+    return image(2, 8, 7, 5), *expand, *depthwise, *project, [], None, False
 
 
 def kernel(op):
