@@ -19,42 +19,52 @@ namespace {
 using inverted::kPanel;
 using inverted::Problem;
 
-// Strips, at least so many, with which the thread that has most to do expands the fewest rows where it is given panels
-// of strips: some rows are needed by two.
+// About how many rows of a panel the thread that has most to do expands, given `each` panels of a strip to a task. Rows
+// that two strips need are expanded twice.
+template <typename T>
+double work(const Problem<T>& p, int64_t strips, int64_t each, int64_t threads) {
+  int64_t rows = p.expand.w ? 0 : p.g.oh;
+  for (int64_t strip = 0; p.expand.w && strip < strips; ++strip) {
+    const Range source = p.source_rows(share(p.g.oh, strip, strips));
+    rows += source.end - source.begin;
+  }
+  const int64_t tasks = ceil_div(p.g.n * strips * p.hidden_panels() / each, threads);
+  return static_cast<double>(tasks * each * rows) / static_cast<double>(strips);
+}
+
+// The strips, `least` or more of them, with which that is least where a task is one panel.
 template <typename T>
 int64_t strips_of_panels(const Problem<T>& p, int64_t least, int64_t threads) {
-  const Convolution& g = p.g;
-  int64_t best = least, fewest = INT64_MAX;
-  for (int64_t strips = least; strips <= std::min(g.oh, std::max(least, 2 * threads)); ++strips) {
-    const int64_t rows = ceil_div(g.oh, strips), source = (rows - 1) * g.sh + (g.kh - 1) * g.dh + 1;
-    const int64_t work =
-        ceil_div(g.n * strips * p.hidden_panels(), threads) * (p.expand.w ? std::min(g.h, source) : rows);
-    if (work < fewest) best = strips, fewest = work;
-  }
+  int64_t best = least;
+  for (int64_t strips = least + 1; strips <= std::min(p.g.oh, 2 * threads); ++strips)
+    if (work(p, strips, 1, threads) < work(p, best, 1, threads)) best = strips;
   return best;
 }
 
 // Into so many strips that the scratch of each fits the second-level cache; returns whether each is a task, which reads
-// all weights and expands some rows that another does too. Each result is one sum, whatever the cut.
+// all weights, and with squeeze and excitation whether an image is. Each result is one sum, whatever the cut.
 template <typename T>
 bool cut(Problem<T>& p) {
   constexpr int64_t kScratch = 640 << 10, kFew = 768 << 10, kMany = 1 << 20;  // the last two: of weights
   const Convolution& g = p.g;
-  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t threads = torch::stable::get_num_threads(), panels = p.hidden_panels();
   const int64_t bytes = sizeof(T) * (g.h * g.w * (p.expand.in + kPanel) + g.oh * g.ow * g.c);
   const int64_t weights = sizeof(T) * g.c * (p.expand.in + p.project.out + 2 * p.squeeze.out);
-  const int64_t strips = std::clamp<int64_t>(ceil_div(bytes, kScratch), 1, g.oh);
-  const bool once = !p.expand.w || g.n * strips >= 2 * threads || threads == 1;  // little is expanded twice
-  const int64_t few = std::clamp<int64_t>(sizeof(T) * g.h * g.w * kPanel / kScratch, 1, g.oh);   // of a panel alone
-  const bool in_turn = !p.squeeze.w || threads == 1 || g.n % threads == 0 || g.n > 4 * threads;  // images are
-  const bool alone = in_turn && (weights <= kFew || (weights <= kMany && once));
-  if (!alone)
-    p.strips = strips_of_panels(p, few, threads);
-  else if (p.squeeze.w)
-    p.strips = few;
-  else
-    p.strips = g.n >= threads ? strips : std::min(g.oh, ceil_div(strips, threads) * threads);
-  return alone;
+  const int64_t of_panel = std::clamp<int64_t>(sizeof(T) * g.h * g.w * kPanel / kScratch, 1, g.oh);
+  const int64_t shared = strips_of_panels(p, of_panel, threads);
+  int64_t alone = std::clamp<int64_t>(ceil_div(bytes, kScratch), 1, g.oh);
+  const bool once = !p.expand.w || g.n * alone >= 2 * threads || threads == 1;  // little is expanded twice
+  if (g.n < threads) alone = std::min(g.oh, ceil_div(alone, threads) * threads);
+  constexpr double kWorth = 1.2;  // what is gained where strips stay in a thread's caches and threads wait less often
+  bool is_alone = weights <= kFew || (weights <= kMany && once);
+  if (p.squeeze.w) {
+    is_alone = is_alone && work(p, 1, panels, threads) <= kWorth * work(p, 1, 1, threads);
+    p.strips = is_alone ? of_panel : shared;
+  } else {
+    is_alone = is_alone && work(p, alone, panels, threads) <= kWorth * work(p, shared, 1, threads);
+    p.strips = is_alone ? alone : shared;
+  }
+  return is_alone;
 }
 
 // Scales hidden channels, of whose rows there are sums.

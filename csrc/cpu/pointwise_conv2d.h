@@ -76,8 +76,10 @@ template <typename X, typename Y>
 Tasks tasks_of(const ProblemOf<X, Y>& p, int64_t pixels, int64_t groups = 1) {
   constexpr int64_t kFirstLevel = 24 << 10, kSecondLevel = 512 << 10, kTile = 42;  // a multiple of 14 and of 6 pixels
   constexpr int64_t kSize = sizeof(X), kFew = 512;
+  const int64_t left = p.out % kPanel;  // a last panel of these takes half the time: no thread is given that alone
   if (groups > 1 ? pixels < kFew : kSize * pixels * p.in <= kSecondLevel)
-    return {pixels, groups * p.panels(), capability() == Capability::kAvx512 ? 14 : 12, false};
+    return {pixels, groups * p.panels(), capability() == Capability::kAvx512 ? 14 : 12,
+            groups == 1 && left > 0 && left <= kPanel / 2};
   return {pixels, groups * p.panels(), std::max<int64_t>(1, kFirstLevel / (kSize * (p.in + p.out)) / kTile) * kTile,
           true};
 }
