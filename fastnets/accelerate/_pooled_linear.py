@@ -25,7 +25,7 @@ def fuse_pooled_linears(network: fx.GraphModule) -> None:
         layer.dims, layer.flattens = _dims(steps[-1]), len(steps) > 1
         name = f"pooled_linears.{node.name}"
         network.add_submodule(name, layer.eval())
-        node.meta = {"was": (str(node.target), type(linear).__name__)}
+        node.meta = {"was": node.meta.get("was", (str(node.target), type(linear).__name__))}
         node.target, node.args = name, (steps[-1].args[0],)
         for step in steps:
             network.graph.erase_node(step)

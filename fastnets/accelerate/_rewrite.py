@@ -14,6 +14,7 @@ from fastnets.accelerate._dense_block import fuse_dense_blocks
 from fastnets.accelerate._graph import activation_of, batch_norm_of, bypass, module_of, only_user
 from fastnets.accelerate._inverted_residual import fuse_inverted_residuals
 from fastnets.accelerate._layout import enter_channels_last
+from fastnets.accelerate._linear import name_linears, pack_linears
 from fastnets.accelerate._memory import is_written
 from fastnets.accelerate._pooled_linear import fuse_pooled_linears
 from fastnets.accelerate._pools import replace_pools
@@ -39,7 +40,9 @@ def rewrite(network: fx.GraphModule, name: str, table: Table, dtype: torch.dtype
     fuse_inverted_residuals(network)
     fuse_preactivations(network)
     fuse_dense_blocks(network)
+    name_linears(network)
     fuse_pooled_linears(network)
+    pack_linears(network)
     replace_pools(network)
     enter_channels_last(network, dtype)
     tell(network, name, table, dtype)

@@ -17,6 +17,7 @@ from fastnets.layers.highway import HighwayConv2d as HighwayConv2d
 from fastnets.layers.packed_conv import PackedConv2d as PackedConv2d
 from fastnets.layers.packed_dense_block import PackedDenseBlock as PackedDenseBlock
 from fastnets.layers.packed_inverted_residual import PackedInvertedResidual as PackedInvertedResidual
+from fastnets.layers.packed_linear import PackedLinear as PackedLinear
 from fastnets.layers.packed_pool import PackedAvgPool2d as PackedAvgPool2d
 from fastnets.layers.packed_pool import PackedMaxPool2d as PackedMaxPool2d
 from fastnets.layers.packed_preact_conv import PackedPreactConv2d as PackedPreactConv2d

@@ -14,6 +14,7 @@ from fastnets.layers import (
     PackedConv2d,
     PackedDenseBlock,
     PackedInvertedResidual,
+    PackedLinear,
     PackedMaxPool2d,
     PackedPreactConv2d,
     PackedSqueezeExcitation,
@@ -186,6 +187,61 @@ def written_between(m, x):
 )
 def test_what_is_no_squeeze_and_excitation_stays(does):
     check(Branch(does, **squeezing()), PackedSqueezeExcitation, 0)
+
+
+class Written(nn.Module):
+    """A linear layer that is not one of torch.nn's."""
+
+    def __init__(self, bias=True):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(5, 9))
+        self.bias = nn.Parameter(torch.randn(5)) if bias else None
+
+    def forward(self, x):
+        return F.linear(x, self.weight, self.bias)
+
+
+class Scaled(Written):
+    def forward(self, x):
+        return F.linear(x, self.weight * 2, bias=self.bias)
+
+
+@pytest.mark.parametrize(
+    ("layer", "expected"),
+    [
+        (nn.Linear(9, 5), 1),
+        (nn.Linear(9, 5, bias=False), 1),
+        (Written(), 1),
+        (Written(bias=False), 1),
+        (Scaled(), 0),
+        (nn.Sequential(nn.Linear(9, 5), nn.ReLU(), nn.Linear(5, 3)), 2),
+    ],
+    ids=["with bias", "without", "written", "written without bias", "scaled", "two"],
+)
+def test_linear_layers_are_packed(layer, expected):
+    check(Branch(lambda m, x: m.layer(x), layer=layer), PackedLinear, expected)
+
+
+def test_linear_layers_that_share_weights_go_on_to():
+    one, two = nn.Linear(9, 9), nn.Linear(9, 9)
+    two.weight = one.weight
+    fast = check(Branch(lambda m, x: m.two(m.one(m.one(x))), one=one, two=two), PackedLinear, 3)
+    assert len({id(m.weight) for m in fast.modules() if isinstance(m, PackedLinear)}) == 1
+
+
+def test_hooks_of_linear_layers_run():
+    layer = nn.Linear(9, 5)
+    layer.register_forward_hook(lambda module, args, result: result + 1)
+    check(Branch(lambda m, x: m.layer(x), layer=layer), PackedLinear, 0)
+
+
+def test_a_linear_layer_of_others_becomes_part_of_a_pooled_end():
+    class Tail(Written):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(5, 8))
+
+    check(Branch(lambda m, x: m.end(x.mean((2, 3))), end=Tail()), PooledLinear, 1)
 
 
 ENDS = {
