@@ -52,6 +52,23 @@ MOBILENET_V2_BLOCKS = {
     "features.12-13": (96, 576, 96, 14, 1),
     "features.15-16": (160, 960, 160, 7, 1),
 }
+# EfficientNet-B0's inverted residuals: channels, hidden channels, results, height and width, kernel, stride, channels
+# that squeeze and excitation has in between. M. Tan, Q. Le 2019, arXiv:1905.11946, table 1
+MB_CONV = {
+    "blocks.1.0": (16, 96, 24, 112, 3, 2, 4),
+    "blocks.1.1": (24, 144, 24, 56, 3, 1, 6),
+    "blocks.2.1": (40, 240, 40, 28, 5, 1, 10),
+    "blocks.3.1-2": (80, 480, 80, 14, 3, 1, 20),
+    "blocks.4.1-2": (112, 672, 112, 14, 5, 1, 28),
+    "blocks.5.1-3": (192, 1152, 192, 7, 5, 1, 48),
+}
+# Linear layers: features in and out. K. Simonyan, A. Zisserman 2014, arXiv:1409.1556, table 1; MobileNetV3-Large's
+# A. Howard et al. 2019, arXiv:1905.02244, table 1; DeiT-Tiny's H. Touvron et al. 2020, arXiv:2012.12877, table 1
+LINEAR = {
+    "VGG fc7": (4096, 4096),
+    "MobileNetV3-Large classifier": (1280, 1000),
+    "DeiT-Tiny mlp.fc1": (192, 768),
+}
 # Pointwise convolutions with no depthwise one before them: channels, results, height and width. MobileNetV2 as above;
 # F. Iandola et al. 2016, arXiv:1602.07360, table 1; K. He et al. 2015, arXiv:1512.03385, table 1
 POINTWISE = {

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from benchmarks import _onnx, _peers, _shapes
@@ -109,6 +110,48 @@ def test_direct_conv2d_in_bfloat16(race, shape):
     }
     exact, costs = copy.deepcopy(module).double()(x.double()), cost(module, x, size=2)
     race("direct_conv2d, bfloat16", f"{c} to {o} x{h}x{h}", candidates, (exact,), **costs, dtype="bfloat16")
+
+
+@pytest.mark.parametrize("shape", _shapes.MB_CONV.values(), ids=_shapes.MB_CONV)
+@pytest.mark.parametrize("n", (1, 16))
+def test_squeezed_residual(race, n, shape):
+    """Inverted residuals with squeeze and excitation, EfficientNet's."""
+    c, hidden, o, h, k, stride, few = shape
+    deep = nn.Conv2d(hidden, hidden, k, stride, k // 2, groups=hidden)
+    first = nn.Sequential(nn.Conv2d(c, hidden, 1), nn.SiLU(), deep, nn.SiLU())
+    block = settled(first, Squeeze(hidden, few), nn.Conv2d(hidden, o, 1))
+    name = f"{c}-{hidden}-{o} x{h}x{h} {k}x{k}/{stride}, {few}"
+    x = torch.randn(n, c, h, h, generator=seeded(1))
+    race_module(race, f"inverted_residual with squeeze, batch {n}", name, block, x)
+
+
+class Squeeze(nn.Module):
+    """Squeeze and excitation as torchvision and timm spell it."""
+
+    def __init__(self, channels, few):
+        super().__init__()
+        self.squeeze, self.excite = nn.Conv2d(channels, few, 1), nn.Conv2d(few, channels, 1)
+
+    def forward(self, x):
+        return x * self.excite(F.silu(self.squeeze(x.mean((2, 3), keepdim=True)))).sigmoid()
+
+
+@pytest.mark.parametrize("shape", _shapes.LINEAR.values(), ids=_shapes.LINEAR)
+@pytest.mark.parametrize("n", (1, 16, 197))
+def test_packed_linear(race, n, shape):
+    """Rows of one, of a batch, of a transformer's tokens."""
+    c, o = shape
+    module, x = settled(nn.Linear(c, o)), torch.randn(n, c, generator=seeded(1))
+    fast = accelerate(module)
+    candidates = {
+        "eager": lambda: (module(x),),
+        "compile": _peers.compiled(module, x),
+        **_peers.runtimes(lambda: _onnx.exported(module, x), {"x": x}),
+        "fastnets": lambda: (fast(x),),
+    }
+    exact = copy.deepcopy(module).double()(x.double())
+    costs = {"nbytes": 4 * (x.numel() + exact.numel() + c * o), "flops": 2 * n * c * o}
+    race(f"linear, {n} rows", f"{c} to {o}", candidates, (exact,), **costs)
 
 
 def test_pooled_linear(race):

@@ -47,7 +47,8 @@ class PackedLinear(Packs, nn.Linear):
     def _has_kernel(self, input: Tensor) -> bool:
         if not self._takes_packs(input, self.weight, self.bias):
             return False
-        fits = input.is_cpu and input.dtype == self.weight.dtype and input.dtype in TYPES and input.numel() > 0
+        fits = input.is_cpu and not input.is_nested and input.numel() > 0
+        fits = fits and input.dtype == self.weight.dtype and input.dtype in TYPES
         fits = fits and input.dim() > 0 and input.shape[-1] == self.in_features and input.is_contiguous()
         products = input.numel() * self.out_features
         few = input.numel() <= _ROWS * self.in_features or products <= _PRODUCTS
