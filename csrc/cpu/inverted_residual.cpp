@@ -49,7 +49,7 @@ bool cut(Problem<T>& p) {
   const Convolution& g = p.g;
   const int64_t threads = torch::stable::get_num_threads(), panels = p.hidden_panels();
   const int64_t bytes = sizeof(T) * (g.h * g.w * (p.expand.in + kPanel) + g.oh * g.ow * g.c);
-  const int64_t weights = sizeof(T) * g.c * (p.expand.in + p.project.out + 2 * p.squeeze.out);
+  const int64_t weights = sizeof(T) * g.c * (p.expand.in + p.project.out + 2 * p.gate.squeeze.out);
   const int64_t of_panel = std::clamp<int64_t>(sizeof(T) * g.h * g.w * kPanel / kScratch, 1, g.oh);
   const int64_t shared = strips_of_panels(p, of_panel, threads);
   int64_t alone = std::clamp<int64_t>(ceil_div(bytes, kScratch), 1, g.oh);
@@ -57,7 +57,7 @@ bool cut(Problem<T>& p) {
   if (g.n < threads) alone = std::min(g.oh, ceil_div(alone, threads) * threads);
   constexpr double kWorth = 1.2;  // what is gained where strips stay in a thread's caches and threads wait less often
   bool is_alone = weights <= kFew || (weights <= kMany && once);
-  if (p.squeeze.w) {
+  if (p.gate.is_there()) {
     is_alone = is_alone && work(p, 1, panels, threads) <= kWorth * work(p, 1, 1, threads);
     p.strips = is_alone ? of_panel : shared;
   } else {
@@ -70,14 +70,14 @@ bool cut(Problem<T>& p) {
 // Scales hidden channels, of whose rows there are sums.
 template <typename T>
 void excite(Problem<T> p, const Tensor& x, const float* sums, const pointwise::Pixels<T>& hidden) {
-  const int64_t n = p.g.n, c = p.g.c, few = p.squeeze.out;
+  const int64_t n = p.g.n, c = p.g.c, few = p.gate.squeeze.out;
   const StepScratch means(x, n * c), squeezed(x, n * few);
-  p.squeeze.x = {means.data<T>(), c}, p.squeeze.y = {squeezed.data<T>(), few};
+  p.gate.squeeze.x = {means.data<T>(), c}, p.gate.squeeze.y = {squeezed.data<T>(), few};
   pointwise::run(n * p.hidden_panels(), n * p.row_sums(),
                  [p, sums, to = means.data<T>(), kernel = FASTNETS_FOR_THIS_CPU_AND(T, inverted::means)](
                      int64_t begin, int64_t end) { kernel(p, sums, to, begin, end); });
-  pointwise::run(p.squeeze, n, FASTNETS_FOR_THIS_CPU_AND(T, pointwise::multiply_tasks));
-  pointwise::run(n * p.excite.panels(), n * c * (few + p.g.oh * p.g.ow),
+  pointwise::run(p.gate.squeeze, n, FASTNETS_FOR_THIS_CPU_AND(T, pointwise::multiply_tasks));
+  pointwise::run(n * p.gate.excite.panels(), n * c * (few + p.g.oh * p.g.ow),
                  [p, hidden, from = squeezed.data<T>(), kernel = FASTNETS_FOR_THIS_CPU_AND(T, inverted::excite_panels)](
                      int64_t begin, int64_t end) { kernel(p, from, hidden, begin, end); });
 }
@@ -88,14 +88,14 @@ void run(Problem<T>& p, const Tensor& x) {
   const int64_t pixels = g.n * g.oh * g.ow;
   const int64_t first = g.n * g.h * g.w * (p.expand.w ? p.expand.in * g.c : 0) + pixels * g.kh * g.kw * g.c;
   if (cut(p)) {
-    const auto all =
-        p.squeeze.w ? FASTNETS_FOR_THIS_CPU_AND(T, inverted::images) : FASTNETS_FOR_THIS_CPU_AND(T, inverted::units);
-    return pointwise::run(p.squeeze.w ? g.n : p.units(), first + pixels * g.c * p.project.out,
+    const auto all = p.gate.is_there() ? FASTNETS_FOR_THIS_CPU_AND(T, inverted::images)
+                                       : FASTNETS_FOR_THIS_CPU_AND(T, inverted::units);
+    return pointwise::run(p.gate.is_there() ? g.n : p.units(), first + pixels * g.c * p.project.out,
                           [p, all](int64_t begin, int64_t end) { all(p, begin, end); });
   }
   const StepScratch hidden(x, pixels * p.hidden_pixel());
   std::optional<StepScratch> held;
-  if (p.squeeze.w) held.emplace(x, g.n * p.row_sums(), aoti_torch_dtype_float32());
+  if (p.gate.is_there()) held.emplace(x, g.n * p.row_sums(), aoti_torch_dtype_float32());
   float* const sums = held ? held->data<float>() : nullptr;
   const pointwise::Pixels<T> to = p.hidden(hidden.data<T>(), pixels);
   p.project.x = {to.data, to.pixel, to.panel};
@@ -106,27 +106,9 @@ void run(Problem<T>& p, const Tensor& x) {
   pointwise::run(p.project, pixels, FASTNETS_FOR_THIS_CPU_AND(T, pointwise::multiply_tasks));
 }
 
-// Squeeze and excitation, whose tensors are weights and a bias to fewer numbers, and to as many scales as `project`
-// takes channels, in bfloat16 with an odd one that only fills a pair.
-template <typename T>
-void take_squeeze(Problem<T>& p, const std::vector<Tensor>& tensors, const std::optional<Text>& activation, bool hard) {
-  using namespace pointwise;
-  if (tensors.empty()) return;
-  STD_TORCH_CHECK(tensors.size() == 4, "expected two weights with a bias each for squeeze and excitation");
-  p.squeeze.in = p.excite.out = tensors[3].numel();
-  p.squeeze.out = p.excite.in = tensors[1].numel();
-  STD_TORCH_CHECK(ceil_div(p.excite.out, kTogether<T>) * kTogether<T> == p.project.in,
-                  "expected as many scales as channels that the last convolution takes");
-  p.squeeze.w = check_panels<T>(tensors[0], p.squeeze.in, p.squeeze.out);
-  p.squeeze.bias = check_bias(tensors[1], p.squeeze.out), p.squeeze.activation = parse_activation(activation);
-  p.excite.w = check_panels<T>(tensors[2], p.excite.in, p.excite.out);
-  p.excite.bias = check_bias(tensors[3], p.excite.out), p.hard = hard;
-  p.excite.activation = hard ? Activation::kNone : Activation::kSigmoid;
-}
-
 // Of x in channels_last: project(depthwise(expand(x))) + residual, each with bias and activation. Weights are in panels
 // as inverted_residual.h says; hidden channels, of which `hidden` is a multiple of 16, may end in zeros, which
-// `project` need not take; `into` and `channel` are as in pointwise_conv2d; `squeeze` are the tensors of take_squeeze.
+// `project` need not take; `into` and `channel` are as in pointwise_conv2d; `squeeze` are those of check_gate.
 Tensor inverted_residual(const Tensor& x, const std::optional<Tensor>& expand, const std::optional<Tensor>& expand_bias,
                          const std::optional<Text>& expand_activation, const Tensor& depthwise, int64_t hidden,
                          const std::vector<int64_t>& kernel, const std::vector<int64_t>& stride,
@@ -155,7 +137,7 @@ Tensor inverted_residual(const Tensor& x, const std::optional<Tensor>& expand, c
     p.project.activation = parse_activation(project_activation);
     p.project.y = y.pixels, p.project.residual = check_residual<T>(residual, size);
     p.project.streams = streams(size);
-    take_squeeze(p, squeeze, squeeze_activation, hard);
+    p.gate = squeeze::check_gate<T>(squeeze, squeeze_activation, hard, p.project.in);
     if (size.n * size.c * size.h * size.w > 0) run(p, x);
     return y.images;
   });

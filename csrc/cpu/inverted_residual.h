@@ -3,6 +3,7 @@
 
 #include "../inverted_residual.h"
 #include "pointwise_conv2d.h"
+#include "squeeze_excitation.h"
 
 namespace fastnets::inverted {
 
@@ -14,10 +15,7 @@ struct Problem {
   pointwise::ProblemOf<T> expand;    // its w is null where the depthwise convolution reads x itself
   const float* depthwise = nullptr;  // [panel][tap or bias][channel of the panel]
   Activation activation = Activation::kNone;
-  // Of squeeze and excitation, which scales what the depthwise convolution gives: means of channels to fewer numbers,
-  // these to scales. w is null where there is none.
-  pointwise::ProblemOf<T> squeeze, excite;
-  bool hard = false;                // whether a scale is hardsigmoid's of what `excite` gives, not sigmoid's
+  squeeze::Gate<T> gate;            // of what the depthwise convolution gives
   pointwise::ProblemOf<T> project;  // its x: what the depthwise convolution gives
   int64_t strips = 1;               // pieces that the rows of an image's result are cut into
 
@@ -31,7 +29,7 @@ struct Problem {
     if (by_pixel()) return {data, hidden_pixel()};
     return {data, kPanel, pixels * kPanel};
   }
-  int64_t row_sums() const { return squeeze.w ? g.oh * g.c : 0; }  // of an image
+  int64_t row_sums() const { return gate.is_there() ? g.oh * g.c : 0; }  // of an image
   int64_t units() const { return g.n * strips; }
   // Of a unit, a strip of an image: its rows of the result.
   Range rows(int64_t unit) const { return share(g.oh, unit % strips, strips); }

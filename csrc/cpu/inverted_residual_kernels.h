@@ -12,6 +12,7 @@
 #include "pointwise_conv2d_multiply.h"
 // Above and below: what this is written with.
 #include "depthwise_conv2d_columns.h"
+#include "squeeze_excitation_scales.h"
 
 namespace fastnets::FASTNETS_ISA::inverted {
 
@@ -99,13 +100,12 @@ template <typename T>
 void excite_panel(const Problem<T>& p, int64_t panel, const T* squeezed, Pixels<T> hidden) {
   constexpr int L = pointwise::L;
   alignas(64) T scales[kPanel];
-  fastnets::pointwise::ProblemOf<T> excite = p.excite;
+  fastnets::pointwise::ProblemOf<T> excite = p.gate.excite;
   excite.x.data = squeezed, excite.y = {scales, 0, 0};
   pointwise::multiply(excite, {0, 1}, panel);
   const int64_t channels = std::min(kPanel, excite.out - panel * kPanel);
   for (int64_t c = 0; c < channels; c += L) {
-    Vec<float, L> scale = load_first<T, L>(scales + c, channels - c);
-    if (p.hard) scale = clamp<float, L>(scale + 3.0f, 0.0f, 6.0f) * (1.0f / 6.0f);
+    const Vec<float, L> scale = squeeze::scales_of(scales + c, channels - c, p.gate.hard);
     T* x = hidden.data + panel * hidden.panel + c;
     for (int64_t i = 0; i < p.g.oh * p.g.ow; ++i, x += hidden.pixel)
       store_first<T, L>(x, load_first<T, L>(x, channels - c) * scale, channels - c);
@@ -149,10 +149,10 @@ void units(const Problem<T>& p, int64_t begin, int64_t end) {
 template <typename T>
 void images(const Problem<T>& p, int64_t begin, int64_t end) {
   const int64_t pixels = p.g.oh * p.g.ow;
-  const Scratch<T> scratch(expanded(p)), hidden(pixels * p.hidden_pixel()), means(p.g.c), squeezed(p.squeeze.out);
+  const Scratch<T> scratch(expanded(p)), hidden(pixels * p.hidden_pixel()), means(p.g.c), squeezed(p.gate.squeeze.out);
   const Scratch<float> sums(p.row_sums());
   const Pixels<T> to = p.hidden(hidden.data, pixels);
-  fastnets::pointwise::ProblemOf<T> squeeze = p.squeeze;
+  fastnets::pointwise::ProblemOf<T> squeeze = p.gate.squeeze;
   squeeze.x.data = means.data, squeeze.y.data = squeezed.data;
   for (int64_t image = begin; image < end; ++image) {
     for (int64_t unit = image * p.strips; unit < (image + 1) * p.strips; ++unit)
@@ -160,7 +160,7 @@ void images(const Problem<T>& p, int64_t begin, int64_t end) {
         hidden_panel(p, unit, panel, scratch.data, from_pixel(to, p.rows(unit).begin * p.g.ow), sums.data);
     for (int64_t panel = 0; panel < p.hidden_panels(); ++panel) mean_panel(p, panel, sums.data, means.data);
     for (int64_t panel = 0; panel < squeeze.panels(); ++panel) pointwise::multiply(squeeze, {0, 1}, panel);
-    for (int64_t panel = 0; panel < p.excite.panels(); ++panel) excite_panel(p, panel, squeezed.data, to);
+    for (int64_t panel = 0; panel < p.gate.excite.panels(); ++panel) excite_panel(p, panel, squeezed.data, to);
     project(p, to, image * pixels, pixels);
   }
 }
@@ -191,7 +191,7 @@ template <typename T>
 void excite_panels(const Problem<T>& p, const T* squeezed, const Pixels<T>& hidden, int64_t begin, int64_t end) {
   for (int64_t task = begin; task < end; ++task) {
     const int64_t image = task % p.g.n;
-    excite_panel(p, task / p.g.n, squeezed + image * p.squeeze.out, from_pixel(hidden, image * p.g.oh * p.g.ow));
+    excite_panel(p, task / p.g.n, squeezed + image * p.gate.squeeze.out, from_pixel(hidden, image * p.g.oh * p.g.ow));
   }
 }
 

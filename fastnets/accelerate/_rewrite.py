@@ -24,7 +24,7 @@ from fastnets.accelerate._shuffle import fuse_shuffles
 from fastnets.accelerate._squeeze_excitation import fuse_squeeze_excitations
 from fastnets.accelerate._table import Table
 from fastnets.accelerate._tell import tell
-from fastnets.layers import Conv2d, DepthwiseConv2d, GroupedConv2d, PackedConv2d
+from fastnets.layers import Conv2d, DepthwiseConv2d, GroupedConv2d, PackedConv2d, PackedSqueezeExcitation
 from fastnets.ops._packed import scale_and_shift
 
 
@@ -33,10 +33,10 @@ def rewrite(network: fx.GraphModule, name: str, table: Table, dtype: torch.dtype
     _remove_identities(network)
     share_relus(network)
     _replace_convolutions(network)
+    fuse_squeeze_excitations(network)
     _fuse_additions(network)
     _add_in_place(network)
     fuse_shuffles(network)
-    fuse_squeeze_excitations(network)
     fuse_inverted_residuals(network)
     fuse_preactivations(network)
     fuse_dense_blocks(network)
@@ -118,6 +118,7 @@ def rebuild(conv: nn.Conv2d, weight: Tensor, bias: Tensor | None, activation: st
 
 # ---- additions -------------------------------------------------------------------------------
 
+_ADDING: Any = PackedConv2d, PackedSqueezeExcitation  # layers that add a residual in their store
 _IN_PLACE_ADDITIONS = (operator.iadd, "add_")
 _ADDITIONS = (operator.add, torch.add, "add", *_IN_PLACE_ADDITIONS)
 
@@ -135,8 +136,8 @@ def _fuse_additions(network: fx.GraphModule) -> None:
     """conv(x) + y in the memory of y, and the ReLU after it, in the store of the convolution."""
     for node in list(network.graph.nodes):
         for conv, other in _orders(_summands(node)):
-            layer = module_of(network, conv)
-            if type(layer) is PackedConv2d and layer.activation is None and _can_take(network, conv, other, node):
+            layer: Any = module_of(network, conv)
+            if type(layer) in _ADDING and layer.activation is None and _can_take(network, conv, other, node):
                 with network.graph.inserting_before(node):
                     fused = network.graph.call_module(str(conv.target), (conv.args[0], other))
                 fused.meta = conv.meta
@@ -173,7 +174,7 @@ def _can_take(network: fx.GraphModule, conv: fx.Node, other: fx.Node, node: fx.N
 def _is_fresh(network: fx.GraphModule, node: fx.Node) -> bool:
     """Whether the value is memory that is made by the node, and not a view."""
     module = module_of(network, node)
-    return isinstance(module, Conv2d) or type(module) is nn.MaxPool2d
+    return isinstance(module, Conv2d | PackedSqueezeExcitation) or type(module) is nn.MaxPool2d
 
 
 def _add_in_place(network: fx.GraphModule) -> None:

@@ -76,7 +76,9 @@ def _rows(module: Any, with_residual: bool, dtype: torch.dtype | None) -> list[t
     if isinstance(module, PackedPreactConv2d):
         return [_preact(module, dtype)]
     if isinstance(module, PackedSqueezeExcitation):
-        return [_convolution(conv, False, dtype) for conv in (module.squeeze, module.excite)]
+        runs = "fastnets squeeze_excitation" if _is_in(TYPES, module.squeeze, dtype) else ""
+        rows = [_convolution(conv, False, dtype) for conv in (module.squeeze, module.excite)]
+        return [(runs or of, note) for of, note in rows]
     together = "fastnets inverted_residual" if _is_in(TYPES, module.project, dtype) else ""
     squeeze = module.squeeze and (module.squeeze.squeeze, module.squeeze.excite)
     convs = [conv for conv in (module.expand, module.depthwise, *(squeeze or ()), module.project) if conv is not None]

@@ -163,7 +163,8 @@ def is_block(expand: Any, depthwise: Any, project: Any, squeeze: Any = None) -> 
     simple = depthwise.padding_mode == "zeros" and not isinstance(depthwise.padding, str)
     simple = simple and depthwise.in_channels == depthwise.out_channels == project.in_channels
     if squeeze is not None:
-        simple = simple and type(squeeze) is PackedSqueezeExcitation and squeeze.channels == depthwise.out_channels
+        simple = simple and type(squeeze) is PackedSqueezeExcitation and squeeze.activation is None
+        simple = simple and squeeze.channels == depthwise.out_channels
     if expand is None:
         return simple
     follows = type(expand) is PackedConv2d and expand.out_channels == depthwise.in_channels

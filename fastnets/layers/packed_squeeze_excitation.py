@@ -1,29 +1,35 @@
-"""Squeeze and excitation for inference, as other layers take it in."""
+"""Squeeze and excitation for inference, alone or as other layers take it in."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastnets.layers.packed_conv import PackedConv2d
-from fastnets.ops._packed import pack_for_cpu
+from fastnets.ops._activation import ACTIVATIONS
+from fastnets.ops._packed import Packs, compiled_kernels, pack_for_cpu, squeeze_excitation
 
 
-class PackedSqueezeExcitation(nn.Module):
+class PackedSqueezeExcitation(Packs, nn.Module):
     r"""Multiplies each channel by a weight that two pointwise convolutions compute from the means of all channels.
 
     .. math::
-        y = x \cdot g(W_2 f(W_1 \bar{x} + b_1) + b_2)
+        y = a(x \cdot g(W_2 f(W_1 \bar{x} + b_1) + b_2) + r)
+
+    The compiled kernels read x twice, and once more what is added; where they do not take the input (another layout than
+    channels_last, another type than float32 and bfloat16, gradients, tracing), each step runs in turn.
 
     Args:
         squeeze: the convolution of the means to fewer numbers, with its activation f.
         excite: the convolution of these to one for each channel; its activation is g, or None where ``hard`` is.
         hard: whether g is hardsigmoid, min(max(z + 3, 0), 6) / 6.
+        activation: a, None or 'relu'.
 
     Returns:
-        (from a call) the shape and type of the input (n, c, h, w).
+        (from a call with input (n, c, h, w) and, if any, residual r of its shape) the shape and type of the input.
 
     Raises:
         ValueError: the convolutions are not pointwise, do not follow one another, or have no such activation.
@@ -39,7 +45,9 @@ class PackedSqueezeExcitation(nn.Module):
         torch.Size([1, 32, 7, 7])
     """
 
-    def __init__(self, squeeze: PackedConv2d, excite: PackedConv2d, hard: bool = False) -> None:
+    def __init__(
+        self, squeeze: PackedConv2d, excite: PackedConv2d, hard: bool = False, activation: str | None = None
+    ) -> None:
         super().__init__()
         if not is_squeeze_excitation(squeeze, excite, hard):
             raise ValueError(
@@ -49,15 +57,29 @@ class PackedSqueezeExcitation(nn.Module):
         self.squeeze = squeeze
         self.excite = excite
         self.hard = hard
+        self.activation = activation
 
     @property
     def channels(self) -> int:
         """Those of the input."""
         return self.squeeze.in_channels
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        weights = self.weights()
+        if self._takes_packs(input, residual, *weights) and self._has_kernel(input, residual):
+            packed = self._pack("cpu", self.packed, *weights)
+            return squeeze_excitation.run(input, *packed, residual, self.activation)
         scale = self.excite(self.squeeze(input.mean((2, 3), keepdim=True)))
-        return input * (F.hardsigmoid(scale) if self.hard else scale)
+        y = input * (F.hardsigmoid(scale) if self.hard else scale)
+        return ACTIVATIONS[self.activation](y if residual is None else y + residual)
+
+    def _has_kernel(self, input: Tensor, residual: Tensor | None) -> bool:
+        if not compiled_kernels(input, self.squeeze.weight) or input.shape[1] != self.channels:
+            return False
+        if residual is None:
+            return True
+        fits = residual.shape == input.shape and residual.dtype == input.dtype
+        return fits and residual.is_contiguous(memory_format=torch.channels_last)
 
     def weights(self) -> tuple[Tensor | None, ...]:
         """All parameters, with None for those that are missing."""

@@ -238,6 +238,10 @@ winograd_conv2d = packed_op(
     "winograd_conv2d(Tensor x, Tensor panels, int out, int[2] padding, Tensor? bias, Tensor? residual, str? activation, "
     "Tensor? into=None, int channel=0) -> Tensor"
 )
+squeeze_excitation = packed_op(
+    "squeeze_excitation(Tensor x, Tensor[] squeeze, str? squeeze_activation, bool hard, Tensor? residual, "
+    "str? activation, Tensor? into=None, int channel=0) -> Tensor"
+)
 pooled_linear = packed_op("pooled_linear(Tensor x, Tensor panels, int out, Tensor? bias) -> Tensor")
 max_pool2d = packed_op(
     "max_pool2d(Tensor x, int[2] kernel, int[2] stride, int[2] padding, bool ceil_mode, Tensor? into=None, int channel=0) "
@@ -318,13 +322,8 @@ def _inverted_residual(
     y = ACTIVATIONS[activation](F.conv2d(y, weight, taps[:, -1], stride, padding, dilation, hidden))
     y = y[:, : unpack_panels(project, out, hidden).shape[1]]  # those that only fill a vector may be left out
     if squeeze:
-        first, first_bias, last, last_bias = squeeze
-        few = _pointwise_conv2d(
-            y.mean((2, 3), keepdim=True), first, len(first_bias), first_bias, None, squeeze_activation
-        )
-        scale = _pointwise_conv2d(few, last, len(last_bias), last_bias, None, None)
-        scale = F.hardsigmoid(scale) if hard else scale.sigmoid()
-        y = y * F.pad(scale, (0, 0) * 2 + (0, y.shape[1] - len(last_bias)))  # an odd one fills a pair
+        scales = _scales(y, squeeze, squeeze_activation, hard)
+        y = y * F.pad(scales, (0, 0) * 2 + (0, y.shape[1] - scales.shape[1]))  # an odd one fills a pair
     return _pointwise_conv2d(y, project, out, project_bias, residual, project_activation, into, channel)
 
 
@@ -371,6 +370,22 @@ def _winograd_conv2d(
 ) -> Tensor:
     y = F.conv2d(x, unpack_winograd(panels, out), bias, padding=tuple(padding))
     return _placed(ACTIVATIONS[activation](y if residual is None else y + residual), into, channel)
+
+
+@squeeze_excitation.backend("reference")
+def _squeeze_excitation(
+    x: Tensor, squeeze: Sequence[Tensor], squeeze_activation: str | None, hard: bool, residual: Tensor | None,
+    activation: str | None, into: Tensor | None = None, channel: int = 0,
+) -> Tensor:  # fmt: skip
+    y = x * _scales(x, squeeze, squeeze_activation, hard)
+    return _placed(ACTIVATIONS[activation](y if residual is None else y + residual), into, channel)
+
+
+def _scales(x: Tensor, squeeze: Sequence[Tensor], activation: str | None, hard: bool) -> Tensor:
+    first, first_bias, last, last_bias = squeeze
+    few = _pointwise_conv2d(x.mean((2, 3), keepdim=True), first, len(first_bias), first_bias, None, activation)
+    scales = _pointwise_conv2d(few, last, len(last_bias), last_bias, None, None)
+    return F.hardsigmoid(scales) if hard else scales.sigmoid()
 
 
 @pooled_linear.backend("reference")

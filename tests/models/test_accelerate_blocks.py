@@ -150,6 +150,17 @@ def test_squeeze_and_excitation_of_something_else_is_one_layer():
     check(Branch(does, **squeezing(wide=nn.Conv2d(24, 8, 3))), PackedSqueezeExcitation, 1)
 
 
+def test_a_residual_is_added_in_the_store_of_squeeze_and_excitation():
+    def does(m, x):
+        y = m.expand(x)
+        for _ in range(2):
+            y = F.relu((z := m.same(y)) * mean(m, z).sigmoid() + y)
+        return y
+
+    fast = check(Branch(does, **squeezing(same=nn.Conv2d(24, 24, 1))), PackedSqueezeExcitation, 2)
+    assert {m.activation for m in fast.modules() if isinstance(m, PackedSqueezeExcitation)} == {"relu"}
+
+
 def written_between(m, x):
     scale = mean(m, y := m.deep(m.expand(x))).sigmoid()
     y.add_(1)

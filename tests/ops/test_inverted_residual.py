@@ -183,7 +183,7 @@ def check_squeezed(layer, n, c, o, size, dtype):
         return
     with fastnets.use_backend("reference"):
         in_turn = layer.project(layer.squeeze(conv(x if layer.expand is None else layer.expand(x))), residual)
-    assert (got - exact).norm() <= 1.05 * (in_turn - exact).norm()
+    assert (got - exact).norm() <= 1.25 * (in_turn - exact).norm()
 
 
 # Hidden channels and the few around the lanes and the panels; one image, images for one thread each, too few for that.

@@ -40,6 +40,9 @@ def whole_inputs(op, o):
     if op == "preact_conv2d":
         xs = [image(2, 16, 14, 10), image(2, 8, 14, 10)]
         return weights(2, 24 + 16), xs, 2, pack_panels(weights(o, 24)), o, None, None
+    if op == "squeeze_excitation":
+        gate = [pack_panels(weights(6, o)), weights(6), pack_panels(weights(o, 6)), weights(o)]
+        return image(2, o, 7, 5), gate, "relu", False, image(2, o, 7, 5), "relu"
     depthwise = pack_depthwise(weights(48, 1, 3, 3), weights(48)), 48, (3, 3), (1, 1), (1, 1), (1, 1), "relu6"
     expand = pack_panels(weights(48, 8)), weights(48), "relu"
     project = pack_panels(weights(o, 48)), weights(o), o, image(2, o, 7, 5), None
@@ -69,7 +72,9 @@ def test_cpu_slices(walled_cpu_kernels, op, c, o, first, size):
     assert into[:, :first].isnan().all() and into[:, first + o :].isnan().all()
 
 
-@pytest.mark.parametrize("op", ("direct_conv2d", "direct_max_pool2d", "inverted_residual", "preact_conv2d"))
+@pytest.mark.parametrize(
+    "op", ("direct_conv2d", "direct_max_pool2d", "inverted_residual", "preact_conv2d", "squeeze_excitation")
+)
 @pytest.mark.parametrize("o", (16, 37, 70))
 @pytest.mark.parametrize("first", (0, 3, 16))
 def test_cpu_results_in_slices(walled_cpu_kernels, op, o, first):
