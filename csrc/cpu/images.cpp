@@ -13,6 +13,7 @@ struct Sum {
   pointwise::Pixels<const T> a, b;
   pointwise::Pixels<T> y;
   int64_t channels = 0;
+  Activation activation = Activation::kNone;
 };
 
 }  // namespace fastnets::images
@@ -25,8 +26,9 @@ struct Sum {
 namespace fastnets {
 namespace {
 
-// a + b, as channels of `into` from `channel` on where that is given.
-Tensor add_images(const Tensor& a, const Tensor& b, const std::optional<Tensor>& into, int64_t channel) {
+// The activation of a + b, as channels of `into` from `channel` on where that is given.
+Tensor add_images(const Tensor& a, const Tensor& b, const std::optional<Text>& activation,
+                  const std::optional<Tensor>& into, int64_t channel) {
   return pointwise::with_type(a, [&](auto type) {
     using T = decltype(type);
     images::Sum<T> p;
@@ -34,7 +36,7 @@ Tensor add_images(const Tensor& a, const Tensor& b, const std::optional<Tensor>&
     const Four size = sizes_of(a);
     STD_TORCH_CHECK(sizes_of(b) == size, "expected two images of one shape");
     const pointwise::Results<T> y(a, size, into, channel);
-    p.y = y.pixels, p.channels = size.c;
+    p.y = y.pixels, p.channels = size.c, p.activation = parse_activation(activation);
     if (a.numel() > 0)
       pointwise::run(size.n * size.h * size.w, a.numel(),
                      [p, kernel = FASTNETS_FOR_THIS_CPU_AND(T, images::add)](int64_t begin, int64_t end) {

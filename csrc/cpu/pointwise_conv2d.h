@@ -68,6 +68,14 @@ struct Tasks {
   }
 };
 
+// Whether threads that share blocks of pixels are done sooner than those that share panels, the last of which takes
+// half the time where it is half empty.
+inline bool evens_by_block(int64_t pixels, int64_t block, int64_t out) {
+  const int64_t panels = ceil_div(out, kPanel), threads = torch::stable::get_num_threads(), left = out % kPanel;
+  const int64_t most = std::min(pixels, ceil_div(ceil_div(pixels, block), threads) * block);
+  return left > 0 && left <= kPanel / 2 && most * (2 * panels - 1) * threads < 2 * pixels * panels;
+}
+
 // What is read again and again stays in a cache: the weights of one panel while the pixels, which are few, go by; or
 // else a block of pixels, and the rows of results which that writes, while the panels go by. Of groups' panels few is
 // what does not pay for packing each in every thread: results of two may share a cache line that two threads then
@@ -76,10 +84,10 @@ template <typename X, typename Y>
 Tasks tasks_of(const ProblemOf<X, Y>& p, int64_t pixels, int64_t groups = 1) {
   constexpr int64_t kFirstLevel = 24 << 10, kSecondLevel = 512 << 10, kTile = 42;  // a multiple of 14 and of 6 pixels
   constexpr int64_t kSize = sizeof(X), kFew = 512;
-  const int64_t left = p.out % kPanel;  // a last panel of these takes half the time: no thread is given that alone
-  if (groups > 1 ? pixels < kFew : kSize * pixels * p.in <= kSecondLevel)
-    return {pixels, groups * p.panels(), capability() == Capability::kAvx512 ? 14 : 12,
-            groups == 1 && left > 0 && left <= kPanel / 2};
+  if (groups > 1 ? pixels < kFew : kSize * pixels * p.in <= kSecondLevel) {
+    const int64_t block = capability() == Capability::kAvx512 ? 14 : 12;
+    return {pixels, groups * p.panels(), block, groups == 1 && evens_by_block(pixels, block, p.out)};
+  }
   return {pixels, groups * p.panels(), std::max<int64_t>(1, kFirstLevel / (kSize * (p.in + p.out)) / kTile) * kTile,
           true};
 }

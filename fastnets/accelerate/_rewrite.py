@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from fastnets._op import is_plain
 from fastnets.accelerate._dense_block import fuse_dense_blocks
 from fastnets.accelerate._graph import activation_of, batch_norm_of, bypass, module_of, only_user
 from fastnets.accelerate._inverted_residual import fuse_inverted_residuals
@@ -25,7 +26,7 @@ from fastnets.accelerate._squeeze_excitation import fuse_squeeze_excitations
 from fastnets.accelerate._table import Table
 from fastnets.accelerate._tell import tell
 from fastnets.layers import Conv2d, DepthwiseConv2d, GroupedConv2d, PackedConv2d, PackedSqueezeExcitation
-from fastnets.ops._packed import scale_and_shift
+from fastnets.ops._packed import add_images, compiled_kernels, scale_and_shift
 
 
 def rewrite(network: fx.GraphModule, name: str, table: Table, dtype: torch.dtype | None) -> None:
@@ -178,27 +179,45 @@ def _is_fresh(network: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def _add_in_place(network: fx.GraphModule) -> None:
-    network.add_submodule("add_in_place", AddInPlace())
-    for node in network.graph.nodes:
+    """a + b where a is memory of its own, with the activation after it."""
+    for node in list(network.graph.nodes):
         places = [(a, b) for a, b in _orders(_summands(node)) if _is_fresh(network, a) and len(a.users) == 1]
-        if node.target in _IN_PLACE_ADDITIONS:
+        is_statement = node.target in _IN_PLACE_ADDITIONS
+        if is_statement:
             places = [(a, b) for a, b in places if a is node.args[0]]  # in place already, where something may look
-        elif places:
-            node.op, node.target, node.args = "call_module", "add_in_place", places[0]
         after = only_user(node) if places else None
-        if after and (activation := activation_of(network, after)) in _IN_PLACE:
-            after.op, after.target = "call_function", _IN_PLACE[str(activation)]
+        activation = activation_of(network, after) if after else None
+        activation = activation if activation in _IN_PLACE else None
+        if is_statement and after and activation:
+            after.op, after.target = "call_function", _IN_PLACE[activation]
             after.args, after.kwargs = (node,), {"inplace": True}
+        elif places and not is_statement:
+            name = f"additions.{node.name}"
+            network.add_submodule(name, Addition(activation))
+            node.op, node.target, node.args = "call_module", name, places[0]
+            if after and activation:
+                bypass(after)
 
 
-class AddInPlace(nn.Module):
-    """a + b in the memory of a, where the result has a's shape and type and a is not kept for gradients.
+class Addition(nn.Module):
+    """The activation of a + b, whose memory may be a's where that has the result's shape and type.
 
     A module, so that fx does not look inside.
     """
 
     inplace = True
 
+    def __init__(self, activation: str | None) -> None:
+        super().__init__()
+        self.activation = activation
+
     def forward(self, a: Tensor, b: Any) -> Tensor:
         fits = isinstance(b, Tensor) and a.shape == b.shape and a.dtype == b.dtype
-        return a + b if not fits or (torch.is_grad_enabled() and (a.requires_grad or b.requires_grad)) else a.add_(b)
+        if fits and not torch.compiler.is_compiling() and is_plain(a, b) and _have_kernel(a, b):
+            return add_images.run(a, b, self.activation)
+        y = a + b if not fits or (torch.is_grad_enabled() and (a.requires_grad or b.requires_grad)) else a.add_(b)
+        return y if self.activation is None else _IN_PLACE[self.activation](y, inplace=True)
+
+
+def _have_kernel(a: Tensor, b: Tensor) -> bool:
+    return compiled_kernels(a, b) and b.is_contiguous(memory_format=torch.channels_last)

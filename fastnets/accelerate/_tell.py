@@ -44,7 +44,7 @@ def tell(network: fx.GraphModule, name: str, table: Table, dtype: torch.dtype | 
         module = network.get_submodule(str(node.target)) if node.op == "call_module" else None
         if module is not None and "was" not in node.meta:
             layer, kind = str(node.target), type(module).__name__
-        if kind in ("AddInPlace", "InPlanes", "ToChannelsLast"):
+        if kind in ("Addition", "InPlanes", "ToChannelsLast"):
             continue
         if were := node.meta.get("were"):
             for (layer, kind), row in zip(were, _rows(module, len(node.args) > 1, dtype), strict=True):

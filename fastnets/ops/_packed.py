@@ -252,7 +252,9 @@ avg_pool2d = packed_op(
     "Tensor? into=None, int channel=0) -> Tensor"
 )
 
-add_images = packed_op("add_images(Tensor a, Tensor b, Tensor? into=None, int channel=0) -> Tensor")
+add_images = packed_op(
+    "add_images(Tensor a, Tensor b, str? activation=None, Tensor? into=None, int channel=0) -> Tensor"
+)
 concat_images = packed_op("concat_images(Tensor(a!) into, Tensor[] xs, int[] channels) -> Tensor(a!)")  # from these on
 
 
@@ -421,8 +423,10 @@ def _avg_pool2d(
 
 
 @add_images.backend("reference")
-def _add_images(a: Tensor, b: Tensor, into: Tensor | None = None, channel: int = 0) -> Tensor:
-    return _placed(a + b, into, channel)
+def _add_images(
+    a: Tensor, b: Tensor, activation: str | None = None, into: Tensor | None = None, channel: int = 0
+) -> Tensor:
+    return _placed(ACTIVATIONS[activation](a + b), into, channel)
 
 
 @concat_images.backend("reference")

@@ -90,7 +90,7 @@ def calls(dtype=torch.float32):
         "pooled_linear": (image(3, 48, 5, 5), panels(project), 40, None),
         "max_pool2d": (image(2, 20, 8, 7), *pairs[:3], True),
         "avg_pool2d": (image(2, 20, 8, 7), *pairs[:3], True, False),
-        "add_images": (image(2, 20, 5, 6), image(2, 20, 5, 6)),
+        "add_images": (image(2, 20, 5, 6), image(2, 20, 5, 6).flip(1).contiguous(memory_format=LAST), "silu"),
         "concat_images": (image(2, 40, 5, 6), [image(2, 20, 5, 6), image(2, 7, 5, 6)], [12, 2]),
     }
 

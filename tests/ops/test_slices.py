@@ -142,6 +142,7 @@ def test_cpu_sums_of_slices(walled_cpu_kernels, dtype, c, first, size):
     n, *hw = size
     a, b = image(n, c + 20, *hw).to(dtype)[:, first : first + c], image(n, c, *hw).to(dtype)
     assert torch.equal(kernel("add_images")(a, b), a + b)
+    assert torch.equal(kernel("add_images")(a, b, "relu"), torch.relu(a + b))
     into = torch.full((n, c + 24, *hw), torch.nan, dtype=dtype).contiguous(memory_format=LAST)
     assert kernel("add_images")(b, a, into=into, channel=first).data_ptr() == into.data_ptr()
     assert torch.equal(into[:, first : first + c], a + b)
