@@ -20,15 +20,13 @@ using inverted::kPanel;
 using inverted::Problem;
 
 // About how many rows of a panel the thread that has most to do expands, given `each` panels of a strip to a task. Rows
-// that two strips need are expanded twice.
+// that two strips need are expanded twice, those beside the image not at all.
 template <typename T>
 double work(const Problem<T>& p, int64_t strips, int64_t each, int64_t threads) {
-  int64_t rows = p.expand.w ? 0 : p.g.oh;
-  for (int64_t strip = 0; p.expand.w && strip < strips; ++strip) {
-    const Range source = p.source_rows(share(p.g.oh, strip, strips));
-    rows += source.end - source.begin;
-  }
-  const int64_t tasks = ceil_div(p.g.n * strips * p.hidden_panels() / each, threads);
+  const Convolution& g = p.g;
+  const int64_t span = (g.kh - 1) * g.dh + 1, beside = std::max(g.ph, (g.oh - 1) * g.sh + span - g.h);
+  const int64_t rows = p.expand.w ? std::min(strips * g.h, (g.oh - strips) * g.sh + strips * span - beside) : g.oh;
+  const int64_t tasks = ceil_div(g.n * strips * p.hidden_panels() / each, threads);
   return static_cast<double>(tasks * each * rows) / static_cast<double>(strips);
 }
 
