@@ -26,7 +26,7 @@ from fastnets.accelerate._squeeze_excitation import fuse_squeeze_excitations
 from fastnets.accelerate._table import Table
 from fastnets.accelerate._tell import tell
 from fastnets.layers import Conv2d, DepthwiseConv2d, GroupedConv2d, PackedConv2d, PackedSqueezeExcitation
-from fastnets.ops._packed import add_images, compiled_kernels, scale_and_shift
+from fastnets.ops._packed import add_images, compiled_kernels, is_image_like, scale_and_shift
 
 
 def rewrite(network: fx.GraphModule, name: str, table: Table, dtype: torch.dtype | None) -> None:
@@ -213,11 +213,8 @@ class Addition(nn.Module):
 
     def forward(self, a: Tensor, b: Any) -> Tensor:
         fits = isinstance(b, Tensor) and a.shape == b.shape and a.dtype == b.dtype
-        if fits and not torch.compiler.is_compiling() and is_plain(a, b) and _have_kernel(a, b):
+        plain = fits and not torch.compiler.is_compiling() and is_plain(a, b)
+        if plain and compiled_kernels(a, a) and is_image_like(b, a.shape, a.dtype):
             return add_images.run(a, b, self.activation)
         y = a + b if not fits or (torch.is_grad_enabled() and (a.requires_grad or b.requires_grad)) else a.add_(b)
         return y if self.activation is None else _IN_PLACE[self.activation](y, inplace=True)
-
-
-def _have_kernel(a: Tensor, b: Tensor) -> bool:
-    return compiled_kernels(a, b) and b.is_contiguous(memory_format=torch.channels_last)

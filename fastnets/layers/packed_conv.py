@@ -14,6 +14,7 @@ from fastnets.ops._packed import (
     Packs,
     compiled_kernels,
     direct_conv2d,
+    is_image_like,
     pack_for_cpu,
     pack_winograd,
     pointwise_conv2d,
@@ -88,14 +89,14 @@ class PackedConv2d(Packs, GroupedConv2d):
         if not self._takes_packs(input, self.weight, self.bias, residual):
             return False
         fits = input.is_cpu and input.dim() == 4 and input.shape[1] == self.in_channels and input.numel() > 0
-        fits = fits and input.dtype == self.weight.dtype and _is_channels_last(input)
+        fits = fits and input.dtype == self.weight.dtype and input.is_contiguous(memory_format=torch.channels_last)
         left, right, top, bottom = self._reversed_padding_repeated_twice
         fits = fits and self.padding_mode == "zeros" and left == right and top == bottom
         if not fits or residual is None:
             return fits
         sizes = output_size(input, self.weight, self.stride, (top, left), self.dilation)
-        fits = residual.shape == (input.shape[0], self.out_channels, *sizes) and residual.dtype == input.dtype
-        return fits and _is_channels_last(residual) and self.activation in (None, "relu")
+        fits = is_image_like(residual, (input.shape[0], self.out_channels, *sizes), input.dtype)
+        return fits and self.activation in (None, "relu")
 
     def _by_ours(self, input: Tensor, residual: Tensor | None) -> Tensor | None:
         if compiled_kernels(input, self.weight):
@@ -202,10 +203,6 @@ def _reordered(weight: Tensor, geometry: tuple[Any, ...], size: torch.Size) -> T
 def _order(packed: Tensor) -> bytes:
     """What tells an order of oneDNN's from others."""
     return bytes(torch.ops.mkldnn._get_mkldnn_serialized_md(packed).tolist())
-
-
-def _is_channels_last(x: Tensor) -> bool:
-    return x.is_contiguous(memory_format=torch.channels_last)
 
 
 def _onednn_has(dtype: torch.dtype) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -18,6 +17,7 @@ from fastnets.ops._packed import (
     compiled_kernels,
     cuda_kernels,
     inverted_residual,
+    is_image_like,
     not_on_cuda,
     pack_depthwise,
     pack_for_cpu,
@@ -149,8 +149,7 @@ def _takes(expand: Any, conv: Any, project: Any, input: Tensor, residual: Tensor
     if not fits or residual is None:
         return fits
     sizes = output_size(input, conv.weight, conv.stride, conv.padding, conv.dilation)
-    fits = residual.shape == (input.shape[0], project.out_channels, *sizes) and residual.dtype == input.dtype
-    return fits and residual.is_contiguous(memory_format=torch.channels_last)
+    return is_image_like(residual, (input.shape[0], project.out_channels, *sizes), input.dtype)
 
 
 def is_block(expand: Any, depthwise: Any, project: Any, squeeze: Any = None) -> bool:

@@ -14,10 +14,10 @@ _PRODUCTS = 1 << 27  # up to which our product of matrices is the faster one
 class PackedLinear(Packs, nn.Linear):
     """Applies a linear layer on weights in the order that the kernel of pointwise convolutions reads.
 
-    That is two to five times as fast as PyTorch's where rows are few: one, of a classifier and one photo. The packed
-    weights, as large as the others, are made by the first call and again after these have changed. Where the compiled
-    kernels do not take the input (another type than float32 and bfloat16, rows that do not lie one after the other,
-    more than 16 of them with more than 2**27 products, gradients, tracing), PyTorch's layer runs.
+    It is meant for few rows: one, of a classifier and one photo. The packed weights, as large as the others and kept
+    beside them, are made by the first call and again after these have changed. Where the compiled kernels do not take
+    the input (another type than float32 and bfloat16, rows that do not lie one after the other, more than 16 of them
+    with more than 2**27 products, gradients, tracing), PyTorch's layer runs.
 
     Args:
         in_features, out_features, bias, device, dtype: as in ``torch.nn.Linear``.

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastnets.layers.packed_conv import PackedConv2d
 from fastnets.ops._activation import ACTIVATIONS
-from fastnets.ops._packed import Packs, compiled_kernels, pack_for_cpu, squeeze_excitation
+from fastnets.ops._packed import Packs, compiled_kernels, is_image_like, pack_for_cpu, squeeze_excitation
 
 
 class PackedSqueezeExcitation(Packs, nn.Module):
@@ -76,10 +75,7 @@ class PackedSqueezeExcitation(Packs, nn.Module):
     def _has_kernel(self, input: Tensor, residual: Tensor | None) -> bool:
         if not compiled_kernels(input, self.squeeze.weight) or input.shape[1] != self.channels:
             return False
-        if residual is None:
-            return True
-        fits = residual.shape == input.shape and residual.dtype == input.dtype
-        return fits and residual.is_contiguous(memory_format=torch.channels_last)
+        return residual is None or is_image_like(residual, input.shape, input.dtype)
 
     def weights(self) -> tuple[Tensor | None, ...]:
         """All parameters, with None for those that are missing."""

@@ -88,6 +88,11 @@ def compiled_kernels(x: Tensor, weight: Tensor, types: Sequence[torch.dtype] = T
     return fits and x.is_contiguous(memory_format=torch.channels_last) and cpu_kernels()
 
 
+def is_image_like(x: Tensor, size: Sequence[int], dtype: torch.dtype) -> bool:
+    """Whether these are images in channels_last of that size and type, as kernels take a residual."""
+    return x.shape == tuple(size) and x.dtype == dtype and x.is_contiguous(memory_format=torch.channels_last)
+
+
 def cpu_kernels() -> bool:
     """Whether the compiled kernels are there, and no other backend is asked for."""
     return requested.get() in (None, "cpu") and BACKENDS["cpu"].missing() is None
