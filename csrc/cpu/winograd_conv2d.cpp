@@ -37,10 +37,12 @@ void run(Problem& p, const Tensor& x) {
 }
 
 // Of x in channels_last and weights in panels, [panel][point][channel][32], for tiles of 2 (16 points) or 4 (36). The
-// results are channels of `into` from `channel` on where that is given.
+// results, or the pixels of the image `upscale_factor` times as fine that they are, are channels of `into` from
+// `channel` on where that is given.
 Tensor winograd_conv2d(const Tensor& x, const Tensor& panels, int64_t out, const std::vector<int64_t>& padding,
                        const std::optional<Tensor>& bias, const std::optional<Tensor>& residual,
-                       const std::optional<Text>& activation, const std::optional<Tensor>& into, int64_t channel) {
+                       const std::optional<Text>& activation, int64_t upscale_factor, const std::optional<Tensor>& into,
+                       int64_t channel) {
   Problem p;
   p.x = pointwise::check_slice(x);
   p.g = geometry(sizes_of(x), {out, x.size(1), 3, 3}, {1, 1}, padding, {1, 1}, 1);
@@ -50,7 +52,9 @@ Tensor winograd_conv2d(const Tensor& x, const Tensor& panels, int64_t out, const
   p.side = panels.size(1) == 16 ? 2 : 4;
   pointwise::check_panels(panels, p.points() * g.c, out);
   const Four size{g.n, out, g.oh, g.ow};
-  const pointwise::Results<> y(x, size, into, channel);
+  const pointwise::Results<> y(x, fine_size(g.n, out, g.oh, g.ow, upscale_factor), into, channel);
+  p.fine = {upscale_factor, out, g.ow, y.pixels.pixel};
+  STD_TORCH_CHECK(!residual || upscale_factor == 1, "expected no residual where results are pixels of a finer image");
   p.product.w = data<float>(panels), p.product.bias = pointwise::check_bias(bias, out);
   p.product.residual = pointwise::check_residual(residual, size), p.product.y = y.pixels;
   p.product.in = g.c, p.product.out = out, p.product.activation = parse_activation(activation);

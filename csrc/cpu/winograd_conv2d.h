@@ -2,6 +2,7 @@
 #pragma once
 
 #include "pointwise_conv2d.h"
+#include "sub_pixels.h"
 
 namespace fastnets::winograd {
 
@@ -15,6 +16,7 @@ struct Problem {
   std::shared_ptr<const std::vector<float>> zeros;  // as many as x has channels
   int64_t side = 2, chunk = 1;
   pointwise::Problem product;  // its weights: [panel][point][in][kPanel]; its x is made
+  SubPixels fine;              // what results are pixels of
 
   int64_t points() const { return (side + 2) * (side + 2); }
   int64_t rows() const { return ceil_div(g.oh, side); }

@@ -8,6 +8,7 @@
 // second-level cache while the panels of weights go by; where there are few tiles, first those of all, then for each
 // panel. Moves 4 bytes * (x, its borders twice + y), and the weights, 4 (1.8) times as many as the kernel's, a chunk.
 #include "pointwise_conv2d_multiply.h"
+#include "sub_pixels_kernels.h"
 
 namespace fastnets::FASTNETS_ISA::winograd {
 
@@ -101,12 +102,12 @@ void transform_tile(const Problem& p, int64_t tile, float* v) {
 
 // The sums of a tile's points, of `count` <= L channels from o on, to its results.
 template <int side>
-void finish_tile(const Problem& p, const Activate<float>& activate, int64_t tile, int64_t o, const float* sums) {
+void finish_tile(const Problem& p, const Activate<float>& activate, int64_t tile, int64_t o, const float* sums,
+                 const Pieces<float, L>& pieces) {
   constexpr int n = side + 2;
   const Convolution& g = p.g;
   const Place at = place(p, tile);
   const Pixels<const float>& residual = p.product.residual;
-  const Pixels<float>& to = p.product.y;
   const int64_t point = p.y_point(), count = g.o - o;
   const Lanes bias = p.product.bias ? load_first<float, L>(p.product.bias + o, count) : Lanes{};
   alignas(64) float half[side * n * L];
@@ -121,7 +122,8 @@ void finish_tile(const Problem& p, const Activate<float>& activate, int64_t tile
     Lanes m[n], y[side];
     for (int j = 0; j < n; ++j) m[j] = load<float, L>(half + (i * n + j) * L);
     from_points<side>(m, y);
-    const int64_t first = (at.image * g.oh + at.row + i) * g.ow + at.column;
+    const int64_t row = at.image * g.oh + at.row + i, first = row * g.ow + at.column;
+    float* const to = p.product.y.data + p.fine.offset(row, at.column);
     for (int j = 0; j < side; ++j) y[j] += bias;
     // Loops of a fixed length, so that y stays in registers.
     for (int j = 0; j < side; ++j)
@@ -129,7 +131,7 @@ void finish_tile(const Problem& p, const Activate<float>& activate, int64_t tile
         y[j] += load_first<float, L>(residual.data + (first + j) * residual.pixel + o, count);
     activate.template operator()<L, side>(y);
     for (int j = 0; j < side; ++j)
-      if (j < columns) store_first<float, L>(to.data + (first + j) * to.pixel + o, y[j], count);
+      if (j < columns) pieces.store(to + j * p.fine.r * p.fine.pixel, y[j]);
   }
 }
 
@@ -150,9 +152,12 @@ inline void transform(const Problem& p, Range tiles, float* v) {
 template <int side>
 void finish(const Problem& p, Range tiles, int64_t panel, const float* sums) {
   const Activate<float> activate(p.product.activation);
+  std::vector<Pieces<float, L>> pieces;
+  for (int64_t o = panel * kPanel; o < std::min((panel + 1) * kPanel, p.g.o); o += L) pieces.emplace_back(p.fine, o);
+  const int64_t vectors = pieces.size();
   for (int64_t tile = tiles.begin; tile < tiles.end; ++tile, sums += kPanel)
-    for (int64_t i = 0; i < kPanel && panel * kPanel + i < p.g.o; i += L)
-      finish_tile<side>(p, activate, tile, panel * kPanel + i, sums + i);
+    for (int64_t i = 0; i < vectors; ++i)
+      finish_tile<side>(p, activate, tile, panel * kPanel + i * L, sums + i * L, pieces[i]);
 }
 
 // A panel of results of a chunk whose points are v.

@@ -23,6 +23,7 @@ from fastnets.accelerate._preact import fuse_preactivations
 from fastnets.accelerate._shared_relu import share_relus
 from fastnets.accelerate._shuffle import fuse_shuffles
 from fastnets.accelerate._squeeze_excitation import fuse_squeeze_excitations
+from fastnets.accelerate._sub_pixel import fuse_sub_pixel_convolutions
 from fastnets.accelerate._table import Table
 from fastnets.accelerate._tell import tell
 from fastnets.layers import Conv2d, DepthwiseConv2d, GroupedConv2d, PackedConv2d, PackedSqueezeExcitation
@@ -35,6 +36,7 @@ def rewrite(network: fx.GraphModule, name: str, table: Table, dtype: torch.dtype
     share_relus(network)
     _replace_convolutions(network)
     fuse_squeeze_excitations(network)
+    fuse_sub_pixel_convolutions(network)
     _fuse_additions(network)
     _add_in_place(network)
     fuse_shuffles(network)
@@ -105,7 +107,7 @@ def rebuild(conv: nn.Conv2d, weight: Tensor, bias: Tensor | None, activation: st
     common: dict[str, Any] = {"bias": bias is not None, "device": "meta", "activation": activation}
     common |= {name: getattr(conv, name) for name in ("kernel_size", "stride", "padding", "dilation", "padding_mode")}
     layer: Conv2d
-    if conv.groups == c:
+    if conv.groups == c and (c > 1 or o == 1):  # of one channel, several results are a dense convolution's
         layer = DepthwiseConv2d(c, multiplier=o // c, **common)
     elif conv.groups > 1:
         layer = GroupedConv2d(c, o, groups=conv.groups, **common)

@@ -20,6 +20,7 @@ from fastnets.layers import (
     PackedMaxPool2d,
     PackedPreactConv2d,
     PackedSqueezeExcitation,
+    PackedSubPixelConv2d,
     PooledLinear,
 )
 from fastnets.ops._packed import TYPES
@@ -28,6 +29,7 @@ _RUNS: dict[Any, str] = {
     DepthwiseConv2d: "fastnets depthwise_conv2d",
     GroupedConv2d: "fastnets grouped_conv2d",
     PackedConv2d: "oneDNN, packed",
+    PackedSubPixelConv2d: "oneDNN, packed",
     PackedLinear: "fastnets pointwise_conv2d, or PyTorch where it is large",
     PooledLinear: "fastnets pooled_linear",
     PackedMaxPool2d: "fastnets max_pool2d",
@@ -79,6 +81,8 @@ def _rows(module: Any, with_residual: bool, dtype: torch.dtype | None) -> list[t
         runs = "fastnets squeeze_excitation" if _is_in(TYPES, module.squeeze, dtype) else ""
         rows = [_convolution(conv, False, dtype) for conv in (module.squeeze, module.excite)]
         return [(runs or of, note) for of, note in rows]
+    if isinstance(module, PackedSubPixelConv2d):
+        return [_convolution(module, False, dtype), ("fastnets, in its store", "")]
     together = "fastnets inverted_residual" if _is_in(TYPES, module.project, dtype) else ""
     squeeze = module.squeeze and (module.squeeze.squeeze, module.squeeze.excite)
     convs = [conv for conv in (module.expand, module.depthwise, *(squeeze or ()), module.project) if conv is not None]
@@ -94,7 +98,7 @@ def _preact(module: PackedPreactConv2d, dtype: torch.dtype | None) -> tuple[str,
 
 def _convolution(conv: Any, with_residual: bool, dtype: torch.dtype | None) -> tuple[str, str]:
     runs = _RUNS[type(conv)]
-    if type(conv) is PackedConv2d and _is_in(TYPES, conv, dtype):
+    if type(conv) in (PackedConv2d, PackedSubPixelConv2d) and _is_in(TYPES, conv, dtype):
         if conv.is_direct(dtype or conv.weight.dtype) and not with_residual:
             runs = "fastnets direct_conv2d"
         elif conv.is_pointwise():

@@ -22,6 +22,7 @@ from fastnets.layers.packed_pool import PackedAvgPool2d as PackedAvgPool2d
 from fastnets.layers.packed_pool import PackedMaxPool2d as PackedMaxPool2d
 from fastnets.layers.packed_preact_conv import PackedPreactConv2d as PackedPreactConv2d
 from fastnets.layers.packed_squeeze_excitation import PackedSqueezeExcitation as PackedSqueezeExcitation
+from fastnets.layers.packed_sub_pixel_conv import PackedSubPixelConv2d as PackedSubPixelConv2d
 from fastnets.layers.plain import PlainNet as PlainNet
 from fastnets.layers.pooled_linear import PooledLinear as PooledLinear
 from fastnets.layers.precision_gate import PrecisionGateConv2d as PrecisionGateConv2d

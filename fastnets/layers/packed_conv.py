@@ -53,7 +53,7 @@ class PackedConv2d(Packs, GroupedConv2d):
     ``groups`` and ``dilation`` are 1: pointwise convolutions (stride 1, no padding) of 16 input channels or more and at
     most 2**27 products, or without a residual of 2**23 results or more; without a residual, those of at most four input
     channels, and in bfloat16 those of an even number of input channels and at most nine places that are not pointwise; in
-    float32, 3x3 convolutions of stride 1, 16 channels or more on both sides and 16 tiles of 2x2 pixels or more.
+    float32, 3x3 convolutions of stride 1, 16 input channels or more and 16 tiles of 2x2 pixels or more.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode,
@@ -75,6 +75,8 @@ class PackedConv2d(Packs, GroupedConv2d):
         >>> layer(torch.ones(1, 4, 5, 5), torch.zeros(1, 8, 5, 5)).shape
         torch.Size([1, 8, 5, 5])
     """
+
+    _upscale_factor = 1  # of layers whose results are pixels of a finer image
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         if self._fits(input, residual):
@@ -172,9 +174,9 @@ class PackedConv2d(Packs, GroupedConv2d):
         return direct_conv2d.run(input, panels, self.out_channels, *geometry, bias, self.activation)
 
     def is_winograd(self) -> bool:
-        """Whether Winograd's algorithm applies; in few channels, its lanes and panels would stand empty."""
+        """Whether Winograd's algorithm applies; of few input channels, its lanes would stand empty."""
         plain = self.kernel_size == (3, 3) and self.stride == self.dilation == (1, 1) and self.groups == 1
-        return plain and self.in_channels >= 16 and self.out_channels >= 16
+        return plain and self.in_channels >= 16
 
     def _winograd_side(self, input: Tensor) -> int:
         """Rows and columns of the tiles by which Winograd's kernel is faster than oneDNN's direct one, or 0.
@@ -186,9 +188,17 @@ class PackedConv2d(Packs, GroupedConv2d):
         return sizes[0] if sizes and self.is_winograd() else 0
 
     def _winograd(self, input: Tensor, residual: Tensor | None, side: int) -> Tensor:
-        panels = self._pack(f"winograd {side}", lambda: pack_winograd(self.weight, side), self.weight, self.bias)
-        padding = self._rows_and_columns()
-        return winograd_conv2d.run(input, panels, self.out_channels, padding, self.bias, residual, self.activation)
+        def points() -> tuple[Tensor, Tensor | None]:
+            weight, bias = self._in_order()
+            return pack_winograd(weight, side), None if bias is None else bias.detach()
+
+        panels, bias = self._pack(f"winograd {side}", points, self.weight, self.bias)
+        rest = self._rows_and_columns(), bias, residual, self.activation, self._upscale_factor
+        return winograd_conv2d.run(input, panels, self.out_channels, *rest)
+
+    def _in_order(self) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias in the order in which the kernels make results."""
+        return self.weight, self.bias
 
     def _rows_and_columns(self) -> list[int]:
         """The padding, which is that of both sides."""

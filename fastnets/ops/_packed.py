@@ -121,6 +121,14 @@ def pack_for_cpu(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | 
     return pack_panels(weight, weight.dtype == torch.bfloat16), None if bias is None else bias.detach().float()
 
 
+def shuffle_results(weight: Tensor, r: int) -> Tensor:
+    """Weights or biases of a convolution before ``pixel_shuffle`` with its results in the order of the r * r fine pixels.
+
+    Result c r² + i r + j becomes (i r + j) o / r² + c, so that the channels of a fine pixel, and its row, lie together.
+    """
+    return weight.unflatten(0, (-1, r * r)).transpose(0, 1).flatten(0, 1)
+
+
 def unpack_panels(panels: Tensor, out: int, c: int) -> Tensor:
     """The same as (o, c, 1, 1)."""
     return panels.transpose(1, 2).flatten(2).flatten(0, 1)[:out, :c, None, None]
@@ -179,7 +187,8 @@ def unpack_winograd(panels: Tensor, out: int) -> Tensor:
 
 # ---- ops -------------------------------------------------------------------------------------
 # Those with `into` and `channel` write their results into channels of that image, from that one on, and return it. Their x
-# may be some of the channels of an image too.
+# may be some of the channels of an image too. With an `upscale_factor` the results, in the order of `shuffle_results`, are
+# pixels of an image so many times as fine.
 
 
 def packed_op(schema: str) -> Op:
@@ -241,7 +250,7 @@ direct_max_pool2d = packed_op(
 )
 winograd_conv2d = packed_op(
     "winograd_conv2d(Tensor x, Tensor panels, int out, int[2] padding, Tensor? bias, Tensor? residual, str? activation, "
-    "Tensor? into=None, int channel=0) -> Tensor"
+    "int upscale_factor, Tensor? into=None, int channel=0) -> Tensor"
 )
 squeeze_excitation = packed_op(
     "squeeze_excitation(Tensor x, Tensor[] squeeze, str? squeeze_activation, bool hard, Tensor? residual, "
@@ -372,11 +381,15 @@ def _winograd_conv2d(
     bias: Tensor | None,
     residual: Tensor | None,
     activation: str | None,
+    upscale_factor: int,
     into: Tensor | None = None,
     channel: int = 0,
 ) -> Tensor:
     y = F.conv2d(x, unpack_winograd(panels, out), bias, padding=tuple(padding))
-    return _placed(ACTIVATIONS[activation](y if residual is None else y + residual), into, channel)
+    y = ACTIVATIONS[activation](y if residual is None else y + residual)
+    if upscale_factor > 1:  # whose pixels are results in the order of `shuffle_results`
+        y = F.pixel_shuffle(y.unflatten(1, (upscale_factor**2, -1)).transpose(1, 2).flatten(1, 2), upscale_factor)
+    return _placed(y, into, channel)
 
 
 @squeeze_excitation.backend("reference")

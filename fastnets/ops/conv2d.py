@@ -27,7 +27,7 @@ def conv2d(
 
     with C = c / groups channels in a group and g(o) the group of output channel o. One input channel
     per group goes to :func:`fastnets.ops.depthwise_conv2d`, more of them in more than one group to
-    :func:`fastnets.ops.grouped_conv2d`, everything else to PyTorch.
+    :func:`fastnets.ops.grouped_conv2d`, everything else, as several results of a single channel, to PyTorch.
 
     Args:
         input: (n, c, h, w) or (c, h, w).
@@ -55,7 +55,7 @@ def conv2d(
     """
     try:
         if weight.dim() == 4 and input.dim() in (3, 4):
-            if weight.shape[1] == 1 and input.shape[-3] == groups:
+            if weight.shape[1] == 1 and input.shape[-3] == groups and (groups > 1 or weight.shape[0] == 1):
                 return depthwise_conv2d(input, weight, bias, stride, padding, dilation)
             if weight.shape[1] > 1 and groups > 1:
                 return grouped_conv2d(input, weight, bias, stride, padding, dilation, groups)

@@ -78,6 +78,7 @@ def calls(dtype=torch.float32):
             bias[:40],
             image(2, 40, 9, 6),
             "relu",
+            1,
         ),
         "squeeze_excitation": (
             image(2, 48, 5, 6),

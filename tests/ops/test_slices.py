@@ -24,7 +24,7 @@ def arguments(op, c, o, residual=None):
         return pack_panels(torch.randn(o, c, 1, 1, generator=make)), o, torch.randn(o, generator=make), residual, "relu"
     if op == "winograd_conv2d":
         weight = torch.randn(o, c, 3, 3, generator=make)
-        return pack_winograd(weight, 4), o, (1, 1), torch.randn(o, generator=make), residual, "relu"
+        return pack_winograd(weight, 4), o, (1, 1), torch.randn(o, generator=make), residual, "relu", 1
     return (3, 3), (1, 1), (1, 1), False, *((True,) if op == "avg_pool2d" else ())
 
 

@@ -25,7 +25,7 @@ def arguments(n, c, o, h, w, padding=(1, 1)):
 
 def kernel(x, weight, side, padding=(1, 1), bias=None, residual=None, activation=None):
     op = torch.ops.fastnets_cpu.winograd_conv2d.default
-    return op(x, pack_winograd(weight, side), len(weight), padding, bias, residual, activation)
+    return op(x, pack_winograd(weight, side), len(weight), padding, bias, residual, activation, 1)
 
 
 def check(x, weight, side, padding=(1, 1), bias=None, residual=None, activation=None):
@@ -122,7 +122,7 @@ def test_cpu_no_images(cpu_kernels):
 def test_cpu_wrong_arguments_raise(cpu_kernels, wrong):
     x, weight, bias, residual = arguments(2, 16, 40, 6, 6)
     panels = pack_winograd(weight, 4)
-    good = [x, panels, 40, [1, 1], bias, residual, None]
+    good = [x, panels, 40, [1, 1], bias, residual, None, 1]
     bad = {
         "layout": (0, x.contiguous()),
         "type": (0, x.double()),
