@@ -215,7 +215,7 @@ def test_weights_lie_as_onednn_wants_them_for_each_size_and_number_of_threads(mo
     assert orders and len(orders) == len(kept)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def test_zeros_that_inputs_differ_in_are_those_of_each(cpu_kernels):
     """Of 8x8 a copy is padded to 9x9, which takes other weights than 9x9 between even zeros may."""
     conv = PackedConv2d(64, 64, 3, 2, "same").eval().requires_grad_(False)
