@@ -28,20 +28,26 @@ struct Convolution {
   int64_t groups, depth;
 };
 
-// Of an input of the sizes s with kernels of the sizes k.
+// Of an input of the sizes s with kernels of the sizes k. The padding is that of both sides or, of two sides, that
+// before rows and columns, then that after them, which kernels see in the sizes of the results alone.
 inline Convolution geometry(const Four& s, const Four& k, const std::vector<int64_t>& stride,
-                            const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation, int64_t groups) {
-  STD_TORCH_CHECK(stride.size() == 2 && padding.size() == 2 && dilation.size() == 2, "expected pairs");
+                            const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation, int64_t groups,
+                            size_t sides = 1) {
+  STD_TORCH_CHECK(stride.size() == 2 && padding.size() == 2 * sides && dilation.size() == 2,
+                  "expected pairs, and a padding of ", 2 * sides, " numbers");
+  const int64_t below = padding[2 * sides - 2], right = padding[2 * sides - 1];
   STD_TORCH_CHECK(groups > 0 && k.n > 0 && k.n % groups == 0, "expected a multiple of ", groups, " kernels, got ", k.n);
   STD_TORCH_CHECK(k.c > 0 && s.c == groups * k.c, "expected ", groups, " groups of ", k.c, " channels, got ", s.c);
   Convolution g{s.n, s.c,       s.h,       s.w,        k.n,        k.n / groups, k.h,         k.w,    0,
                 0,   stride[0], stride[1], padding[0], padding[1], dilation[0],  dilation[1], groups, k.c};
-  STD_TORCH_CHECK(g.kh > 0 && g.kw > 0 && g.sh > 0 && g.sw > 0 && g.ph >= 0 && g.pw >= 0 && g.dh > 0 && g.dw > 0,
-                  "kernel, stride and dilation must be positive, padding not negative");
+  STD_TORCH_CHECK(
+      g.kh > 0 && g.kw > 0 && g.sh > 0 && g.sw > 0 && std::min({g.ph, g.pw, below, right}) >= 0 && g.dh > 0 && g.dw > 0,
+      "kernel, stride and dilation must be positive, padding not negative");
   constexpr int64_t kFar = int64_t{1} << 31;  // from where offsets in memory may no longer fit
-  STD_TORCH_CHECK(std::max({g.kh, g.kw, g.sh, g.sw, g.ph, g.pw, g.dh, g.dw}) < kFar,
+  STD_TORCH_CHECK(std::max({g.kh, g.kw, g.sh, g.sw, g.ph, g.pw, below, right, g.dh, g.dw}) < kFar,
                   "expected kernel, stride, padding and dilation below ", kFar);
-  const int64_t rows = g.h + 2 * g.ph - g.dh * (g.kh - 1) - 1, columns = g.w + 2 * g.pw - g.dw * (g.kw - 1) - 1;
+  const int64_t rows = g.h + g.ph + below - g.dh * (g.kh - 1) - 1;
+  const int64_t columns = g.w + g.pw + right - g.dw * (g.kw - 1) - 1;
   STD_TORCH_CHECK(rows >= 0 && columns >= 0, "the kernel is larger than the padded input");
   g.oh = rows / g.sh + 1;
   g.ow = columns / g.sw + 1;

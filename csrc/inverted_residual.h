@@ -24,7 +24,7 @@ inline int64_t taken_by(const Tensor& project, int64_t out) {
   return project.numel() / std::max<int64_t>(1, ceil_div(out, packed::kPanel) * packed::kPanel);
 }
 
-// The depthwise convolution of all hidden channels.
+// The depthwise convolution of all hidden channels; `padding`: above, left, below and right of the image.
 inline Convolution check(const Tensor& x, const MaybeTensor& expand, const MaybeTensor& expand_bias,
                          const Tensor& depthwise, int64_t hidden, const std::vector<int64_t>& kernel,
                          const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
@@ -40,7 +40,7 @@ inline Convolution check(const Tensor& x, const MaybeTensor& expand, const Maybe
                   "expected a number of hidden channels that 16 divides, that of x where nothing expands it");
   STD_TORCH_CHECK(kernel.size() == 2, "expected pairs");
   const Convolution g =
-      geometry({s.n, hidden, s.h, s.w}, {hidden, 1, kernel[0], kernel[1]}, stride, padding, dilation, hidden);
+      geometry({s.n, hidden, s.h, s.w}, {hidden, 1, kernel[0], kernel[1]}, stride, padding, dilation, hidden, 2);
   STD_TORCH_CHECK(depthwise.is_contiguous() && depthwise.scalar_type() == packing.sums &&
                       depthwise.numel() == (g.kh * g.kw + 1) * hidden,
                   "expected the weights and biases of ", hidden, " depthwise kernels, of the type of sums");

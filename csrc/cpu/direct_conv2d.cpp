@@ -59,8 +59,9 @@ Tensor convolve(const Tensor& x, const Tensor& panels, const Convolution& g, con
 }
 
 // Of x in either layout and weights in panels, of the numbers below a kernel in the order of its rows and columns, as
-// channels of `into` from `channel` on where that is given. Weights are float32 or, for an even number of channels, of
-// the type of x. Of the sizes of the results, windows_of makes the windows whose maxima are taken, if any.
+// channels of `into` from `channel` on where that is given. The padding is that above, left, below and right. Weights
+// are float32 or, for an even number of channels, of the type of x. Of the sizes of the results, windows_of makes the
+// windows whose maxima are taken, if any.
 template <typename F>
 Tensor direct(const Tensor& x, const Tensor& panels, int64_t out, const Pair& kernel, const Pair& stride,
               const Pair& padding, const std::optional<Tensor>& bias, const std::optional<Text>& activation,
@@ -69,7 +70,7 @@ Tensor direct(const Tensor& x, const Tensor& panels, int64_t out, const Pair& ke
   return pointwise::with_type(x, [&](auto type) {
     using T = decltype(type);
     STD_TORCH_CHECK(x.dim() == 4 && (is_dense(x, true) || is_dense(x, false)), "expected images without gaps");
-    const Convolution g = geometry(sizes_of(x), {out, x.size(1), kernel[0], kernel[1]}, stride, padding, {1, 1}, 1);
+    const Convolution g = geometry(sizes_of(x), {out, x.size(1), kernel[0], kernel[1]}, stride, padding, {1, 1}, 1, 2);
     const Windows windows = windows_of(Four{g.n, g.o, g.oh, g.ow});
     const Activation kind = parse_activation(activation);
     if constexpr (!std::is_same_v<T, float>) {

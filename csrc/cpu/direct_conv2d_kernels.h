@@ -50,7 +50,10 @@ template <typename X, typename T>
 class Rows {
  public:
   explicit Rows(const Problem<X, T>& p)
-      : p_(p), width_((p.g.w + 2 * p.g.pw) * p.g.c), padded_(new X[p.g.kh * width_]()), product_(p.product) {
+      : p_(p),
+        width_(std::max(p.g.pw + p.g.w, (p.g.ow - 1) * p.g.sw + p.g.kw) * p.g.c),
+        padded_(new X[p.g.kh * width_]()),
+        product_(p.product) {
     product_.x = {padded_.get(), p.g.sw * p.g.c, width_, p.g.kw * p.g.c};
   }
 

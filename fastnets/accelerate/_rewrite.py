@@ -17,6 +17,7 @@ from fastnets.accelerate._inverted_residual import fuse_inverted_residuals
 from fastnets.accelerate._layout import enter_channels_last
 from fastnets.accelerate._linear import name_linears, pack_linears
 from fastnets.accelerate._memory import is_written
+from fastnets.accelerate._padding import take_zeros
 from fastnets.accelerate._pooled_linear import fuse_pooled_linears
 from fastnets.accelerate._pools import replace_pools
 from fastnets.accelerate._preact import fuse_preactivations
@@ -79,7 +80,7 @@ def _replace_convolutions(network: fx.GraphModule) -> None:
         if type(conv) not in CONVOLUTIONS or getattr(conv, "activation", None) or len(node.args) != 1 or node.kwargs:
             continue
         assert isinstance(conv, nn.Conv2d)
-        weight, bias, activation = conv.weight, conv.bias, None
+        weight, bias, activation, padding = conv.weight, conv.bias, None, take_zeros(network, node, conv)
         if (after := only_user(node)) and (norm := batch_norm_of(network, after)):
             weight, bias = _fold(conv, norm)
             bypass(after)
@@ -88,7 +89,7 @@ def _replace_convolutions(network: fx.GraphModule) -> None:
         # Under a name of its own, because one module can be called in several places.
         target, node.target = node.target, f"convolutions.{node.name}"
         node.meta["was"] = str(target), type(conv).__name__
-        network.add_submodule(node.target, rebuild(conv, weight, bias, activation))
+        network.add_submodule(node.target, rebuild(conv, weight, bias, activation, padding))
 
 
 @torch.no_grad()
@@ -101,11 +102,14 @@ def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     return weight.to(conv.weight.dtype), bias.to(conv.weight.dtype)
 
 
-def rebuild(conv: nn.Conv2d, weight: Tensor, bias: Tensor | None, activation: str | None = None) -> Conv2d:
-    """The fastest layer for the convolution, with other parameters."""
+def rebuild(
+    conv: nn.Conv2d, weight: Tensor, bias: Tensor | None, activation: str | None = None, padding: Any = None
+) -> Conv2d:
+    """The fastest layer for the convolution, with other parameters, and another padding where one is given."""
     c, o = conv.in_channels, conv.out_channels
     common: dict[str, Any] = {"bias": bias is not None, "device": "meta", "activation": activation}
-    common |= {name: getattr(conv, name) for name in ("kernel_size", "stride", "padding", "dilation", "padding_mode")}
+    common |= {name: getattr(conv, name) for name in ("kernel_size", "stride", "dilation", "padding_mode")}
+    common["padding"] = conv.padding if padding is None else padding
     layer: Conv2d
     if conv.groups == c and (c > 1 or o == 1):  # of one channel, several results are a dense convolution's
         layer = DepthwiseConv2d(c, multiplier=o // c, **common)

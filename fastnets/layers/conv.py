@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fastnets.ops import conv2d, depthwise_conv2d, grouped_conv2d
 from fastnets.ops._activation import check_activation
-from fastnets.ops._convolution import Pair
+from fastnets.ops._convolution import Ints, Pair, Sides, lay_zeros, zeros_around
 
 
 class Conv2d(nn.Conv2d):
@@ -53,7 +53,8 @@ class GroupedConv2d(Conv2d):
         out_channels: o, channels of the result, a multiple of groups.
         kernel_size: rows and columns of a kernel in pixels, an int or (vertical, horizontal).
         stride: steps of the kernel in pixels, an int or (vertical, horizontal).
-        padding: pixels added on each side, an int or (vertical, horizontal), 'valid' or 'same'.
+        padding: pixels added on each side, an int or (vertical, horizontal); zeros also by four numbers, (top, left,
+            bottom, right); 'valid' or, for ceil(size / stride) results, 'same', of zeros as TensorFlow lays them.
         dilation: distance between taps in pixels, an int or (vertical, horizontal).
         groups: how many parts the channels fall into.
         bias: whether a learnt bias is added.
@@ -96,12 +97,17 @@ class GroupedConv2d(Conv2d):
         dtype: torch.dtype | None = None,
     ) -> None:
         check_activation(activation)
+        sides = tuple(padding) if isinstance(padding, tuple | list) and len(padding) == 4 else ()
+        if min(sides, default=0) < 0:
+            raise ValueError(f"expected a padding that is not negative, but got {padding}")
+        # PyTorch has no padding by four numbers, and 'same' not for strides.
+        more = padding_mode == "zeros" and (sides or padding == "same")
         super().__init__(
             in_channels,
             out_channels,
             kernel_size,  # type: ignore[arg-type]
             stride,  # type: ignore[arg-type]
-            padding,  # type: ignore[arg-type]
+            0 if more else padding,  # type: ignore[arg-type]
             dilation,  # type: ignore[arg-type]
             groups,
             bias,
@@ -109,7 +115,22 @@ class GroupedConv2d(Conv2d):
             device=device,
             dtype=dtype,
         )
+        if more:
+            self.padding = sides or "same"  # type: ignore[assignment]
         self.activation = activation
+
+    def _zeros(self, size: Ints) -> Sides:
+        """What padding of zeros means for an input of that height and width."""
+        return zeros_around(size, self.kernel_size, self.stride, self.padding, self.dilation)
+
+    def _pad(self, input: Tensor) -> tuple[Tensor, Pair | str]:
+        """Adds what the convolution itself cannot add, which then adds the same on both sides."""
+        if self.padding_mode != "zeros":
+            return super()._pad(input)
+        top, left, bottom, right = sides = self._zeros(input.shape[-2:])
+        if (top, left) == (bottom, right):
+            return input, (top, left)
+        return lay_zeros(input, sides), (0, 0)
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         input, padding = self._pad(input)
@@ -129,7 +150,7 @@ class DepthwiseConv2d(GroupedConv2d):
         in_channels: c, channels of the input.
         kernel_size: rows and columns of a kernel in pixels, an int or (vertical, horizontal).
         stride: steps of the kernel in pixels, an int or (vertical, horizontal).
-        padding: pixels added on each side, an int or (vertical, horizontal), 'valid' or 'same'.
+        padding: as of :class:`GroupedConv2d`.
         dilation: distance between taps in pixels, an int or (vertical, horizontal).
         bias: whether a learnt bias is added.
         padding_mode: what is added: 'zeros', 'reflect', 'replicate' or 'circular'.

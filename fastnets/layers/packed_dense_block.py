@@ -83,7 +83,7 @@ def is_dense(layers: Sequence[tuple[Any, Any]], transition: Any = None) -> bool:
 def _is_dense_layer(bottleneck: Any, conv: Any) -> bool:
     if type(bottleneck) is not PackedPreactConv2d or type(conv) is not PackedConv2d or bottleneck.pool != 1:
         return False
-    left, right, top, bottom = conv._reversed_padding_repeated_twice
     added = [d * (k - 1) for k, d in zip(conv.kernel_size, conv.dilation, strict=True)]
+    top, left, bottom, right = conv._zeros((1, 1))  # of stride 1, they are the same for all sizes
     same = conv.stride == (1, 1) and added == [top + bottom, left + right]
     return same and conv.in_channels == bottleneck.conv.out_channels

@@ -71,7 +71,7 @@ class PackedInvertedResidual(Packs, nn.Module):
         if not is_block(expand, depthwise, project, squeeze):
             raise ValueError(
                 "expected a pointwise, a depthwise and a pointwise convolution, the depthwise one with padding of zeros "
-                "by number and one kernel a channel, and squeeze and excitation of its channels or None, but got "
+                "and one kernel a channel, and squeeze and excitation of its channels or None, but got "
                 f"{expand}, {depthwise}, {project}, {squeeze}"
             )
         self.expand = expand
@@ -100,7 +100,7 @@ class PackedInvertedResidual(Packs, nn.Module):
             conv.in_channels + -conv.in_channels % LANES,
             conv.kernel_size,
             conv.stride,
-            conv.padding,
+            conv._zeros(input.shape[2:]),
             conv.dilation,
             conv.activation,
             results,
@@ -148,7 +148,7 @@ def _takes(expand: Any, conv: Any, project: Any, input: Tensor, residual: Tensor
     fits = input.shape[1] == first.in_channels and (expand is not None or first.in_channels % LANES == 0)
     if not fits or residual is None:
         return fits
-    sizes = output_size(input, conv.weight, conv.stride, conv.padding, conv.dilation)
+    sizes = output_size(input, conv.weight, conv.stride, conv._zeros(input.shape[2:]), conv.dilation)
     return is_image_like(residual, (input.shape[0], project.out_channels, *sizes), input.dtype)
 
 
@@ -159,7 +159,7 @@ def is_block(expand: Any, depthwise: Any, project: Any, squeeze: Any = None) -> 
     """
     if type(depthwise) is not DepthwiseConv2d or type(project) is not PackedConv2d or not project.is_pointwise():
         return False
-    simple = depthwise.padding_mode == "zeros" and not isinstance(depthwise.padding, str)
+    simple = depthwise.padding_mode == "zeros"
     simple = simple and depthwise.in_channels == depthwise.out_channels == project.in_channels
     if squeeze is not None:
         simple = simple and type(squeeze) is PackedSqueezeExcitation and squeeze.activation is None

@@ -20,6 +20,7 @@ aten = torch.ops.aten
 
 Ints = Sequence[int]
 Pair = int | Ints
+Sides = tuple[int, int, int, int]  # rows above, columns on the left, rows below, columns on the right
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -50,10 +51,37 @@ def pad_input(input: Tensor, weight: Tensor, stride: Ints, padding: Pair | str, 
     return input, (rows // 2, columns // 2)
 
 
+def zeros_around(size: Ints, kernel_size: Ints, stride: Ints, padding: Ints | str, dilation: Ints) -> Sides:
+    """The zeros that a padding, a pair, `Sides`, 'valid' (none) or 'same', lays around an input of that height and width.
+
+    'same' gives ceil(size / stride) results, with an odd zero at the end, as TensorFlow does.
+    """
+    if padding == "same":
+        axes = zip(size, kernel_size, stride, dilation, strict=True)
+        (top, bottom), (left, right) = (_ends(n, d * (k - 1) + 1, s) for n, k, s, d in axes)
+        return top, left, bottom, right
+    numbers: Any = (0, 0) if padding == "valid" else padding
+    return numbers if len(numbers) == 4 else (*numbers, *numbers)
+
+
+def _ends(size: int, reach: int, stride: int) -> tuple[int, int]:
+    zeros = max((-(-size // stride) - 1) * stride + reach - size, 0)
+    return zeros // 2, zeros - zeros // 2
+
+
+def lay_zeros(x: Tensor, sides: Sequence[int]) -> Tensor:
+    """A copy of x (..., h, w) between zeros."""
+    top, left, bottom, right = sides
+    return F.pad(x, (left, right, top, bottom))
+
+
 def output_size(x: Tensor, w: Tensor, stride: Ints, padding: Ints, dilation: Ints) -> tuple[int, int]:
-    """Height and width of the convolution of x (n, c, h, w) with w (o, i, kh, kw); under 1: does not fit."""
-    height = (x.shape[2] + 2 * padding[0] - dilation[0] * (w.shape[2] - 1) - 1) // stride[0] + 1
-    width = (x.shape[3] + 2 * padding[1] - dilation[1] * (w.shape[3] - 1) - 1) // stride[1] + 1
+    """Height and width of the convolution of x (n, c, h, w) with w (o, i, kh, kw); under 1: does not fit.
+
+    The padding is a pair or `Sides`.
+    """
+    height = (x.shape[2] + padding[0] + padding[-2] - dilation[0] * (w.shape[2] - 1) - 1) // stride[0] + 1
+    width = (x.shape[3] + padding[1] + padding[-1] - dilation[1] * (w.shape[3] - 1) - 1) // stride[1] + 1
     return height, width
 
 

@@ -19,6 +19,7 @@ from torch.nn import BatchNorm2d
 from fastnets._backends import BACKENDS, requested
 from fastnets._op import Op, is_plain
 from fastnets.ops._activation import ACTIVATIONS
+from fastnets.ops._convolution import lay_zeros
 
 PANEL = 32  # kPanel in csrc/packed.h
 MOST_EXPANDED = 384  # kChannels in csrc/cuda/inverted_residual.cu
@@ -187,8 +188,8 @@ def unpack_winograd(panels: Tensor, out: int) -> Tensor:
 
 # ---- ops -------------------------------------------------------------------------------------
 # Those with `into` and `channel` write their results into channels of that image, from that one on, and return it. Their x
-# may be some of the channels of an image too. With an `upscale_factor` the results, in the order of `shuffle_results`, are
-# pixels of an image so many times as fine.
+# may be some of the channels of an image too. A padding of four numbers is that above, left, below and right. With an
+# `upscale_factor` the results, in the order of `shuffle_results`, are pixels of an image so many times as fine.
 
 
 def packed_op(schema: str) -> Op:
@@ -208,7 +209,7 @@ preact_conv2d = packed_op(
 )
 inverted_residual = packed_op(
     "inverted_residual(Tensor x, Tensor? expand, Tensor? expand_bias, str? expand_activation, "
-    "Tensor depthwise, int hidden, int[2] kernel, int[2] stride, int[2] padding, int[2] dilation, str? activation, "
+    "Tensor depthwise, int hidden, int[2] kernel, int[2] stride, int[4] padding, int[2] dilation, str? activation, "
     "Tensor project, Tensor? project_bias, int out, Tensor? residual, str? project_activation, "
     "Tensor[] squeeze, str? squeeze_activation, bool hard, Tensor? into=None, int channel=0) -> Tensor"
 )
@@ -240,11 +241,11 @@ inverted_residual.native(
     ),
 )
 direct_conv2d = packed_op(
-    "direct_conv2d(Tensor x, Tensor panels, int out, int[2] kernel, int[2] stride, int[2] padding, Tensor? bias, "
+    "direct_conv2d(Tensor x, Tensor panels, int out, int[2] kernel, int[2] stride, int[4] padding, Tensor? bias, "
     "str? activation, Tensor? into=None, int channel=0) -> Tensor"
 )
 direct_max_pool2d = packed_op(
-    "direct_max_pool2d(Tensor x, Tensor panels, int out, int[2] kernel, int[2] stride, int[2] padding, Tensor? bias, "
+    "direct_max_pool2d(Tensor x, Tensor panels, int out, int[2] kernel, int[2] stride, int[4] padding, Tensor? bias, "
     "str? activation, int[2] pool_kernel, int[2] pool_stride, int[2] pool_padding, bool ceil_mode, Tensor? into=None, "
     "int channel=0) -> Tensor"
 )
@@ -335,7 +336,7 @@ def _inverted_residual(
     y = x if expand is None else _pointwise_conv2d(x, expand, hidden, expand_bias, None, expand_activation)
     taps = unpack_depthwise(depthwise, hidden).to(y.dtype)
     weight = taps[:, :-1].view(hidden, 1, *kernel)
-    y = ACTIVATIONS[activation](F.conv2d(y, weight, taps[:, -1], stride, padding, dilation, hidden))
+    y = ACTIVATIONS[activation](F.conv2d(lay_zeros(y, padding), weight, taps[:, -1], stride, 0, dilation, hidden))
     y = y[:, : unpack_panels(project, out, hidden).shape[1]]  # those that only fill a vector may be left out
     if squeeze:
         scales = _scales(y, squeeze, squeeze_activation, hard)
@@ -358,8 +359,8 @@ def _direct_conv2d(
 ) -> Tensor:
     c = x.shape[1]
     weight = unpack_panels(panels, out, kernel[0] * kernel[1] * c).view(out, *kernel, c).permute(0, 3, 1, 2).to(x.dtype)
-    x = x.contiguous(memory_format=torch.channels_last)
-    return _placed(ACTIVATIONS[activation](F.conv2d(x, weight, _like(bias, x), stride, padding)), into, channel)
+    x = lay_zeros(x, padding).contiguous(memory_format=torch.channels_last)
+    return _placed(ACTIVATIONS[activation](F.conv2d(x, weight, _like(bias, x), stride)), into, channel)
 
 
 @direct_max_pool2d.backend("reference")

@@ -107,6 +107,29 @@ def test_grouped_conv2d_is_a_convolution_and_an_activation(activation, mode):
     assert (f"activation={activation}" in repr(ours)) == (activation is not None)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("kind", [GroupedConv2d, DepthwiseConv2d, PackedConv2d])
+@pytest.mark.parametrize(("padding", "stride"), [((0, 1, 2, 3), 2), ([0, 0, 1, 1], 1), ((1, 2, 1, 2), 1)])
+def test_padding_by_four_numbers_is_zeros_laid_around_before(kind, padding, stride, layout):
+    channels = (4,) if kind is DepthwiseConv2d else (4, 6)
+    ours = kind(*channels, 3, stride, padding, dtype=torch.float64)
+    torchs = nn.Conv2d(4, ours.out_channels, 3, stride, groups=ours.groups, dtype=torch.float64)
+    torchs.load_state_dict(ours.state_dict())
+    top, left, bottom, right = padding
+    laid = nn.Sequential(nn.ZeroPad2d((left, right, top, bottom)), torchs)
+    assert_same(ours, laid, torch.randn(2, 4, 9, 8, dtype=torch.float64).contiguous(memory_format=layout))
+    assert f"padding={tuple(padding)}" in repr(ours)
+
+
+# Of 3 columns a pair of strides of 2 needs a zero on both sides, of 4 only the one after the last.
+@pytest.mark.parametrize("kind", [GroupedConv2d, DepthwiseConv2d, PackedConv2d])
+@pytest.mark.parametrize(("columns", "expected"), [(3, [3, 5]), (4, [6, 7]), (1, [1])])
+def test_same_padding_of_strides_by_hand(kind, columns, expected):
+    ours = kind(*([1] if kind is DepthwiseConv2d else [1, 1]), (1, 3), 2, "same", bias=False)
+    nn.init.ones_(ours.weight)
+    assert ours(torch.arange(1.0, columns + 1).view(1, 1, 1, -1)).flatten().tolist() == expected
+
+
 def test_depthwise_conv2d_by_hand():
     layer = DepthwiseConv2d(2, 2, multiplier=2, activation="relu")
     with torch.no_grad():
@@ -172,6 +195,10 @@ def test_wrong_arguments_are_refused_when_the_layer_is_made():
         DepthwiseConv2d(4, 3, activation="gelu")
     with pytest.raises(ValueError, match="activation must be one of"):
         GroupedConv2d(4, 6, 3, groups=2, activation="gelu")
+    with pytest.raises(ValueError, match="expected a padding that is not negative"):
+        PackedConv2d(4, 6, 3, padding=(1, 1, -1, 1))
+    with pytest.raises(ValueError, match="padding='same' is not supported for strided"):
+        GroupedConv2d(4, 6, 3, 2, "same", padding_mode="reflect")
     with pytest.raises(ValueError, match="padding_mode"):
         DepthwiseConv2d(4, 3, padding_mode="mirror")
     with pytest.raises(ValueError, match="groups"):

@@ -30,6 +30,8 @@ GEOMETRIES = [
     {"kernel_size": (3, 5), "stride": (2, 1), "padding": (1, 2), "dilation": (1, 2)},
     {"kernel_size": 3, "padding": "same"},
     {"kernel_size": 4, "padding": "same"},
+    {"kernel_size": (3, 4), "padding": "same", "stride": 2},
+    {"kernel_size": 3, "padding": (0, 1, 2, 0)},
     {"kernel_size": 3, "padding": 1, "padding_mode": "reflect"},
     {"kernel_size": 3, "groups": 2},
 ]
@@ -211,6 +213,18 @@ def test_weights_lie_as_onednn_wants_them_for_each_size_and_number_of_threads(mo
             side = (size + 1) // 2
             torch.testing.assert_close(conv(x), conv.weight.sum((1, 2, 3)).view(1, -1, 1, 1).expand(n, 256, side, side))
     assert orders and len(orders) == len(kept)
+
+
+@torch.no_grad()
+def test_zeros_that_inputs_differ_in_are_those_of_each(cpu_kernels):
+    """Of 8x8 a copy is padded to 9x9, which takes other weights than 9x9 between even zeros may."""
+    conv = PackedConv2d(64, 64, 3, 2, "same").eval().requires_grad_(False)
+    for size in (8, 9, 8, 9, 7):
+        x = torch.randn(1, 64, size, size).contiguous(memory_format=torch.channels_last)
+        before, after = (0, 1) if size % 2 == 0 else (1, 1)
+        exact = F.conv2d(F.pad(x, (before, after) * 2).double(), conv.weight.double(), conv.bias.double(), 2)
+        assert (conv(x) - exact).abs().max() < 1e-5
+    assert len(conv._packed[2]["onednn"][0]) == 3
 
 
 def test_packed_weights_are_in_no_state_and_no_copy():

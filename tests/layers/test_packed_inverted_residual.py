@@ -48,6 +48,21 @@ def test_the_kernel_and_the_layers_agree(block):
     torch.testing.assert_close(block(x, x), in_turn(block, x, x.clone(memory_format=torch.preserve_format)))
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("padding", ["same", "valid", (0, 2, 1, 0)], ids=str)
+def test_any_padding_of_zeros_runs_on_the_kernel(cpu_kernels, padding, stride):
+    block = PackedInvertedResidual(*parts(padding=padding, stride=stride)).eval().requires_grad_(False)
+    fastnets.backend_report(reset=True)
+    for size in ((6, 7), (7, 6)):
+        x = image(2, 4, *size)
+        residual = torch.zeros_like(expected := in_turn(block, x))
+        torch.testing.assert_close(block(x, residual), expected)
+    assert fastnets.backend_report(reset=True)["inverted_residual"]["calls"] == {"cpu": 2}
+    x.requires_grad_()
+    gradients = [torch.autograd.grad(run(x).square().sum(), x)[0] for run in (block, lambda x: in_turn(block, x))]
+    assert torch.equal(*gradients) and gradients[0].abs().sum() > 0
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=str)
 def test_other_types_run_the_layers_in_turn(block, dtype):
     block, x = block.to(dtype), image(2, 4, 6, 7).to(dtype)
@@ -121,7 +136,6 @@ def test_layers_that_do_not_follow_one_another_are_refused():
     expand, depthwise, project = parts()
     strange = [
         (project, depthwise, expand),
-        (expand, parts(padding="same")[1], project),
         (expand, parts(padding_mode="reflect")[1], project),
         (None, depthwise, PackedConv2d(20, 4, 3)),
         (None, DepthwiseConv2d(10, 3, multiplier=2), project),

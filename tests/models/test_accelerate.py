@@ -20,8 +20,10 @@ from torch import nn
 from torch.nn.utils import prune
 
 import fastnets
+from fastnets._op import looked_on
 from fastnets.accelerate import accelerate
 from fastnets.accelerate._proof import prove
+from fastnets.accelerate._record import Recorder
 from fastnets.layers import DepthwiseConv2d, PackedConv2d, PackedInvertedResidual, PooledLinear
 from fastnets.models import create_model
 
@@ -140,6 +142,85 @@ class WritesOverWhatIsPadded(nn.Module):
 
 def test_tensorflows_padding_keeps_what_is_written_over_later():
     check(WritesOverWhatIsPadded())
+
+
+TENSORFLOWS = "tf_efficientnet_lite0", "tf_mobilenetv3_small_075"
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", TENSORFLOWS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_tensorflows_networks_of_timm_copy_no_padding(cpu_kernels, name, dtype):
+    model = build_settled(partial(build_peer, name, "timm")).eval()
+    fast = accelerate(model, image(1, 3, 43, torch.float32) if dtype == torch.bfloat16 else None, dtype=dtype)
+    blocks = [module for module in fast.modules() if isinstance(module, PackedInvertedResidual)]
+    assert [block.depthwise.padding for block in blocks].count("same") == sum(
+        type(module).__name__ == "Conv2dSame" and module.groups > 1 for module in model.modules()
+    )
+    inputs = [image(n, 3, size, torch.float32) for n, size in ((1, 64), (2, 75), (1, 97))]
+    expected = [model(x) for x in inputs]
+    for _ in range(3):  # packs weights, is recorded, runs the plan
+        for x, y in zip(inputs, expected, strict=True):
+            got = fast(x)
+            assert dtype != torch.float32 or difference(got, y) < 1e-4
+    for x in inputs:
+        with looked_on(recorder := Recorder()):
+            fast(x)  # by its plan
+        names = {op._opname for op in recorder.operators}
+        assert names and not any("pad" in name for name in names)
+
+
+class Padded(nn.Module):
+    """Zeros laid around in the four ways that networks know, before convolutions that have padding of their own or none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.zeros = nn.Conv2d(8, 16, 3, 2), nn.ZeroPad2d((0, 1, 2, 0))
+        self.depthwise, self.constant = nn.Conv2d(16, 16, 5, 2, (1, 0), groups=16), nn.ConstantPad2d((1, 2, 3, 0), 0)
+        self.project, self.even, self.last = nn.Conv2d(16, 8, 1), nn.ZeroPad2d(1), nn.Conv2d(8, 8, 3, padding="valid")
+
+    def forward(self, x):
+        y = self.project(self.depthwise(self.constant(self.stem(self.zeros(x)))))
+        return self.last(F.pad(self.last(self.even(y)), (1, 0), mode="constant"))
+
+
+def test_zeros_before_a_convolution_are_its_padding():
+    fast = check(Padded(), image(2, size=15), image(1, size=16))
+    assert set(kinds(fast)) == {PackedConv2d, DepthwiseConv2d}
+    paddings = [m.padding for m in fast.modules() if isinstance(m, PackedConv2d | DepthwiseConv2d)]
+    assert sorted(paddings, key=str) == [(0, 0), (0, 1, 0, 0), (1, 1), (2, 0, 0, 1), (4, 1, 1, 2)]
+
+
+class Laid(nn.Module):
+    """What is laid around is no padding of the convolution, or something else sees it."""
+
+    def __init__(self, lay, after=lambda m, x, y: m.conv(y)) -> None:
+        super().__init__()
+        self.conv, self.lay, self.after = nn.Conv2d(8, 8, 3), lay, after
+
+    def forward(self, x):
+        x = x * 2
+        return self.after(self, x, self.lay(x))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        Laid(lambda x: F.pad(x, (0, 1, 0, 1), value=1.0)),
+        Laid(nn.ConstantPad2d(1, 2.0)),
+        Laid(lambda x: F.pad(x, (0, 1, 0, 1), "reflect")),
+        Laid(nn.ReflectionPad2d(1)),
+        Laid(nn.ZeroPad2d((-1, 1, -1, 1))),
+        Laid(lambda x: F.pad(x, (0, 1, 0, 1, 1, -1))),
+        Laid(lambda x: F.pad(x, (0, x.shape[2] % 2))),
+        Laid(nn.ZeroPad2d(1), lambda m, x, y: m.conv(y) + y[..., 1:-1, 1:-1]),
+        Laid(nn.ZeroPad2d((0, 1, 0, 1)), lambda m, x, y: m.conv(y) + F.relu_(x)[..., 1:, 1:]),
+        Laid(nn.ZeroPad2d((0, 1, 0, 1)), lambda m, x, y: F.relu_(x)[..., 1:, 1:] + m.conv(y)),
+    ],
+    ids=range(10),
+)
+def test_what_is_laid_around_for_more_than_a_convolution_stays(model):
+    check(model)
 
 
 def test_a_convolution_of_timm_with_hooks_stays():

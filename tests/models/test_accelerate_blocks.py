@@ -91,11 +91,22 @@ def test_what_the_first_layer_gives_may_be_used_elsewhere():
     "deep",
     [
         nn.Conv2d(24, 24, 3, groups=24, padding="same"),
+        nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(24, 24, 3, stride=2, groups=24)),
+    ],
+    ids=["same", "zeros before"],
+)
+def test_zeros_are_part_of_a_block_however_they_are_said(deep):
+    check(Branch(lambda m, x: m.project(m.deep(m.expand(x))), **block(deep=deep)), PackedInvertedResidual, 1)
+
+
+@pytest.mark.parametrize(
+    "deep",
+    [
         nn.Conv2d(24, 24, 3, groups=24, padding=1, padding_mode="reflect"),
         nn.Conv2d(24, 24, 3, groups=12, padding=1),
         nn.Conv2d(24, 24, 3, padding=1),
     ],
-    ids=["same", "reflect", "grouped", "dense"],
+    ids=["reflect", "grouped", "dense"],
 )
 def test_other_convolutions_between_stay(deep):
     check(Branch(lambda m, x: m.project(m.deep(m.expand(x))), **block(deep=deep)), PackedInvertedResidual, 0)

@@ -11,6 +11,7 @@ from edges import check_refuses, check_thread_counts
 import fastnets
 from fastnets.layers import PackedConv2d
 from fastnets.ops._activation import ACTIVATIONS
+from fastnets.ops._convolution import lay_zeros
 
 LAST = torch.channels_last
 
@@ -25,7 +26,8 @@ def check(x, o, activation=None, bias=True, **geometry):
         p.copy_(whole(*p.shape))
     conv, x = conv.to(x.dtype), x.contiguous(memory_format=LAST)
     assert conv.is_direct(x.dtype)
-    exact = F.conv2d(x.double(), conv.weight.double(), conv.bias.double() if bias else None, conv.stride, conv.padding)
+    padded = lay_zeros(x.double(), conv._zeros(x.shape[2:]))
+    exact = F.conv2d(padded, conv.weight.double(), conv.bias.double() if bias else None, conv.stride)
     fastnets.backend_report(reset=True)
     got = conv._direct(x)
     assert torch.equal(got, conv._direct(x.contiguous()))
@@ -69,7 +71,7 @@ def test_an_odd_number_of_channels_is_left_to_others(cpu_kernels):
     conv = PackedConv2d(5, 8, 3).eval().requires_grad_(False).bfloat16()
     assert not conv.is_direct(torch.bfloat16)
     panels = whole(1, 23, 32, 2).bfloat16()  # 45 numbers in pairs
-    good = [whole(1, 6, 9, 9).bfloat16(), whole(1, 27, 32, 2).bfloat16(), 32, [3, 3], [1, 1], [1, 1], None, None]
+    good = [whole(1, 6, 9, 9).bfloat16(), whole(1, 27, 32, 2).bfloat16(), 32, [3, 3], [1, 1], [1] * 4, None, None]
     torch.ops.fastnets_cpu.direct_conv2d.default(*good)
     with pytest.raises(RuntimeError, match="expected float32 weights for 5 channels"):
         torch.ops.fastnets_cpu.direct_conv2d.default(whole(1, 5, 9, 9).bfloat16(), panels, *good[2:])
@@ -93,6 +95,18 @@ def test_cpu_geometries(walled_cpu_kernels, dtype, geometry, bias):
     check(whole(2, 3, 20, 23).to(dtype), 20, "relu", bias, **geometry)
 
 
+@pytest.mark.parametrize("padding", ((0, 0, 1, 1), (0, 1, 2, 0), (3, 0, 0, 2), (0, 4, 9, 0), (9, 0, 0, 4)))
+@pytest.mark.parametrize("kernel_size", (3, 5, 7))
+@pytest.mark.parametrize("stride", (1, 2))
+@pytest.mark.parametrize("size", ((8, 9), (9, 8), (8, 31)))
+@types
+def test_cpu_padding_that_differs_by_side(walled_cpu_kernels, dtype, size, stride, kernel_size, padding):
+    geometry = {"kernel_size": kernel_size, "stride": stride, "padding": padding}
+    check(whole(2, 3, *size).to(dtype), 20, "relu", **geometry)
+    if dtype == torch.bfloat16 and kernel_size == 3:
+        check(whole(2, 12, *size).to(dtype), 40, "relu", **geometry)
+
+
 def test_cpu_results_past_the_caches(walled_cpu_kernels):
     check(whole(1, 3, 400, 351), 32, kernel_size=3, padding=1)
 
@@ -103,10 +117,10 @@ def test_threads_do_not_change_a_bit(cpu_kernels):
     check_thread_counts(lambda: [conv(x)])
 
 
-@pytest.mark.parametrize("wrong", ("layout", "type", "weights", "panels", "bias", "kernel", "stride"))
+@pytest.mark.parametrize("wrong", ("layout", "type", "weights", "panels", "bias", "kernel", "stride", "padding"))
 def test_cpu_wrong_arguments_raise(cpu_kernels, wrong):
     x, panels = whole(1, 3, 9, 9).contiguous(memory_format=LAST), whole(1, 27, 32)
-    good = [x, panels, 32, [3, 3], [1, 1], [1, 1], whole(32), None]
+    good = [x, panels, 32, [3, 3], [1, 1], [1] * 4, whole(32), None]
     bad = {
         "layout": (0, x.repeat(1, 1, 1, 2)[..., :9]),
         "type": (0, x.double()),
@@ -115,5 +129,6 @@ def test_cpu_wrong_arguments_raise(cpu_kernels, wrong):
         "bias": (6, whole(31)),
         "kernel": (3, [12, 12]),
         "stride": (4, [0, 1]),
+        "padding": (5, [1, 1]),
     }
     check_refuses(torch.ops.fastnets_cpu.direct_conv2d.default, good, *bad[wrong])

@@ -19,7 +19,8 @@ def both(x, o, kernel, stride, padding, windows, activation="relu"):
     torch.manual_seed(0)
     rows = whole(o, kernel[0] * kernel[1] * c)
     panels = pack_panels(rows.to(x.dtype) if pairs else rows, pairs)
-    conv = (x, panels, o, kernel, stride, padding, whole(o), activation)
+    sides = padding if len(padding) == 4 else (*padding, *padding)
+    conv = (x, panels, o, kernel, stride, sides, whole(o), activation)
     return cpu.direct_max_pool2d(*conv, *windows), cpu.max_pool2d(cpu.direct_conv2d(*conv), *windows)
 
 
@@ -49,6 +50,7 @@ def test_cpu_geometries(walled_cpu_kernels, dtype, size, windows):
         for given in (x, x.contiguous(memory_format=LAST)):
             check(given, 24, (3, 3), (1, 1), (0, 1), windows)
             check(given, 24, (4, 2), (2, 3), (2, 0), windows)
+            check(given, 24, (3, 3), (2, 2), (0, 0, 1, 1), windows)
 
 
 @pytest.mark.parametrize("o", (1, 15, 16, 33, 70))
@@ -82,7 +84,7 @@ def test_cpu_what_is_not_finite_travels(cpu_kernels, dtype, number):
 )
 def test_cpu_wrong_arguments_raise(cpu_kernels, wrong):
     x, panels = whole(1, 3, 9, 9).contiguous(memory_format=LAST), whole(1, 27, 32)
-    good = [x, panels, 32, [3, 3], [1, 1], [1, 1], whole(32), None, [3, 3], [2, 2], [1, 1], False]
+    good = [x, panels, 32, [3, 3], [1, 1], [1] * 4, whole(32), None, [3, 3], [2, 2], [1, 1], False]
     bad = {
         "layout": (0, x.repeat(1, 1, 1, 2)[..., :9]),
         "type": (0, x.double()),

@@ -14,6 +14,7 @@ import fastnets
 from fastnets._backends import requested
 from fastnets.layers import DepthwiseConv2d, PackedConv2d, PackedInvertedResidual, PackedSqueezeExcitation
 from fastnets.ops._activation import ACTIVATIONS
+from fastnets.ops._convolution import lay_zeros
 from fastnets.ops._packed import inverted_residual
 
 LAST = torch.channels_last
@@ -50,7 +51,8 @@ def exactly(layer, x, residual=None):
         if conv is layer.project and layer.squeeze is not None:
             y = copy.deepcopy(layer.squeeze).double()(y)
         if conv is layer.depthwise:
-            where = conv.stride, conv.padding, conv.dilation, conv.groups
+            where = conv.stride, 0, conv.dilation, conv.groups
+            y = lay_zeros(y, conv._zeros(y.shape[2:]))
         else:
             where = ()
         y = F.conv2d(y, conv.weight.double(), None if conv.bias is None else conv.bias.double(), *where)
@@ -120,6 +122,23 @@ def test_cpu_geometries(walled_cpu_kernels, geometry, expand, dtype):
     check_in(dtype, block(48, 48, 20, SMALL, expand=expand, **geometry), whole(2, 48, 11, 9))
 
 
+UNEVEN = (0, 0, 1, 1), (0, 1, 2, 0), (3, 0, 0, 2), (0, 4, 9, 0), (9, 0, 0, 4)  # the last two: more than a kernel
+
+
+@cpu_types
+@pytest.mark.parametrize("padding", UNEVEN)
+@pytest.mark.parametrize("kernel_size", (3, 5, 7))
+@pytest.mark.parametrize("stride", (1, 2))
+@pytest.mark.parametrize("size", ((8, 9), (9, 8)))
+def test_cpu_padding_that_differs_by_side(walled_cpu_kernels, size, stride, kernel_size, padding, dtype):
+    geometry = {"kernel_size": kernel_size, "stride": stride, "padding": padding}
+    x = whole(2, 48, *size)
+    for expand in (True, False):
+        layer = block(48, 48, 20, SMALL, expand=expand, **geometry)
+        check_in(dtype, layer, x, whole(*exactly(layer, x).shape))
+        check_squeezed(squeezed(48, 48, 20, 12, expand=expand, **geometry), 2, 48, 20, size, dtype)
+
+
 # Between the products hidden channels lie panel by panel, of 256 on pixel by pixel, with a panel left empty where their
 # number is even. With few weights each thread takes all steps, with over 1 MB the threads share the panels; or several
 # images go to each.
@@ -136,8 +155,9 @@ def test_cpu_many_hidden_channels(walled_cpu_kernels, hidden, c, o, n, dtype):
 @pytest.mark.parametrize("n", (1, 3, 9))
 @pytest.mark.parametrize(("stride", "kernel_size"), ((1, 3), (2, 3), (1, 5), (2, 5)))
 def test_cpu_strips(walled_cpu_kernels, kernel_size, stride, n, dtype):
-    layer = block(8, 112, 16, SMALL, kernel_size=kernel_size, padding=kernel_size // 2, stride=stride)
-    check_in(dtype, layer, whole(n, 8, 61, 58))
+    for padding in (kernel_size // 2, (0, kernel_size // 2, kernel_size - 1, 0)):
+        layer = block(8, 112, 16, SMALL, kernel_size=kernel_size, padding=padding, stride=stride)
+        check_in(dtype, layer, whole(n, 8, 61, 58))
 
 
 @pytest.mark.parametrize("bias", (True, False))
@@ -175,8 +195,7 @@ def check_squeezed(layer, n, c, o, size, dtype):
     layer = layer.to(dtype)
     conv = layer.depthwise
     x = torch.randn(n, c, *size).to(dtype).contiguous(memory_format=LAST)
-    sizes = F.conv2d(x[:1, :1].float(), conv.weight[:1].float(), None, conv.stride, conv.padding).shape[2:]
-    residual = torch.randn(n, o, *sizes).to(dtype).contiguous(memory_format=LAST)
+    residual = torch.randn(exactly(layer, x).shape).to(dtype).contiguous(memory_format=LAST)
     got, exact = on_kernel(layer, x, residual), exactly(layer, x, residual)
     if dtype == torch.float32:
         assert (got - exact).abs().max() < 1e-6 * exact.abs().max()
@@ -244,13 +263,13 @@ def test_threads_that_call_at_once(cpu_kernels):
 def arguments(layer, x, residual=None):
     panels, bias, kernels, results, last_bias, squeezing = layer._panels(requested.get() == "cpu")
     conv, project = layer.depthwise, layer.project
-    geometry = conv.kernel_size, conv.stride, conv.padding, conv.dilation
+    geometry = conv.kernel_size, conv.stride, conv._zeros(x.shape[2:]), conv.dilation
     hidden = -(-conv.in_channels // 16) * 16
     first = x, panels, bias, layer.expand.activation, kernels, hidden, *geometry, conv.activation
     return *first, results, last_bias, project.out_channels, residual, project.activation, *squeezing
 
 
-WRONG = "expand", "bias", "depthwise", "hidden", "project", "residual"
+WRONG = "expand", "bias", "depthwise", "hidden", "padding", "negative", "project", "residual"
 
 
 def check_wrong(run, dtype, wrong, others):
@@ -262,6 +281,8 @@ def check_wrong(run, dtype, wrong, others):
         "bias": (2, good[2][:31]),
         "depthwise": (4, good[4][:-1]),
         "hidden": (5, 24),
+        "padding": (8, [1, 1]),
+        "negative": (8, [1, 1, -1, 1]),
         "project": (11, good[11][:, : good[11].shape[1] // 2].contiguous()),
         "residual": (14, good[14][..., :4]),
         **others(*good),
@@ -321,6 +342,8 @@ def test_edges(backend, dtype, size, o, hidden):
         *GEOMETRIES,
         {},
         {"padding": (0, 2), "stride": 2},
+        {"padding": (0, 0, 1, 1), "stride": 2},
+        {"padding": (5, 0, 1, 8), "kernel_size": 5},
         {"padding": 7},  # tiles that see nothing of x
         {"kernel_size": 5, "padding": 0},
     ),

@@ -22,13 +22,14 @@ def calls(dtype=torch.float32):
     expand, kernels, project = (torch.randn(s, generator=make) for s in ((48, 20), (48, 1, 3, 3), (40, 48)))
     bias = torch.randn(48, generator=make)
     pairs = [3, 3], [2, 1], [1, 1], [1, 1]
+    sides = [0, 1, 2, 2]
     direct = (
         image(2, 3, 9, 8),
         _packed.pack_panels(torch.randn(40, 3 * 3 * 3, generator=make)),
         40,
         [3, 3],
         [2, 1],
-        [1, 1],
+        sides,
         None,
         "relu",
     )
@@ -57,12 +58,14 @@ def calls(dtype=torch.float32):
             "relu6",
             _packed.pack_depthwise(kernels, bias),
             48,
-            *pairs,
+            *pairs[:2],
+            sides,
+            [1, 1],
             "hardswish",
             panels(project),
             None,
             40,
-            image(2, 40, 4, 7),
+            image(2, 40, 4, 8),
             "relu",
             [panels(project[:12]), bias[:12], panels(expand[:, :12]), bias],
             "silu",

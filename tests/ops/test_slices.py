@@ -33,9 +33,9 @@ def whole_inputs(op, o):
     make = torch.Generator().manual_seed(2)
     weights = lambda *size: torch.randn(size, generator=make)
     if op == "direct_conv2d":
-        return image(2, 3, 14, 9), pack_panels(weights(o, 27)), o, (3, 3), (2, 2), (1, 1), weights(o), "relu"
+        return image(2, 3, 14, 9), pack_panels(weights(o, 27)), o, (3, 3), (2, 2), (1,) * 4, weights(o), "relu"
     if op == "direct_max_pool2d":
-        conv = image(2, 3, 14, 9), pack_panels(weights(o, 27)), o, (3, 3), (1, 1), (1, 1), weights(o), "relu"
+        conv = image(2, 3, 14, 9), pack_panels(weights(o, 27)), o, (3, 3), (1, 1), (1,) * 4, weights(o), "relu"
         return *conv, (3, 3), (2, 2), (1, 1), False
     if op == "preact_conv2d":
         xs = [image(2, 16, 14, 10), image(2, 8, 14, 10)]
@@ -43,7 +43,7 @@ def whole_inputs(op, o):
     if op == "squeeze_excitation":
         gate = [pack_panels(weights(6, o)), weights(6), pack_panels(weights(o, 6)), weights(o)]
         return image(2, o, 7, 5), gate, "relu", False, image(2, o, 7, 5), "relu"
-    depthwise = pack_depthwise(weights(48, 1, 3, 3), weights(48)), 48, (3, 3), (1, 1), (1, 1), (1, 1), "relu6"
+    depthwise = pack_depthwise(weights(48, 1, 3, 3), weights(48)), 48, (3, 3), (1, 1), (1,) * 4, (1, 1), "relu6"
     expand = pack_panels(weights(48, 8)), weights(48), "relu"
     project = pack_panels(weights(o, 48)), weights(o), o, image(2, o, 7, 5), None
     return image(2, 8, 7, 5), *expand, *depthwise, *project, [], None, False
