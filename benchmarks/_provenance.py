@@ -27,7 +27,7 @@ def provenance() -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "cpu": cpu_name(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "threads": torch.get_num_threads(),
         "isa": {"torch": torch.backends.cpu.get_cpu_capability(), "fastnets": ", ".join(info._capability())},
         "system": platform.platform(),
@@ -36,6 +36,11 @@ def provenance() -> dict[str, Any]:
         "governor": _read(GOVERNOR),
         "load": round(os.getloadavg()[0], 2),
     }
+
+
+def cores() -> int:
+    """Those that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _gpu_versions() -> dict[str, str]:

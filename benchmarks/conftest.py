@@ -11,6 +11,7 @@ import fastnets
 from benchmarks import _ceilings, _peers, _provenance
 from benchmarks._candidate import local
 from benchmarks._live import Live
+from benchmarks._neighbour import Neighbour
 from benchmarks._process import Process
 from benchmarks._race import FULL, QUICK, NoPeer
 from benchmarks._race import race as run_race
@@ -156,6 +157,14 @@ def pytest_benchmark_update_json(config, output_json):
         "warnings": here.warnings(),
         "failed": [asdict(failure) for failure in here.failed],
     }
+
+
+@pytest.fixture
+def neighbour():
+    """Another process that keeps a core busy."""
+    other = Neighbour()
+    yield other
+    other.end()
 
 
 @pytest.fixture

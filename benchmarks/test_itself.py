@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from statistics import median
 
 import pytest
@@ -23,15 +21,6 @@ FUNCTIONS = {
 }  # fmt: skip
 
 
-@pytest.fixture
-def busy_machine():
-    """Another process that never rests."""
-    other = subprocess.Popen([sys.executable, "-c", "while True: pass"])
-    yield
-    other.kill()
-    other.wait()
-
-
 def race_itself(race, group, name, within):
     fn = FUNCTIONS[name]
     exact = [t.double() for t in fn()]
@@ -46,7 +35,7 @@ def test_left_alone(race, quick, name):
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_beside_a_busy_process(race, quick, busy_machine, name):
+def test_beside_a_busy_process(race, quick, neighbour, name):
     race_itself(race, "beside a busy process", name, None if quick else 0.05)
 
 

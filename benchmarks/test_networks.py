@@ -64,6 +64,15 @@ def eager_and_ours(model, x):
     return candidates, copy.deepcopy(model).double()(x.double()).detach()
 
 
+def everyone(model, x, runtimes=_peers.RUNTIMES):
+    """These and the compilers and runtimes, and the exact logits."""
+    candidates, exact = eager_and_ours(model, x)
+    candidates |= _peers.runtimes(lambda: _onnx.exported(model, x), {"x": x}, runtimes)
+    compiled = copy.deepcopy(model).to(memory_format=LAST)
+    candidates["compile"] = _peers.compiled(compiled, x.contiguous(memory_format=LAST))
+    return candidates, exact
+
+
 def photos(name, n):
     size = model_info(name).input_size
     return torch.randn(n, 3, size, size, generator=seeded())
@@ -73,11 +82,8 @@ def photos(name, n):
 @pytest.mark.parametrize("n", BATCHES)
 def test_networks(race, name, n):
     (model, missing), x = network(name), photos(name, n)
-    candidates, exact = eager_and_ours(model, x)
-    candidates |= missing | _peers.runtimes(lambda: _onnx.exported(model, x), {"x": x})
-    compiled = copy.deepcopy(model).to(memory_format=LAST)
-    candidates["compile"] = _peers.compiled(compiled, x.contiguous(memory_format=LAST))
-    race(name, f"batch {n}", candidates, (exact,), **cost(model, x))
+    candidates, exact = everyone(model, x)
+    race(name, f"batch {n}", candidates | missing, (exact,), **cost(model, x))
 
 
 @pytest.mark.parametrize("name", IN_BFLOAT16)
@@ -117,10 +123,7 @@ def test_other_sizes(race, name, n, size):
 def test_timm(race, name, n):
     """Networks that are not ours."""
     model, x = build_settled(lambda: build_peer(name, "timm")).eval(), torch.randn(n, 3, 224, 224, generator=seeded())
-    candidates, exact = eager_and_ours(model, x)
-    candidates |= _peers.runtimes(lambda: _onnx.exported(model, x), {"x": x}, ["onnxruntime", "openvino"])
-    compiled = copy.deepcopy(model).to(memory_format=LAST)
-    candidates["compile"] = _peers.compiled(compiled, x.contiguous(memory_format=LAST))
+    candidates, exact = everyone(model, x, ["onnxruntime", "openvino"])
     race(name, f"batch {n}", candidates, (exact,), **cost(model, x), op="networks of timm")
 
 
