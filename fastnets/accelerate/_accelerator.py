@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from fastnets.accelerate._convolutions import CONVOLUTIONS, rebuild
 from fastnets.accelerate._graph import has_hooks
 from fastnets.accelerate._plan import Network
-from fastnets.accelerate._rewrite import CONVOLUTIONS, rebuild, rewrite
+from fastnets.accelerate._rewrite import rewrite
 from fastnets.accelerate._table import Table
 from fastnets.accelerate._tell import tell_layer
 from fastnets.accelerate._timm import split_timms

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -9,6 +10,9 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from fastnets.layers.activation import activation_name
+
+IN_PLACE_ADDITIONS = (operator.iadd, "add_")
+ADDITIONS = (operator.add, torch.add, "add", *IN_PLACE_ADDITIONS)
 
 
 def has_hooks(module: nn.Module) -> bool:
@@ -24,8 +28,8 @@ def module_of(network: fx.GraphModule, node: Any) -> nn.Module | None:
     return None if has_hooks(module) else module
 
 
-def were(network: fx.GraphModule, node: fx.Node) -> list[tuple[str, str]]:
-    """The layers that the node's module stands for, each with its type."""
+def were(network: fx.GraphModule, node: fx.Node) -> list[tuple[Any, ...]]:
+    """The layers that the node's module stands for, each with its type, and with those that were added to it."""
     own = str(node.target), type(module_of(network, node)).__name__
     return node.meta.get("were", [node.meta.get("was", own)])
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -11,13 +10,24 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from fastnets._op import is_plain
+from fastnets.accelerate._convolutions import convolution_of, fold, rebuild
 from fastnets.accelerate._dense_block import fuse_dense_blocks
-from fastnets.accelerate._graph import activation_of, batch_norm_of, bypass, module_of, only_user
+from fastnets.accelerate._graph import (
+    ADDITIONS,
+    IN_PLACE_ADDITIONS,
+    activation_of,
+    batch_norm_of,
+    bypass,
+    module_of,
+    only_user,
+)
 from fastnets.accelerate._inverted_residual import fuse_inverted_residuals
 from fastnets.accelerate._layout import enter_channels_last
 from fastnets.accelerate._linear import name_linears, pack_linears
 from fastnets.accelerate._memory import is_written
+from fastnets.accelerate._norm_of_concatenation import normalise_before_concatenations
 from fastnets.accelerate._padding import take_zeros
+from fastnets.accelerate._parallel_convolutions import add_parallel_convolutions
 from fastnets.accelerate._pooled_linear import fuse_pooled_linears
 from fastnets.accelerate._pools import replace_pools
 from fastnets.accelerate._preact import fuse_preactivations
@@ -27,14 +37,16 @@ from fastnets.accelerate._squeeze_excitation import fuse_squeeze_excitations
 from fastnets.accelerate._sub_pixel import fuse_sub_pixel_convolutions
 from fastnets.accelerate._table import Table
 from fastnets.accelerate._tell import tell
-from fastnets.layers import Conv2d, DepthwiseConv2d, GroupedConv2d, PackedConv2d, PackedSqueezeExcitation
-from fastnets.ops._packed import add_images, compiled_kernels, is_image_like, scale_and_shift
+from fastnets.layers import Conv2d, PackedConv2d, PackedSqueezeExcitation
+from fastnets.ops._packed import add_images, compiled_kernels, is_image_like
 
 
 def rewrite(network: fx.GraphModule, name: str, table: Table, dtype: torch.dtype | None) -> None:
     """Rewrites the network of that name in place."""
     _remove_identities(network)
     share_relus(network)
+    add_parallel_convolutions(network)
+    normalise_before_concatenations(network)
     _replace_convolutions(network)
     fuse_squeeze_excitations(network)
     fuse_sub_pixel_convolutions(network)
@@ -55,8 +67,6 @@ def rewrite(network: fx.GraphModule, name: str, table: Table, dtype: torch.dtype
     network.recompile()
 
 
-# Of a subclass of these nothing is known, so types are compared for equality.
-CONVOLUTIONS = (nn.Conv2d, Conv2d, DepthwiseConv2d, GroupedConv2d, PackedConv2d)
 _IN_PLACE: dict[str, Callable[..., Tensor]] = {
     "relu": F.relu,
     "relu6": F.relu6,
@@ -76,63 +86,28 @@ def _remove_identities(network: fx.GraphModule) -> None:
 
 def _replace_convolutions(network: fx.GraphModule) -> None:
     for node in list(network.graph.nodes):
-        conv = module_of(network, node)
-        if type(conv) not in CONVOLUTIONS or getattr(conv, "activation", None) or len(node.args) != 1 or node.kwargs:
+        if (conv := convolution_of(network, node)) is None:
             continue
-        assert isinstance(conv, nn.Conv2d)
         weight, bias, activation, padding = conv.weight, conv.bias, None, take_zeros(network, node, conv)
         if (after := only_user(node)) and (norm := batch_norm_of(network, after)):
-            weight, bias = _fold(conv, norm)
+            weight, bias = fold(conv, norm)
             bypass(after)
         if (after := only_user(node)) and (activation := activation_of(network, after)):
             bypass(after)
         # Under a name of its own, because one module can be called in several places.
         target, node.target = node.target, f"convolutions.{node.name}"
-        node.meta["was"] = str(target), type(conv).__name__
+        node.meta.setdefault("was", (str(target), type(conv).__name__))
         network.add_submodule(node.target, rebuild(conv, weight, bias, activation, padding))
-
-
-@torch.no_grad()
-def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Weight and bias of the convolution followed by y = g (x - mean) / sqrt(variance + eps) + b."""
-    scale, bias = scale_and_shift(norm)
-    if conv.bias is not None:
-        bias = bias + conv.bias.double() * scale
-    weight = conv.weight.double() * scale.view(-1, 1, 1, 1)
-    return weight.to(conv.weight.dtype), bias.to(conv.weight.dtype)
-
-
-def rebuild(
-    conv: nn.Conv2d, weight: Tensor, bias: Tensor | None, activation: str | None = None, padding: Any = None
-) -> Conv2d:
-    """The fastest layer for the convolution, with other parameters, and another padding where one is given."""
-    c, o = conv.in_channels, conv.out_channels
-    common: dict[str, Any] = {"bias": bias is not None, "device": "meta", "activation": activation}
-    common |= {name: getattr(conv, name) for name in ("kernel_size", "stride", "dilation", "padding_mode")}
-    common["padding"] = conv.padding if padding is None else padding
-    layer: Conv2d
-    if conv.groups == c and (c > 1 or o == 1):  # of one channel, several results are a dense convolution's
-        layer = DepthwiseConv2d(c, multiplier=o // c, **common)
-    elif conv.groups > 1:
-        layer = GroupedConv2d(c, o, groups=conv.groups, **common)
-    else:
-        layer = PackedConv2d(c, o, **common)
-        weight = weight.contiguous(memory_format=torch.channels_last)
-    layer.weight = nn.Parameter(weight)
-    layer.bias = None if bias is None else nn.Parameter(bias)
-    return layer.eval()
 
 
 # ---- additions -------------------------------------------------------------------------------
 
 _ADDING: Any = PackedConv2d, PackedSqueezeExcitation  # layers that add a residual in their store
-_IN_PLACE_ADDITIONS = (operator.iadd, "add_")
-_ADDITIONS = (operator.add, torch.add, "add", *_IN_PLACE_ADDITIONS)
 
 
 def _summands(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
     """Two different values, if the node adds them and nothing else."""
-    adds = node.op in ("call_function", "call_method") and node.target in _ADDITIONS
+    adds = node.op in ("call_function", "call_method") and node.target in ADDITIONS
     if not adds or node.kwargs or len(node.args) != 2 or not all(isinstance(a, fx.Node) for a in node.args):
         return None
     a, b = node.args
@@ -188,7 +163,7 @@ def _add_in_place(network: fx.GraphModule) -> None:
     """a + b where a is memory of its own, with the activation after it."""
     for node in list(network.graph.nodes):
         places = [(a, b) for a, b in _orders(_summands(node)) if _is_fresh(network, a) and len(a.users) == 1]
-        is_statement = node.target in _IN_PLACE_ADDITIONS
+        is_statement = node.target in IN_PLACE_ADDITIONS
         if is_statement:
             places = [(a, b) for a, b in places if a is node.args[0]]  # in place already, where something may look
         after = only_user(node) if places else None

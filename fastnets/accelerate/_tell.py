@@ -42,17 +42,18 @@ def tell(network: fx.GraphModule, name: str, table: Table, dtype: torch.dtype | 
     for node in network.graph.nodes:
         if node.op not in ("call_module", "call_function", "call_method"):
             continue
-        layer, kind = node.meta.get("was", (node.name, str(getattr(node.target, "__name__", node.target))))
         module = network.get_submodule(str(node.target)) if node.op == "call_module" else None
-        if module is not None and "was" not in node.meta:
-            layer, kind = str(node.target), type(module).__name__
-        if kind in ("Addition", "InPlanes", "ToChannelsLast"):
+        own = node.name, str(getattr(node.target, "__name__", node.target))
+        own = own if module is None else (str(node.target), type(module).__name__)
+        layers = node.meta.get("were", [node.meta.get("was", own)])
+        if own[1] in ("Addition", "InPlanes", "ToChannelsLast"):
             continue
-        if were := node.meta.get("were"):
-            for (layer, kind), row in zip(were, _rows(module, len(node.args) > 1, dtype), strict=True):
-                table.add(f"{name}.{layer}".lstrip("."), kind, *row)
-            continue
-        table.add(f"{name}.{layer}".lstrip("."), kind, *_layer(module, len(node.args) > 1, dtype))
+        with_residual = len(node.args) > 1
+        rows = _rows(module, with_residual, dtype) if "were" in node.meta else [_layer(module, with_residual, dtype)]
+        for (layer, kind, *added), row in zip(layers, rows, strict=True):
+            table.add(f"{name}.{layer}".lstrip("."), kind, *row)
+            for other, kind in added:
+                table.add(f"{name}.{other}".lstrip("."), kind, f"part of {layer}")
 
 
 def tell_layer(table: Table, name: str, kind: str, layer: nn.Module, dtype: torch.dtype | None) -> None:

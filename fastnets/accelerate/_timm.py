@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
+from fastnets.accelerate._convolutions import rebuild
 from fastnets.accelerate._graph import has_hooks
-from fastnets.accelerate._rewrite import rebuild
 
 
 def split_timms(module: nn.Module) -> None:
