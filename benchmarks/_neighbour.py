@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -32,5 +33,6 @@ class Neighbour:
 
 
 def _work(done: Any) -> None:
-    while True:
+    parent = os.getppid()
+    while os.getppid() == parent:  # whoever was killed must not leave it behind
         done.value += 1

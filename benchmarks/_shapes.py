@@ -98,6 +98,14 @@ POOLED_STEMS = {
     "SqueezeNet 1.1": (64, 3, 0, 0, True),
     "ResNet": (64, 7, 3, 1, False),
 }
+# Before a shuffle of pixels: channels, kernel's results, factor, height and width. W. Shi et al. 2016, arXiv:1609.05158, to
+# 1080p; B. Lim et al. 2017, arXiv:1707.02921; X. Wang et al. 2021, arXiv:2107.10833, the compact network.
+SUB_PIXEL = {
+    "ESPCN": (32, 9, 3, 360, 640),
+    "EDSR": (64, 256, 2, 135, 240),
+    "EDSR, patches": (64, 256, 2, 48, 48),
+    "Real-ESRGAN, compact": (64, 48, 4, 180, 320),
+}
 # Poolings: kind, channels, size, stride, padding, of windows of 3 by 3. K. He et al. 2015, arXiv:1512.03385; C. Szegedy
 # et al. 2014, arXiv:1409.4842 and 2015, arXiv:1512.00567.
 POOLS = {

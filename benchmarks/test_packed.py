@@ -67,6 +67,14 @@ def test_winograd_conv2d(race, shape):
     race_module(race, "winograd_conv2d", f"{c} to {o} x{h}x{h}", module, torch.randn(1, c, h, h, generator=seeded(1)))
 
 
+@pytest.mark.parametrize("shape", _shapes.SUB_PIXEL.values(), ids=_shapes.SUB_PIXEL)
+def test_sub_pixel_conv2d(race, shape):
+    c, o, r, h, w = shape
+    module = settled(nn.Conv2d(c, o, 3, padding=1), nn.PixelShuffle(r))
+    x = torch.randn(1, c, h, w, generator=seeded(1))
+    race_module(race, "sub_pixel_conv2d", f"{c} to {o // r**2} x{h}x{w}, r = {r}", module, x)
+
+
 @pytest.mark.parametrize("shape", _shapes.TRANSITIONS.values(), ids=_shapes.TRANSITIONS)
 @pytest.mark.parametrize("n", (1, 16))
 def test_preact_conv2d(race, n, shape):
