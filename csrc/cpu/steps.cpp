@@ -39,7 +39,7 @@ class Pass {
   }
 
   void run(int64_t first_thread, int64_t last_thread) {
-    constexpr int kPatience = 1000, kLong = 4000;  // pauses, 23 ns each on a Zen 5
+    constexpr int kPatience = 30, kLong = 4000;  // pauses, 23 ns each on a Zen 5
     for (size_t step = 0; step < steps_.size(); ++step) {
       for (int64_t t = first_thread; t < last_thread; ++t) take(step, t);
       for (int64_t pauses = 0; done_[step].load(std::memory_order_acquire) < threads_; ++pauses) {
