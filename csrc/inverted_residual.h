@@ -12,11 +12,12 @@ using packed::MaybeTensor;
 
 // How many channels' weights of pointwise convolutions lie together for each result; the type of what is added up:
 // biases and the weights of the depthwise convolution; how many of the last hidden channels `project` may leave out,
-// which only fill a vector: an infinite x makes NaN of their zeros.
+// which only fill a vector: an infinite x makes NaN of their zeros; the type of weights where it is not that of x.
 struct Packing {
   int64_t together;
   ScalarType sums;
   int64_t spare = 0;
+  std::optional<ScalarType> weights = {};
 };
 
 // The hidden channels that `project` takes.
@@ -30,7 +31,7 @@ inline Convolution check(const Tensor& x, const MaybeTensor& expand, const Maybe
                          const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
                          const std::vector<int64_t>& dilation, const Tensor& project, const MaybeTensor& project_bias,
                          int64_t out, const MaybeTensor& residual, const Packing& packing) {
-  const ScalarType type = x.scalar_type();
+  const ScalarType type = x.scalar_type(), type_of_weights = packing.weights.value_or(type);
   packed::check_images(x, type);
   for (const MaybeTensor& t :
        {expand, expand_bias, MaybeTensor(depthwise), MaybeTensor(project), project_bias, residual})
@@ -45,11 +46,11 @@ inline Convolution check(const Tensor& x, const MaybeTensor& expand, const Maybe
                       depthwise.numel() == (g.kh * g.kw + 1) * hidden,
                   "expected the weights and biases of ", hidden, " depthwise kernels, of the type of sums");
   if (expand) {
-    packed::check_panels(*expand, s.c, hidden, type, packing.together);
+    packed::check_panels(*expand, s.c, hidden, type_of_weights, packing.together);
     packed::check_bias(expand_bias, hidden, packing.sums);
   }
   const int64_t taken = std::clamp(taken_by(project, out), hidden - packing.spare, hidden);
-  packed::check_panels(project, taken, out, type, packing.together);
+  packed::check_panels(project, taken, out, type_of_weights, packing.together);
   packed::check_bias(project_bias, out, packing.sums);
   packed::check_residual(residual, {g.n, out, g.oh, g.ow}, type);
   return g;

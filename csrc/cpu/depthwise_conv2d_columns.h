@@ -1,5 +1,11 @@
 // A row of depthwise convolution in channels_last as other kernels call it: depthwise_conv2d.cpp alone compiles
 // `columns`, which is in depthwise_conv2d_channels_last.h. Included by isa.h: no guard.
+#if defined(FASTNETS_VNNI)
+
+namespace fastnets::FASTNETS_ISA {
+namespace channels_last = avx512::channels_last;  // it multiplies no bytes
+}
+#else
 
 namespace fastnets::FASTNETS_ISA::channels_last {
 
@@ -42,12 +48,13 @@ struct Row {
   int64_t next_rows = 0, row_stride = 0;
   bool streams = false;  // whether stores go past the caches
   bool claims = false;   // whether the lines to be written are asked for before they are computed
-  alignas(64) T zeros[kLanes<Sum<T>>] = {};
-  alignas(64) mutable T spare[kLanes<Sum<T>>];
-  Activate<Sum<T>> activate{Activation::kNone};
+  alignas(64) T zeros[kLanes<Sum<T> >] = {};
+  alignas(64) mutable T spare[kLanes<Sum<T> >];
+  Activate<Sum<T> > activate{Activation::kNone};
 };
 
 template <typename T, int L>
 void columns(const Row<T>& row, const Columns& set);
 
 }  // namespace fastnets::FASTNETS_ISA::channels_last
+#endif

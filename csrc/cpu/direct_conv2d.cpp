@@ -15,6 +15,7 @@ struct Problem {
   Convolution g;
   const T* x = nullptr;                // without gaps
   bool in_planes = false;              // else in channels_last
+  Levels levels;                       // of x, where it is multiplied as bytes
   pointwise::ProblemOf<X, T> product;  // its x is made row by row
   pool::Problem<T> pool;               // where it has windows, the product's y is its x, made row by row too
 
@@ -29,6 +30,8 @@ using Kernel = void (*)(const Problem<X, T>&, int64_t begin, int64_t end);
 #include "isa.h"
 #define FASTNETS_BF16
 #include "isa_avx512.h"
+#define FASTNETS_VNNI
+#include "isa_avx512.h"
 
 namespace fastnets {
 namespace {
@@ -37,14 +40,15 @@ using pool::Into;
 using pool::Pair;
 using Windows = std::optional<Convolution>;
 
-// What is multiplied is X, float32 or the type of the images, T.
+// What is multiplied is X, float32, the type of the images, T, or bytes, of which `quantized` are levels and scales.
 template <typename X, typename T>
 Tensor convolve(const Tensor& x, const Tensor& panels, const Convolution& g, const Windows& windows,
-                const std::optional<Tensor>& bias, Activation activation, const Into& into, int64_t channel,
-                direct::Kernel<X, T> kernel) {
+                const std::optional<Tensor>& bias, const std::optional<Tensor>& residual, Activation activation,
+                const Quantized& quantized, const Into& into, int64_t channel, direct::Kernel<X, T> kernel) {
   const Four size{g.n, g.o, windows ? windows->oh : g.oh, windows ? windows->ow : g.ow};
   const pointwise::Results<T> y(x, size, into, channel);
-  direct::Problem<X, T> p{g, data<T>(x), !is_dense(x, true), {}, {}};
+  direct::Problem<X, T> p{g, data<T>(x), !is_dense(x, true), quantized.levels, {}, {}};
+  p.product.scales = quantized.scales, p.product.residual = pointwise::check_residual<T>(residual, size);
   p.product.in = g.kh * g.kw * g.c, p.product.out = g.o, p.product.activation = activation;
   p.product.w = pointwise::check_panels<X>(panels, p.product.in, g.o);
   p.product.bias = pointwise::check_bias(bias, g.o);
@@ -64,8 +68,9 @@ Tensor convolve(const Tensor& x, const Tensor& panels, const Convolution& g, con
 // windows whose maxima are taken, if any.
 template <typename F>
 Tensor direct(const Tensor& x, const Tensor& panels, int64_t out, const Pair& kernel, const Pair& stride,
-              const Pair& padding, const std::optional<Tensor>& bias, const std::optional<Text>& activation,
-              const Into& into, int64_t channel, const F& windows_of) {
+              const Pair& padding, const std::optional<Tensor>& bias, const std::optional<Tensor>& residual,
+              const std::optional<Text>& activation, const std::vector<Tensor>& quantized, const Into& into,
+              int64_t channel, const F& windows_of) {
   STD_TORCH_CHECK(kernel.size() == 2, "expected pairs");
   return pointwise::with_type(x, [&](auto type) {
     using T = decltype(type);
@@ -73,22 +78,30 @@ Tensor direct(const Tensor& x, const Tensor& panels, int64_t out, const Pair& ke
     const Convolution g = geometry(sizes_of(x), {out, x.size(1), kernel[0], kernel[1]}, stride, padding, {1, 1}, 1, 2);
     const Windows windows = windows_of(Four{g.n, g.o, g.oh, g.ow});
     const Activation kind = parse_activation(activation);
+    const auto with = [&](auto kernel, const Quantized& in_bytes = {}) {
+      return convolve(x, panels, g, windows, bias, residual, kind, in_bytes, into, channel, kernel);
+    };
+    if (!quantized.empty()) {
+      STD_TORCH_CHECK((std::is_same_v<T, float>) && is_dense(x, true) && g.c % pointwise::kTogether<uint8_t> == 0,
+                      "expected float32 images in channels_last for int8, with channels in fours");
+      return with(FASTNETS_FOR_THIS_CPU_AND_BYTES(uint8_t, direct::forward_in_bytes),
+                  check_quantized(quantized, 0, out));
+    }
     if constexpr (!std::is_same_v<T, float>) {
       if (panels.scalar_type() == x.scalar_type()) {
         STD_TORCH_CHECK(g.c % pointwise::kTogether<T> == 0, "expected float32 weights for ", g.c, " channels");
-        return convolve<T, T>(x, panels, g, windows, bias, kind, into, channel,
-                              FASTNETS_FOR_THIS_CPU_AND(T, direct::forward_as_it_is));
+        return with(FASTNETS_FOR_THIS_CPU_AND(T, direct::forward_as_it_is));
       }
     }
-    return convolve<float, T>(x, panels, g, windows, bias, kind, into, channel,
-                              FASTNETS_FOR_THIS_CPU_AND(T, direct::forward));
+    return with(FASTNETS_FOR_THIS_CPU_AND(T, direct::forward));
   });
 }
 
 Tensor direct_conv2d(const Tensor& x, const Tensor& panels, int64_t out, const Pair& kernel, const Pair& stride,
-                     const Pair& padding, const std::optional<Tensor>& bias, const std::optional<Text>& activation,
-                     const Into& into, int64_t channel) {
-  return direct(x, panels, out, kernel, stride, padding, bias, activation, into, channel,
+                     const Pair& padding, const std::optional<Tensor>& bias, const std::optional<Tensor>& residual,
+                     const std::optional<Text>& activation, const std::vector<Tensor>& quantized, const Into& into,
+                     int64_t channel) {
+  return direct(x, panels, out, kernel, stride, padding, bias, residual, activation, quantized, into, channel,
                 [](const Four&) -> Windows { return {}; });
 }
 
@@ -96,7 +109,7 @@ Tensor direct_max_pool2d(const Tensor& x, const Tensor& panels, int64_t out, con
                          const Pair& padding, const std::optional<Tensor>& bias, const std::optional<Text>& activation,
                          const Pair& pool_kernel, const Pair& pool_stride, const Pair& pool_padding, bool ceil_mode,
                          const Into& into, int64_t channel) {
-  return direct(x, panels, out, kernel, stride, padding, bias, activation, into, channel,
+  return direct(x, panels, out, kernel, stride, padding, bias, {}, activation, {}, into, channel,
                 [&](const Four& size) -> Windows {
                   return pool::windows(size, pool_kernel, pool_stride, pool_padding, ceil_mode);
                 });

@@ -6,6 +6,7 @@
 // the way; the copies stay in the first-level cache. A task is a panel of a row of the result. Moves the bytes of
 // (kh / stride * x + y), and of the weights for each row of y, from the second-level cache as long as they fit there.
 #include "interleave.h"
+#include "levels_kernels.h"
 #include "pointwise_conv2d_multiply.h"
 #include "pool2d_kernels.h"
 
@@ -28,11 +29,13 @@ void interleave_row(const T* x, int64_t plane, int64_t count, float* to) {
     for (int k = 0; k < G; ++k) *to++ = static_cast<float>(x[k * plane + i]);
 }
 
+// In bytes, only of images in channels_last.
 template <typename X, typename T>
 void copy_row(const Problem<X, T>& p, int64_t image, int64_t row, X* to) {
   const Convolution& g = p.g;
   const int64_t plane = g.h * g.w, count = g.w * g.c;
   const T* const x = p.x + image * plane * g.c + row * (p.in_planes ? g.w : count);
+  if constexpr (fastnets::pointwise::kIsBytes<X>) return quantize(x, count, p.levels, to);
   if (!p.in_planes) {
     std::copy_n(x, count, to);
     return;
@@ -52,8 +55,10 @@ class Rows {
   explicit Rows(const Problem<X, T>& p)
       : p_(p),
         width_(std::max(p.g.pw + p.g.w, (p.g.ow - 1) * p.g.sw + p.g.kw) * p.g.c),
-        padded_(new X[p.g.kh * width_]()),
+        zero_(static_cast<X>(p.levels.zero)),
+        padded_(new X[p.g.kh * width_]),
         product_(p.product) {
+    std::fill_n(padded_.get(), p.g.kh * width_, zero_);
     product_.x = {padded_.get(), p.g.sw * p.g.c, width_, p.g.kw * p.g.c};
   }
 
@@ -63,20 +68,24 @@ class Rows {
       const int64_t from = row * g.sh - g.ph + i;
       X* const to = padded_.get() + i * width_ + g.pw * g.c;
       if (from < 0 || from >= g.h)
-        std::fill_n(to, g.w * g.c, X(0));
+        std::fill_n(to, g.w * g.c, zero_);
       else
         copy_row(p_, image, from, to);
     }
   }
 
-  void multiply(int64_t panel, T* y) {
+  // A panel of a row whose first pixel is y and, where there is a residual, that of all results.
+  void multiply(int64_t panel, T* y, int64_t row) {
     product_.y.data = y;
+    if (p_.product.residual.data)
+      product_.residual.data = p_.product.residual.data + row * p_.g.ow * product_.residual.pixel;
     pointwise::multiply(product_, {0, p_.g.ow}, panel);
   }
 
  private:
   const Problem<X, T>& p_;
   const int64_t width_;
+  const X zero_;
   const std::unique_ptr<X[]> padded_;
   fastnets::pointwise::ProblemOf<X, T> product_;
 };
@@ -88,7 +97,7 @@ void convolve(const Problem<X, T>& p, int64_t begin, int64_t end) {
   for (int64_t task = begin; task < end; ++task) {
     const int64_t row = task / panels, panel = task % panels;
     if (task == begin || panel == 0) rows.take(row / p.g.oh, row % p.g.oh);
-    rows.multiply(panel, p.product.y.data + row * p.g.ow * p.product.y.pixel);
+    rows.multiply(panel, p.product.y.data + row * p.g.ow * p.product.y.pixel, row);
   }
 }
 
@@ -108,7 +117,8 @@ void convolve_and_pool(const Problem<X, T>& p, int64_t begin, int64_t end) {
     std::copy(kept + (h.begin - first) * length, kept + (last - first) * length, kept);
     for (first = h.begin; last < h.end; ++last) {
       rows.take(image, last);
-      for (int64_t panel = 0; panel < p.product.panels(); ++panel) rows.multiply(panel, kept + (last - first) * length);
+      for (int64_t panel = 0; panel < p.product.panels(); ++panel)
+        rows.multiply(panel, kept + (last - first) * length, 0);
     }
     pool::result_row<false>(p.pool, h, kept, p.pool.y.data + task * g.ow * p.pool.y.pixel);
   }
@@ -129,6 +139,12 @@ void forward(const Problem<float, T>& p, int64_t begin, int64_t end) {
 template <typename T>
 void forward_as_it_is(const Problem<T, T>& p, int64_t begin, int64_t end) {
   run(p, begin, end);
+}
+
+// Multiplied as bytes of float32 images.
+template <typename X>
+void forward_in_bytes(const Problem<X, float>& p, int64_t begin, int64_t end) {
+  convolve(p, begin, end);
 }
 
 }  // namespace fastnets::FASTNETS_ISA::direct

@@ -9,14 +9,20 @@ namespace fastnets::inverted {
 
 using pointwise::kPanel;
 
-template <typename T>
+// Pointwise convolutions multiply X; images are T.
+template <typename X>
 struct Problem {
-  Convolution g;                     // of the depthwise convolution, of all hidden channels
-  pointwise::ProblemOf<T> expand;    // its w is null where the depthwise convolution reads x itself
+  using T = pointwise::Number<X>;
+  Convolution g;  // of the depthwise convolution, of all hidden channels
+  pointwise::Pixels<const T> x;
+  int64_t in = 0;                    // channels of x
+  pointwise::ProblemOf<X> expand;    // its w is null where the depthwise convolution reads x itself; its x is null
+                                     // where a strip's is still to be made bytes
   const float* depthwise = nullptr;  // [panel][tap or bias][channel of the panel]
   Activation activation = Activation::kNone;
-  squeeze::Gate<T> gate;            // of what the depthwise convolution gives
-  pointwise::ProblemOf<T> project;  // its x: what the depthwise convolution gives
+  squeeze::Gate<X> gate;            // of what the depthwise convolution gives; none in bytes
+  pointwise::ProblemOf<X> project;  // its x: what the depthwise convolution gives
+  Levels levels, hidden_levels;     // of x and of that, where they are made bytes
   int64_t strips = 1;               // pieces that the rows of an image's result are cut into
 
   int64_t hidden_panels() const { return ceil_div(g.c, kPanel); }
@@ -25,7 +31,7 @@ struct Problem {
   // cache.
   bool by_pixel() const { return g.c >= 256; }
   int64_t hidden_pixel() const { return (by_pixel() ? hidden_panels() | 1 : hidden_panels()) * kPanel; }  // its size
-  pointwise::Pixels<T> hidden(T* data, int64_t pixels) const {
+  pointwise::Pixels<X> hidden(X* data, int64_t pixels) const {
     if (by_pixel()) return {data, hidden_pixel()};
     return {data, kPanel, pixels * kPanel};
   }

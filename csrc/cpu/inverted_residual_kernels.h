@@ -9,6 +9,10 @@
 //
 // With squeeze and excitation, the rows of hidden channels are summed as soon as they are written, into 4 bytes a row
 // and channel, and scaled where they lie: a task is then all steps of an image, or each of them is its own.
+//
+// In bytes, x is made bytes strip by strip, or by a step before, hidden channels row by row as they are written; the
+// depthwise convolution multiplies float32.
+#include "levels_kernels.h"
 #include "pointwise_conv2d_multiply.h"
 // Above and below: what this is written with.
 #include "depthwise_conv2d_columns.h"
@@ -17,19 +21,42 @@
 namespace fastnets::FASTNETS_ISA::inverted {
 
 using fastnets::inverted::Problem;
+using fastnets::pointwise::kIsBytes;
 using fastnets::pointwise::kPanel;
+using fastnets::pointwise::Number;
 using fastnets::pointwise::Pixels;
 
-// How many numbers one panel of the strips' source rows has, which are expanded into scratch.
-template <typename T>
-int64_t expanded(const Problem<T>& p) {
+// The most pixels of x that a strip needs, where these are expanded.
+template <typename X>
+int64_t source_pixels(const Problem<X>& p) {
   if (!p.expand.w) return 0;
   int64_t rows = 0;
   for (int64_t strip = 0; strip < p.strips; ++strip) {
     const Range source = p.source_rows(p.rows(strip));
     rows = std::max(rows, source.end - source.begin);
   }
-  return rows * p.g.w * kPanel;
+  return rows * p.g.w;
+}
+
+// How many numbers of scratch a panel of a strip takes: what is expanded and, in bytes, a row of results behind it.
+template <typename X>
+int64_t panel_scratch(const Problem<X>& p) {
+  return (source_pixels(p) + (kIsBytes<X> ? p.g.ow : 0)) * kPanel;
+}
+
+// Of x, as it is multiplied, the pixels that a unit expands. Bytes are made in `scratch`, unless a step before made
+// them.
+template <typename X>
+const X* source_of(const Problem<X>& p, int64_t unit, X* scratch) {
+  const Range source = p.source_rows(p.rows(unit));
+  const int64_t first = (unit / p.strips * p.g.h + source.begin) * p.g.w;
+  if (!p.expand.w) return nullptr;
+  if (p.expand.x.data) return p.expand.x.data + first * p.expand.x.pixel;
+  if constexpr (kIsBytes<X>) {
+    const int64_t pixels = (source.end - source.begin) * p.g.w;
+    quantize_pixels({p.x.data + first * p.x.pixel, p.x.pixel}, p.in, p.levels, scratch, p.expand.x.pixel, 0, pixels);
+  }
+  return scratch;
 }
 
 // The sums of at most kPanel channels, of which kLanes are whole, over the pixels of a row.
@@ -46,22 +73,23 @@ void sum_row(const T* x, int64_t pixels, int64_t pixel, int64_t channels, float*
   }
 }
 
-// A panel of hidden channels of a unit, in `scratch` if they have to be expanded, convolved into y from its first
-// pixel; the sums of its rows go into those of the image, if there are any.
-template <typename T>
-void hidden_panel(const Problem<T>& p, int64_t unit, int64_t panel, T* scratch, Pixels<T> y, float* sums) {
+// A panel of hidden channels of a unit, of which `x` is what source_of gives and `scratch` takes panel_scratch numbers,
+// convolved into y from its first pixel; the sums of its rows go into those of the image, if there are any.
+template <typename X>
+void hidden_panel(const Problem<X>& p, int64_t unit, int64_t panel, const X* x, Number<X>* scratch, Pixels<X> y,
+                  float* sums) {
+  using T = Number<X>;
   const Convolution& g = p.g;
   const int64_t image = unit / p.strips, taps = g.kh * g.kw;
   const Range rows = p.rows(unit), source = p.source_rows(rows);
   channels_last::Row<T> row;
-  row.source_pixel = p.expand.x.pixel, row.out_pixel = y.pixel, row.width = g.w;
+  row.source_pixel = p.x.pixel, row.out_pixel = kIsBytes<X> ? kPanel : y.pixel, row.width = g.w;
   row.channels = std::min(kPanel, g.c - panel * kPanel);
-  row.activate = Activate<float>(p.activation);
-  const int64_t first = (image * g.h + source.begin) * g.w;
-  const T* from = p.expand.x.data + first * p.expand.x.pixel + panel * kPanel;
+  row.activate = decltype(row.activate)(p.activation);
+  const T* from = p.x.data + (image * g.h + source.begin) * g.w * p.x.pixel + panel * kPanel;
   if (p.expand.w) {
-    fastnets::pointwise::ProblemOf<T> expand = p.expand;
-    expand.x.data += first * expand.x.pixel;
+    fastnets::pointwise::ProblemOf<X> expand = p.expand;
+    expand.x.data = x;
     expand.y = {scratch, kPanel, 0};
     pointwise::multiply(expand, {0, (source.end - source.begin) * g.w}, panel);
     from = scratch, row.source_pixel = kPanel;
@@ -77,9 +105,17 @@ void hidden_panel(const Problem<T>& p, int64_t unit, int64_t panel, T* scratch, 
       row.source.push_back(from + (h - source.begin) * g.w * row.source_pixel);
       row.weight.push_back(weights + i * g.kw * row.channels);
     }
-    row.out = y.data + panel * y.panel + (r - rows.begin) * g.ow * y.pixel;
-    channels_last::columns<T, pointwise::L>(row, set);
-    if (sums) sum_row(row.out, g.ow, y.pixel, row.channels, sums + r * g.c + panel * kPanel);
+    X* const out = y.data + panel * y.panel + (r - rows.begin) * g.ow * y.pixel;
+    if constexpr (kIsBytes<X>) {
+      row.out = scratch + source_pixels(p) * kPanel;
+      channels_last::columns<T, pointwise::L>(row, set);
+      for (int64_t i = 0; i < g.ow; ++i)
+        quantize(row.out + i * kPanel, row.channels, p.hidden_levels, out + i * y.pixel);
+    } else {
+      row.out = out;
+      channels_last::columns<T, pointwise::L>(row, set);
+      if (sums) sum_row(row.out, g.ow, y.pixel, row.channels, sums + r * g.c + panel * kPanel);
+    }
   }
 }
 
@@ -119,9 +155,9 @@ Pixels<T> from_pixel(Pixels<T> all, int64_t pixel) {
 }
 
 // Multiplies hidden channels into pixels of the result from `first` on.
-template <typename T>
-void project(const Problem<T>& p, const Pixels<T>& hidden, int64_t first, int64_t pixels) {
-  fastnets::pointwise::ProblemOf<T> project = p.project;
+template <typename X>
+void project(const Problem<X>& p, const Pixels<X>& hidden, int64_t first, int64_t pixels) {
+  fastnets::pointwise::ProblemOf<X> project = p.project;
   project.x = {hidden.data, hidden.pixel, hidden.panel};
   project.y.data += first * project.y.pixel;
   if (project.residual.data) project.residual.data += first * project.residual.pixel;
@@ -130,17 +166,19 @@ void project(const Problem<T>& p, const Pixels<T>& hidden, int64_t first, int64_
 }
 
 // Units with all their steps.
-template <typename T>
-void units(const Problem<T>& p, int64_t begin, int64_t end) {
-  const Scratch<T> scratch(expanded(p));
+template <typename X>
+void units(const Problem<X>& p, int64_t begin, int64_t end) {
+  const Scratch<Number<X>> scratch(panel_scratch(p));
   const int64_t most = ceil_div(p.g.oh, p.strips) * p.g.ow;
-  const Scratch<T> hidden(most * p.hidden_pixel());
+  const Scratch<X> hidden(most * p.hidden_pixel()), bytes(kIsBytes<X> ? source_pixels(p) * p.expand.x.pixel : 0);
   for (int64_t unit = begin; unit < end; ++unit) {
     const Range rows = p.rows(unit);
     const int64_t pixels = (rows.end - rows.begin) * p.g.ow;
     const int64_t first = (unit / p.strips * p.g.oh + rows.begin) * p.g.ow;
-    const Pixels<T> to = p.hidden(hidden.data, pixels);
-    for (int64_t panel = 0; panel < p.hidden_panels(); ++panel) hidden_panel(p, unit, panel, scratch.data, to, nullptr);
+    const Pixels<X> to = p.hidden(hidden.data, pixels);
+    const X* const x = source_of(p, unit, bytes.data);
+    for (int64_t panel = 0; panel < p.hidden_panels(); ++panel)
+      hidden_panel(p, unit, panel, x, scratch.data, to, nullptr);
     project(p, to, first, pixels);
   }
 }
@@ -149,7 +187,8 @@ void units(const Problem<T>& p, int64_t begin, int64_t end) {
 template <typename T>
 void images(const Problem<T>& p, int64_t begin, int64_t end) {
   const int64_t pixels = p.g.oh * p.g.ow;
-  const Scratch<T> scratch(expanded(p)), hidden(pixels * p.hidden_pixel()), means(p.g.c), squeezed(p.gate.squeeze.out);
+  const Scratch<T> scratch(panel_scratch(p)), hidden(pixels * p.hidden_pixel()), means(p.g.c),
+      squeezed(p.gate.squeeze.out);
   const Scratch<float> sums(p.row_sums());
   const Pixels<T> to = p.hidden(hidden.data, pixels);
   fastnets::pointwise::ProblemOf<T> squeeze = p.gate.squeeze;
@@ -157,7 +196,8 @@ void images(const Problem<T>& p, int64_t begin, int64_t end) {
   for (int64_t image = begin; image < end; ++image) {
     for (int64_t unit = image * p.strips; unit < (image + 1) * p.strips; ++unit)
       for (int64_t panel = 0; panel < p.hidden_panels(); ++panel)
-        hidden_panel(p, unit, panel, scratch.data, from_pixel(to, p.rows(unit).begin * p.g.ow), sums.data);
+        hidden_panel<T>(p, unit, panel, source_of<T>(p, unit, nullptr), scratch.data,
+                        from_pixel(to, p.rows(unit).begin * p.g.ow), sums.data);
     for (int64_t panel = 0; panel < p.hidden_panels(); ++panel) mean_panel(p, panel, sums.data, means.data);
     for (int64_t panel = 0; panel < squeeze.panels(); ++panel) pointwise::multiply(squeeze, {0, 1}, panel);
     for (int64_t panel = 0; panel < p.gate.excite.panels(); ++panel) excite_panel(p, panel, squeezed.data, to);
@@ -166,14 +206,14 @@ void images(const Problem<T>& p, int64_t begin, int64_t end) {
 }
 
 // Panels of hidden channels of units, unit by unit, into `hidden`, which project reads, and the sums of their rows.
-template <typename T>
-void hidden_panels(const Problem<T>& p, const Pixels<T>& hidden, float* sums, int64_t begin, int64_t end) {
-  const Scratch<T> scratch(expanded(p));
+template <typename X>
+void hidden_panels(const Problem<X>& p, const Pixels<X>& hidden, float* sums, int64_t begin, int64_t end) {
+  const Scratch<Number<X>> scratch(panel_scratch(p));
   for (int64_t task = begin; task < end; ++task) {
     const int64_t unit = task / p.hidden_panels(), image = unit / p.strips;
-    hidden_panel(p, unit, task % p.hidden_panels(), scratch.data,
-                 from_pixel(hidden, (image * p.g.oh + p.rows(unit).begin) * p.g.ow),
-                 sums ? sums + image * p.row_sums() : nullptr);
+    hidden_panel<X>(p, unit, task % p.hidden_panels(), source_of<X>(p, unit, nullptr), scratch.data,
+                    from_pixel(hidden, (image * p.g.oh + p.rows(unit).begin) * p.g.ow),
+                    sums ? sums + image * p.row_sums() : nullptr);
   }
 }
 

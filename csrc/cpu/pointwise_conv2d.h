@@ -7,6 +7,7 @@
 #include "../convolution.h"
 #include "../packed.h"
 #include "capability.h"
+#include "levels.h"
 #include "steps.h"
 
 namespace fastnets::pointwise {
@@ -26,12 +27,22 @@ struct Pixels {
 template <typename X>
 inline constexpr int64_t kTogether = sizeof(float) / sizeof(X);
 
-// Of each pixel of x, `in` channels give `out` of y. What is multiplied is X, float32 or bfloat16; sums are float32.
-template <typename X, typename Y = X>
+// Bytes are levels of float32 images, and are multiplied with signed ones.
+template <typename X>
+inline constexpr bool kIsBytes = std::is_same_v<X, uint8_t>;
+template <typename X>
+using Weight = std::conditional_t<kIsBytes<X>, int8_t, X>;
+template <typename X>
+using Number = std::conditional_t<kIsBytes<X>, float, X>;
+
+// Of each pixel of x, `in` channels give `out` of y. What is multiplied is X, float32 or bfloat16, whose sums are
+// float32, or bytes, of whose sums, integers, `scales` make numbers; these take `in` in multiples of kTogether.
+template <typename X, typename Y = Number<X>>
 struct ProblemOf {
   Pixels<const X> x;
-  const X* w = nullptr;         // [panel][in / kTogether][kPanel][kTogether], zeros after the last of `in` and `out`
-  const float* bias = nullptr;  // [out], or null
+  const Weight<X>* w = nullptr;   // [panel][in / kTogether][kPanel][kTogether], zeros after the last of `in` and `out`
+  const float* scales = nullptr;  // [out]
+  const float* bias = nullptr;    // [out], or null
   Pixels<const Y> residual;
   Pixels<Y> y;
   int64_t in = 0, out = 0;
@@ -40,7 +51,9 @@ struct ProblemOf {
   bool fetches = false;  // whether the next tile's part of y is fetched, as it is in no near cache
 
   int64_t panels() const { return ceil_div(out, kPanel); }
-  const X* weights(int64_t panel) const { return w + panel * kPanel * ceil_div(in, kTogether<X>) * kTogether<X>; }
+  const Weight<X>* weights(int64_t panel) const {
+    return w + panel * kPanel * ceil_div(in, kTogether<X>) * kTogether<X>;
+  }
 };
 using Problem = ProblemOf<float>;
 
@@ -109,7 +122,9 @@ void run(const ProblemOf<X>& p, int64_t pixels, Kernel<X> kernel) {
 }
 
 template <typename T>
-inline constexpr ScalarType kType = std::is_same_v<T, float> ? ScalarType::Float : ScalarType::BFloat16;
+inline constexpr ScalarType kType = std::is_same_v<T, float>    ? ScalarType::Float
+                                    : std::is_same_v<T, int8_t> ? ScalarType::Char
+                                                                : ScalarType::BFloat16;
 
 // Calls f with a number of the type that images have: float32 or bfloat16.
 template <typename F>
@@ -120,9 +135,9 @@ auto with_type(const Tensor& x, const F& f) {
 }
 
 template <typename X = float>
-const X* check_panels(const Tensor& w, int64_t in, int64_t out) {
-  packed::check_panels(w, in, out, kType<X>, kTogether<X>);
-  return data<X>(w);
+const Weight<X>* check_panels(const Tensor& w, int64_t in, int64_t out) {
+  packed::check_panels(w, in, out, kType<Weight<X>>, kTogether<X>);
+  return data<Weight<X>>(w);
 }
 
 // The bias' numbers, or null.
@@ -147,6 +162,21 @@ Pixels<const T> check_slice(const Tensor& x) {
   STD_TORCH_CHECK(fits || x.numel() == 0, "expected channels of images in channels_last");
   return {data<T>(x), pixel};
 }
+
+// A step that makes bytes of all pixels of x, with quantize_pixels of levels_kernels.h, and where they are.
+using Quantize = void (*)(const Pixels<const float>& x, int64_t channels, const Levels& levels, uint8_t* to,
+                          int64_t bytes, int64_t begin, int64_t end);
+struct BytesOf {
+  BytesOf(const Tensor& x, const Levels& levels, Quantize kernel)
+      : bytes(x, x.size(0) * x.size(2) * x.size(3) * bytes_of(x.size(1)), aoti_torch_dtype_uint8()),
+        pixels{bytes.data<uint8_t>(), bytes_of(x.size(1))} {
+    run(x.numel() / x.size(1), x.numel(),
+        [kernel, levels, from = check_slice(x), channels = x.size(1), to = bytes.data<uint8_t>()](
+            int64_t begin, int64_t end) { kernel(from, channels, levels, to, bytes_of(channels), begin, end); });
+  }
+  StepScratch bytes;
+  Pixels<const uint8_t> pixels;
+};
 
 // The residual's pixels, or none.
 template <typename T = float>

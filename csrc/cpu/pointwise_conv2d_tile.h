@@ -4,21 +4,35 @@
 // of weights and kRows broadcasts serve 2 * kRows multiply-adds, so that those alone bind (14 rows on AVX-512: 16
 // loads, 28 multiply-adds). Moves 4 bytes * (pixels * (in + out) + in * out), twice pixels * out where there is a
 // residual; half of it in bfloat16, of which a lane multiplies two at a time, with as many loads and instructions,
-// where the processor is quick at that, or else float32 that it is widened to.
+// where the processor is quick at that, or else float32 that it is widened to. Of bytes a lane multiplies four at a
+// time; a float32's multiply-add makes numbers of their sums.
+#include "levels_kernels.h"
 #include "pointwise_conv2d_multiply.h"
 
 namespace fastnets::FASTNETS_ISA::pointwise {
 
+using fastnets::pointwise::kIsBytes;
 using fastnets::pointwise::kTogether;
+using fastnets::pointwise::Weight;
 
 constexpr int kRows = FASTNETS_VECTOR_BYTES == 64 ? 14 : 6;  // with two vectors each, as many as there are registers
 
-// What a lane multiplies at a time: a float32, or two bfloat16 as the bits of a number.
+// Half as many where products of bytes take registers for what they are widened to.
+#if defined(FASTNETS_VNNI)
+constexpr int kRowsOfBytes = kRows;
+#else
+constexpr int kRowsOfBytes = kRows / 2;
+#endif
+
+// What a lane multiplies at a time: a float32, or two bfloat16 or four bytes as the bits of a number.
 template <typename X>
 using Factor = std::conditional_t<std::is_same_v<X, float>, float, int32_t>;
 
 template <typename X>
-FASTNETS_INLINE Vec<Factor<X>, L> factors(const X* p) {
+using Total = std::conditional_t<kIsBytes<X>, int32_t, float>;
+
+template <typename X>
+FASTNETS_INLINE Vec<Factor<X>, L> factors(const Weight<X>* p) {
   Vec<Factor<X>, L> v;
   std::memcpy(&v, p, sizeof v);
   return v;
@@ -33,6 +47,7 @@ FASTNETS_INLINE Vec<Factor<X>, L> factor(const X* p) {
 }
 
 FASTNETS_INLINE void multiply_add(Vec<float, L>& sum, const Vec<float, L>& x, const Vec<float, L>& w) { sum += x * w; }
+FASTNETS_INLINE void multiply_add(Words& sum, const Words& x, const Words& w) { sum = dot(sum, x, bits<Bytes>(w)); }
 
 #if defined(FASTNETS_BF16)
 FASTNETS_INLINE void multiply_add(Vec<float, L>& sum, const Vec<int32_t, L>& x, const Vec<int32_t, L>& w) {
@@ -45,10 +60,19 @@ constexpr bool kDotsBfloat16 = false;
 
 // What is done to the sums of R pixels, W vectors each, is spelt out row by row: the compiler would unroll loops only
 // after it has given z a place in memory, and then copy the registers there.
-template <int R, int W, int r = 0>
-FASTNETS_INLINE void begin(const Vec<float, L> (&bias)[W], Vec<float, L> (&z)[R][W]) {
+template <int R, int W, int r = 0, typename V>
+FASTNETS_INLINE void begin(const V (&bias)[W], V (&z)[R][W]) {
   z[r][0] = bias[0], z[r][W - 1] = bias[W - 1];
   if constexpr (r + 1 < R) begin<R, W, r + 1>(bias, z);
+}
+
+// Numbers of sums of bytes.
+template <int R, int W, int r = 0>
+FASTNETS_INLINE void scale_all(const Vec<float, L> (&scale)[W], const Vec<float, L> (&bias)[W],
+                               const Words (&sums)[R][W], Vec<float, L> (&z)[R][W]) {
+  z[r][0] = __builtin_convertvector(sums[r][0], Vec<float, L>) * scale[0] + bias[0];
+  if constexpr (W > 1) z[r][1] = __builtin_convertvector(sums[r][1], Vec<float, L>) * scale[1] + bias[1];
+  if constexpr (r + 1 < R) scale_all<R, W, r + 1>(scale, bias, sums, z);
 }
 
 // kPart: of the last vector only `left` lanes are results. kPast: stored past the caches.
@@ -106,9 +130,10 @@ __attribute__((noinline)) void finish_any(const Y* residual, int64_t residual_st
 
 // A lane's factors of R pixels, each with W vectors of weights; base[i] is the pixel i * kStep.
 template <bool kWhole, int R, int W, int kStep, int kBases, typename X>
-FASTNETS_INLINE void multiply_step(const X* (&base)[kBases], int64_t step, const X*& w, Vec<float, L> (&z)[R][W]) {
+FASTNETS_INLINE void multiply_step(const X* (&base)[kBases], int64_t step, const Weight<X>*& w,
+                                   Vec<Total<X>, L> (&z)[R][W]) {
   Vec<Factor<X>, L> weight[W];
-  for (int i = 0; i < W; ++i) weight[i] = factors(w + i * L * kTogether<X>);
+  for (int i = 0; i < W; ++i) weight[i] = factors<X>(w + i * L * kTogether<X>);
   for (int r = 0; r < R; ++r) {
     const auto value = factor<kWhole>(base[r / kStep] + r % kStep * step);
     for (int i = 0; i < W; ++i) multiply_add(z[r][i], value, weight[i]);
@@ -120,7 +145,7 @@ FASTNETS_INLINE void multiply_step(const X* (&base)[kBases], int64_t step, const
 // Asks for weights of W vectors that come 8 KB later. In a large network a panel's come from memory, and the first tile
 // would wait for them: processors do not look that far ahead.
 template <int W, typename X>
-FASTNETS_INLINE void fetch_ahead(const X* w) {
+FASTNETS_INLINE void fetch_ahead(const Weight<X>* w) {
   constexpr int64_t kAhead = (8 << 10) / sizeof(X);
   for (int i = 0; i < W; ++i) __builtin_prefetch(w + kAhead + i * L * kTogether<X>);
 }
@@ -134,7 +159,7 @@ FASTNETS_INLINE Vec<float, L> half_of(Vec<int32_t, L> pairs) {
 template <bool kHigh, int R, int W, int kStep>
 FASTNETS_INLINE void multiply_half(const float* x, const BFloat16* w, Vec<float, L> (&z)[R][W]) {
   Vec<float, L> weight[W];
-  for (int i = 0; i < W; ++i) weight[i] = half_of<kHigh>(factors(w + i * L * kTogether<BFloat16>));
+  for (int i = 0; i < W; ++i) weight[i] = half_of<kHigh>(factors<BFloat16>(w + i * L * kTogether<BFloat16>));
   for (int r = 0; r < R; ++r)
     for (int i = 0; i < W; ++i) multiply_add(z[r][i], splat<float, L>(x[r * kStep + kHigh]), weight[i]);
 }
@@ -152,7 +177,7 @@ FASTNETS_INLINE void multiply_widened(const BFloat16* x, int64_t step, int64_t c
       for (int64_t k = 0; k < some; k += L)
         store<float, L>(wide + r * kSome + k, load_first<BFloat16, L>(x + r * step + first + k, some - k));
     for (int64_t k = 0; k < some; k += 2, w += 2 * kPanel) {
-      if (fetches) fetch_ahead<W>(w);
+      if (fetches) fetch_ahead<W, BFloat16>(w);
       multiply_half<false, R, W, kSome>(wide + k, w, z);
       multiply_half<true, R, W, kSome>(wide + k, w, z);
     }
@@ -161,8 +186,8 @@ FASTNETS_INLINE void multiply_widened(const BFloat16* x, int64_t step, int64_t c
 
 // `count` numbers of R pixels.
 template <int R, int W, typename X>
-FASTNETS_INLINE void multiply_pixels(const X* x, int64_t step, int64_t count, bool fetches, const X*& w,
-                                     Vec<float, L> (&z)[R][W]) {
+FASTNETS_INLINE void multiply_pixels(const X* x, int64_t step, int64_t count, bool fetches, const Weight<X>*& w,
+                                     Vec<Total<X>, L> (&z)[R][W]) {
   constexpr int kStep = 3;  // rows to a pointer: more pointers than this would not fit the registers
   constexpr int kBases = (R + kStep - 1) / kStep;
   if constexpr (std::is_same_v<X, BFloat16> && !kDotsBfloat16) {
@@ -171,16 +196,17 @@ FASTNETS_INLINE void multiply_pixels(const X* x, int64_t step, int64_t count, bo
     const X* base[kBases];
     for (int i = 0; i < kBases; ++i) base[i] = x + i * kStep * step;
     for (int64_t k = 0; k < count / kTogether<X>; ++k) {
-      if (fetches) fetch_ahead<W>(w);
+      if (fetches) fetch_ahead<W, X>(w);
       multiply_step<true, R, W, kStep>(base, step, w, z);
     }
-    if (count % kTogether<X>) multiply_step<false, R, W, kStep>(base, step, w, z);
+    if (!kIsBytes<X> && count % kTogether<X>) multiply_step<false, R, W, kStep>(base, step, w, z);
   }
 }
 
 // R pixels from `pixel` on, W vectors of results from o on, whose weights begin at w; `first` of those that take them.
 template <int R, int W, typename X, typename Y>
-void tile(const ProblemOf<X, Y>& p, const Activate<float>& activate, int64_t pixel, int64_t o, const X* w, bool first) {
+void tile(const ProblemOf<X, Y>& p, const Activate<float>& activate, int64_t pixel, int64_t o, const Weight<X>* w,
+          bool first) {
   const int64_t step = p.x.pixel, in = p.in;
   const int64_t length = p.x.panel == p.x.length ? in : p.x.length;  // panels side by side are one long one
   const int64_t left = p.out - o - (W - 1) * L;                      // results in the last vector, or more
@@ -188,13 +214,23 @@ void tile(const ProblemOf<X, Y>& p, const Activate<float>& activate, int64_t pix
   Vec<float, L> bias[W] = {}, z[R][W];
   if (p.bias)
     for (int i = 0; i < W; ++i) bias[i] = load_first<float, L>(p.bias + o + i * L, i + 1 < W ? L : left);
-  begin(bias, z);
   Y* const y = p.y.data + pixel * p.y.pixel + o / kPanel * p.y.panel + o % kPanel;
   if (p.fetches)
     for (int r = 0; r < R; ++r)
       for (int i = 0; i < W; ++i) __builtin_prefetch(y + (r + R) * p.y.pixel + i * L, 1);
-  for (int64_t k = 0; k < in; k += length, x += p.x.panel)
-    multiply_pixels(x, step, std::min(length, in - k), first, w, z);
+  if constexpr (kIsBytes<X>) {
+    Vec<float, L> scale[W];
+    Words none[W] = {}, sums[R][W];
+    for (int i = 0; i < W; ++i) scale[i] = load_first<float, L>(p.scales + o + i * L, i + 1 < W ? L : left);
+    begin(none, sums);
+    for (int64_t k = 0; k < in; k += length, x += p.x.panel)
+      multiply_pixels(x, step, std::min(length, in - k), first, w, sums);
+    scale_all(scale, bias, sums, z);
+  } else {
+    begin(bias, z);
+    for (int64_t k = 0; k < in; k += length, x += p.x.panel)
+      multiply_pixels(x, step, std::min(length, in - k), first, w, z);
+  }
   const Y* const residual = p.residual.data ? p.residual.data + pixel * p.residual.pixel + o : nullptr;
   if (activate.kind <= Activation::kRelu6) {
     const int64_t step = p.residual.pixel;
@@ -211,13 +247,13 @@ void tile(const ProblemOf<X, Y>& p, const Activate<float>& activate, int64_t pix
 // The last `rows` pixels, fewer than kRows.
 template <int R, int W, typename X, typename Y>
 void last_tile(const ProblemOf<X, Y>& p, const Activate<float>& activate, int64_t rows, int64_t pixel, int64_t o,
-               const X* w, bool first) {
+               const Weight<X>* w, bool first) {
   if (rows == R) return tile<R, W>(p, activate, pixel, o, w, first);
   if constexpr (R > 1) last_tile<R - 1, W>(p, activate, rows, pixel, o, w, first);
 }
 
 template <int R, int W, typename X, typename Y>
-void tiles_of(const ProblemOf<X, Y>& p, const Activate<float>& activate, Range pixels, int64_t o, const X* w) {
+void tiles_of(const ProblemOf<X, Y>& p, const Activate<float>& activate, Range pixels, int64_t o, const Weight<X>* w) {
   int64_t pixel = pixels.begin;
   for (; pixel + R <= pixels.end; pixel += R) tile<R, W>(p, activate, pixel, o, w, pixel == pixels.begin);
   if (pixel < pixels.end) last_tile<R - 1, W>(p, activate, pixels.end - pixel, pixel, o, w, pixel == pixels.begin);
@@ -226,10 +262,12 @@ void tiles_of(const ProblemOf<X, Y>& p, const Activate<float>& activate, Range p
 // Pixels a multiple of 4 KB apart share a set of the first-level cache, of 8 lines or 12; with half the rows the
 // multiply-adds still bind.
 template <int W, typename X, typename Y>
-void tiles(const ProblemOf<X, Y>& p, const Activate<float>& activate, Range pixels, int64_t o, const X* w) {
+void tiles(const ProblemOf<X, Y>& p, const Activate<float>& activate, Range pixels, int64_t o, const Weight<X>* w) {
   constexpr int64_t kApart = 4 << 10, kLines = 8, kSize = sizeof(X);
-  if (kRows > kLines && p.x.pixel * kSize % kApart == 0) return tiles_of<kRows / 2, W>(p, activate, pixels, o, w);
-  tiles_of<kRows, W>(p, activate, pixels, o, w);
+  constexpr int kMost = kIsBytes<X> ? kRowsOfBytes : kRows;
+  if constexpr (kMost > kLines)
+    if (p.x.pixel * kSize % kApart == 0) return tiles_of<kMost / 2, W>(p, activate, pixels, o, w);
+  tiles_of<kMost, W>(p, activate, pixels, o, w);
 }
 
 template <typename X, typename Y>
@@ -238,7 +276,7 @@ void multiply(const ProblemOf<X, Y>& p, Range pixels, int64_t panel) {
   const int64_t results = std::min(kPanel, p.out - panel * kPanel);
   for (int64_t i = 0; i < results; i += 2 * L) {
     const int64_t o = panel * kPanel + i;
-    const X* const w = p.weights(panel) + i * kTogether<X>;
+    const Weight<X>* const w = p.weights(panel) + i * kTogether<X>;
     if (results - i > L)
       tiles<2>(p, activate, pixels, o, w);
     else
@@ -247,10 +285,16 @@ void multiply(const ProblemOf<X, Y>& p, Range pixels, int64_t panel) {
   if (p.streams) finish_streams();
 }
 
+// Each for the instruction sets that it is compiled for.
 #if !defined(FASTNETS_BF16)
+template void multiply(const ProblemOf<uint8_t, float>&, Range, int64_t);
+#endif
+#if !defined(FASTNETS_BF16) && !defined(FASTNETS_VNNI)
 template void multiply(const ProblemOf<float, float>&, Range, int64_t);
 #endif
+#if !defined(FASTNETS_VNNI)
 template void multiply(const ProblemOf<float, BFloat16>&, Range, int64_t);
 template void multiply(const ProblemOf<BFloat16, BFloat16>&, Range, int64_t);
+#endif
 
 }  // namespace fastnets::FASTNETS_ISA::pointwise

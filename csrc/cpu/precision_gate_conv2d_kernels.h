@@ -6,7 +6,8 @@
 // code, unless all of the tile's gates are closed. An instruction does 64 multiply-adds with VNNI (fp32: 16), so the
 // two parts cost half of a float32 convolution, and the excess of weights over a byte some 10 to 20 % of that. Weights
 // are packed by panels of 16 output channels for every instruction set, so that who keeps them need not know which.
-#include "precision_gate_conv2d_dot.h"
+#include "bytes.h"
+// Above: what the next is written with.
 #include "precision_gate_conv2d_quantize.h"
 #include "transpose.h"
 // Above: what the next is written with.

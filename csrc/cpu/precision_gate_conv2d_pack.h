@@ -149,4 +149,28 @@ void pack(const Problem& p, Weights& to, int64_t begin, int64_t end) {
   }
 }
 
+// The bytes of a window that `index` names, which may be any bytes: nothing else is read.
+FASTNETS_INLINE Words pick(const uint8_t* window, const uint8_t* index) {
+#if defined(FASTNETS_VNNI)
+  return bits<Words>(_mm512_permutexvar_epi8(_mm512_loadu_si512(index), _mm512_loadu_si512(window)));
+#elif FASTNETS_VECTOR_BYTES == 32
+  // A shuffle reads one table of 16 bytes, by the low bits of an index, and gives 0 where its top bit is set: here
+  // where the index is of another table.
+  const __m256i all = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(index)), top = _mm256_set1_epi8(0x70);
+  __m256i picked = _mm256_setzero_si256();
+  for (int i = 0; i < 64; i += 16) {
+    const __m256i from_table = _mm256_adds_epu8(_mm256_sub_epi8(all, _mm256_set1_epi8(static_cast<char>(i))), top);
+    const __m128i table = _mm_loadu_si128(reinterpret_cast<const __m128i*>(window + i));
+    picked = _mm256_or_si256(picked, _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), from_table));
+  }
+  return bits<Words>(picked);
+#else
+  uint8_t picked[sizeof(Words)];
+  for (size_t i = 0; i < sizeof picked; ++i) picked[i] = window[index[i] % gate::kWindow];
+  Words words;
+  std::memcpy(&words, picked, sizeof words);
+  return words;
+#endif
+}
+
 }  // namespace fastnets::FASTNETS_ISA

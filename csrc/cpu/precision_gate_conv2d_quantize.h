@@ -10,21 +10,6 @@ template <typename T>
 inline constexpr int kNumbers = kLanes<Sum<T>>;
 
 template <typename A>
-FASTNETS_INLINE Vec<int32_t, kLanes<A>> nearest(Vec<A, kLanes<A>> v) {  // ties to even
-  constexpr int L = kLanes<A>;
-  if constexpr (std::is_same_v<A, float>) {
-#if FASTNETS_VECTOR_BYTES == 64
-    return bits<Vec<int32_t, L>>(_mm512_cvtps_epi32(bits<__m512>(v)));
-#elif FASTNETS_VECTOR_BYTES == 32
-    return bits<Vec<int32_t, L>>(_mm256_cvtps_epi32(bits<__m256>(v)));
-#endif
-  }
-  Vec<int32_t, L> rounded;
-  for (int i = 0; i < L; ++i) rounded[i] = static_cast<int32_t>(std::lrint(v[i]));
-  return rounded;
-}
-
-template <typename A>
 using Integer = std::conditional_t<sizeof(A) == 4, int32_t, int64_t>;
 
 // |v| as integers, whose order is that of the numbers; a NaN is above all.
@@ -53,22 +38,6 @@ FASTNETS_INLINE Vec<Sum<T>, kNumbers<T>> load_some(const T* from, int64_t count,
   Vec<Sum<T>, L> v{};
   for (int i = 0; i < count; ++i) v[i] = static_cast<Sum<T>>(from[i * step]);
   return v;
-}
-
-// The first `count` numbers as bytes.
-template <int L>
-FASTNETS_INLINE void store_bytes(void* to, Vec<int32_t, L> v, int64_t count) {
-#if FASTNETS_VECTOR_BYTES == 64
-  if constexpr (L == 16) {
-    if (count >= L) return _mm_storeu_si128(static_cast<__m128i*>(to), _mm512_cvtepi32_epi8(bits<__m512i>(v)));
-    return _mm512_mask_cvtepi32_storeu_epi8(to, static_cast<__mmask16>((1 << count) - 1), bits<__m512i>(v));
-  }
-#endif
-  const auto narrow = __builtin_convertvector(v, Vec<int8_t, L>);
-  if (count >= L)
-    std::memcpy(to, &narrow, L);
-  else
-    std::memcpy(to, &narrow, count);
 }
 
 template <typename T>

@@ -111,9 +111,9 @@ Tensor inverted_residual(const Tensor& x, const MaybeTensor& expand, const Maybe
                          const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation,
                          const std::optional<Text>& activation, const Tensor& project, const MaybeTensor& project_bias,
                          int64_t out, const MaybeTensor& residual, const std::optional<Text>& project_activation,
-                         const std::vector<Tensor>& squeeze, const std::optional<Text>&, bool, const MaybeTensor& into,
-                         int64_t channel) {
-  STD_TORCH_CHECK(squeeze.empty(), "expected no squeeze and excitation");
+                         const std::vector<Tensor>& squeeze, const std::optional<Text>&, bool,
+                         const std::vector<Tensor>& quantized, const MaybeTensor& into, int64_t channel) {
+  STD_TORCH_CHECK(squeeze.empty() && quantized.empty(), "expected no squeeze and excitation, and no int8");
   const Convolution g = inverted::check(x, expand, expand_bias, depthwise, hidden, kernel, stride, padding, dilation,
                                         project, project_bias, out, residual, {1, x.scalar_type()});
   STD_TORCH_CHECK((g.kh == 3 || g.kh == 5) && g.kw == g.kh && (g.sh == 1 || g.sh == 2) && g.sw == g.sh && g.dh == 1 &&

@@ -12,6 +12,8 @@ from torch.utils import _pytree as pytree
 from fastnets.accelerate._accelerator import Accelerator
 from fastnets.accelerate._convert import convert as convert
 from fastnets.accelerate._convert import revert as revert
+from fastnets.accelerate._int8 import calibrate
+from fastnets.accelerate._layout import images_in
 from fastnets.accelerate._plan import Network
 from fastnets.accelerate._proof import cast, copied, prove
 from fastnets.accelerate._table import Table
@@ -43,7 +45,10 @@ def accelerate(
     Args:
         model: in eval mode. It is not changed.
         example: an input, or a tuple of inputs, on which the copy is compared with the model; None compares nothing.
-        dtype: of the copy's parameters, to which it casts its inputs: floating, or None for the model's own.
+        dtype: of the copy's parameters, to which it casts its inputs: floating, or None for the model's own; or int8,
+            in which the products of convolutions without groups and of 16 input channels or more are taken, and of
+            inverted residuals without squeeze and excitation; all else is float32 then. Levels of what such layers take
+            reach from the least to the largest of it on ``example``, a batch of photos of the kind that will come.
         verbose: whether to print what runs each layer, and why one stays as it was.
 
     Returns:
@@ -55,8 +60,8 @@ def accelerate(
         through ``Tensor.data`` or numpy counts after ``train()`` and ``eval()``.
 
     Raises:
-        TypeError: not a module, or ``dtype`` is not floating.
-        ValueError: the model, or a part of it, is in training mode.
+        TypeError: not a module, or ``dtype`` is neither floating nor int8.
+        ValueError: the model, or a part of it, is in training mode; int8 without an example.
         RuntimeError: on ``example`` the copy, or in 16 bits the same copy in float32, differs from the model by more
             than rounding.
 
@@ -69,8 +74,10 @@ def accelerate(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"accelerate expects a torch.nn.Module, but got {type(model).__name__}")
-    if dtype is not None and not dtype.is_floating_point:
-        raise TypeError(f"accelerate expects a floating dtype, but got {dtype}")
+    if dtype is not None and not dtype.is_floating_point and dtype != torch.int8:
+        raise TypeError(f"accelerate expects a floating dtype or int8, but got {dtype}")
+    if dtype == torch.int8 and example is None:
+        raise ValueError("accelerate expects an example for int8: a batch of photos that says how large numbers are")
     if training := [name or "the model" for name, module in model.named_modules() if module.training]:
         raise ValueError(f"accelerate expects a model in eval mode, but {training[0]} is training: call .eval() first")
     table = Table()
@@ -82,6 +89,8 @@ def accelerate(
             # Rounding to 16 bits hides much: the same rewriting is held to the digits of float32.
             model = copied(model).float()
             prove(model, _rewritten(model, None, Table()), cast(example, torch.float32))
+    if dtype == torch.int8:
+        calibrate(fast, example)
     if verbose:
         print(table)
     return fast
@@ -89,6 +98,7 @@ def accelerate(
 
 def _rewritten(model: nn.Module, dtype: torch.dtype | None, table: Table) -> nn.Module:
     fast = Accelerator(table, dtype)(copied(model)).eval()
+    dtype = images_in(dtype)
     for parameter in fast.parameters():
         if parameter.is_leaf:  # those of a ScriptModule's copy are none
             parameter.requires_grad = False

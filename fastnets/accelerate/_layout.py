@@ -13,6 +13,11 @@ from fastnets.accelerate._memory import is_new, is_written, sharing
 from fastnets.layers import PackedConv2d
 
 
+def images_in(dtype: torch.dtype | None) -> torch.dtype | None:
+    """The type of images, and of parameters, where products are taken in this one."""
+    return torch.float32 if dtype == torch.int8 else dtype
+
+
 class ToChannelsLast(nn.Module):
     """Lays out a batch of images with the channels innermost, and casts; returns anything else as it is."""
 
@@ -37,7 +42,7 @@ class InPlanes(nn.Module):
 
 def enter_channels_last(network: fx.GraphModule, dtype: torch.dtype | None) -> None:
     """Converts every input, and what convolutions take of a split; lets views follow the layout."""
-    network.add_submodule("to_channels_last", ToChannelsLast(dtype))
+    network.add_submodule("to_channels_last", ToChannelsLast(images_in(dtype)))
     network.add_submodule("in_planes", InPlanes())
     viewed = [node for node in network.graph.nodes if _needs_planes(network, node)]
     in_planes = {made for node in viewed for made in sharing(node) if made.op == "placeholder" or _makes(made)}

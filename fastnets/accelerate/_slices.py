@@ -27,9 +27,11 @@ def pool_what_is_made(graph: fx.Graph) -> None:
     cpu = torch.ops.fastnets_cpu
     for pool in graph.find_nodes(op="call_function", target=cpu.max_pool2d.default):
         conv = pool.args[0]
-        is_made_for_it = is_ours(conv, {"direct_conv2d"}) and [*conv.users] == [pool]
-        if is_made_for_it and not _is_written(graph, conv.args[0].meta["val"], conv):
-            pool.target, pool.args = cpu.direct_max_pool2d.default, (*conv.args, *pool.args[1:])
+        if not is_ours(conv, {"direct_conv2d"}) or [*conv.users] != [pool]:
+            continue
+        *args, residual, activation, quantized = conv.args
+        if residual is None and not quantized and not _is_written(graph, conv.args[0].meta["val"], conv):
+            pool.target, pool.args = cpu.direct_max_pool2d.default, (*args, activation, *pool.args[1:])
             graph.erase_node(conv)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import fx, nn
 
 from fastnets.accelerate._graph import has_hooks
+from fastnets.accelerate._layout import images_in
 from fastnets.accelerate._table import Table
 from fastnets.layers import (
     Conv2d,
@@ -85,6 +86,8 @@ def _rows(module: Any, with_residual: bool, dtype: torch.dtype | None) -> list[t
     if isinstance(module, PackedSubPixelConv2d):
         return [_convolution(module, False, dtype), ("fastnets, in its store", "")]
     together = "fastnets inverted_residual" if _is_in(TYPES, module.project, dtype) else ""
+    if dtype == torch.int8 and module.takes_int8():
+        together += " in int8"
     squeeze = module.squeeze and (module.squeeze.squeeze, module.squeeze.excite)
     convs = [conv for conv in (module.expand, module.depthwise, *(squeeze or ()), module.project) if conv is not None]
     rows = [_convolution(conv, with_residual and conv is module.project, dtype) for conv in convs]
@@ -99,8 +102,10 @@ def _preact(module: PackedPreactConv2d, dtype: torch.dtype | None) -> tuple[str,
 
 def _convolution(conv: Any, with_residual: bool, dtype: torch.dtype | None) -> tuple[str, str]:
     runs = _RUNS[type(conv)]
-    if type(conv) in (PackedConv2d, PackedSubPixelConv2d) and _is_in(TYPES, conv, dtype):
-        if conv.is_direct(dtype or conv.weight.dtype) and not with_residual:
+    if dtype == torch.int8 and type(conv) is PackedConv2d and conv.takes_int8():
+        runs = f"fastnets {'pointwise_conv2d' if conv.is_pointwise() else 'direct_conv2d'} in int8"
+    elif type(conv) in (PackedConv2d, PackedSubPixelConv2d) and _is_in(TYPES, conv, dtype):
+        if conv.is_direct(images_in(dtype) or conv.weight.dtype) and not with_residual:
             runs = "fastnets direct_conv2d"
         elif conv.is_pointwise():
             runs = "fastnets pointwise_conv2d, or oneDNN where it is large"
@@ -110,7 +115,7 @@ def _convolution(conv: Any, with_residual: bool, dtype: torch.dtype | None) -> t
 
 
 def _is_in(types: tuple[torch.dtype, ...], conv: Any, dtype: torch.dtype | None) -> bool:
-    return (dtype or conv.weight.dtype) in types
+    return (images_in(dtype) or conv.weight.dtype) in types
 
 
 def _with(*fused: str | None) -> str:

@@ -10,12 +10,14 @@ from torch import Tensor
 from fastnets.layers.conv import Conv2d, GroupedConv2d
 from fastnets.ops._activation import ACTIVATIONS
 from fastnets.ops._convolution import output_size
+from fastnets.ops._int8 import Levels
 from fastnets.ops._packed import (
     Packs,
     compiled_kernels,
     direct_conv2d,
     is_image_like,
     pack_for_cpu,
+    pack_int8,
     pack_winograd,
     pointwise_conv2d,
     winograd_conv2d,
@@ -78,6 +80,7 @@ class PackedConv2d(Packs, GroupedConv2d):
         torch.Size([1, 8, 5, 5])
     """
 
+    levels: Levels | None = None  # of the input, where takes_int8
     _upscale_factor = 1  # of layers whose results are pixels of a finer image
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
@@ -102,12 +105,14 @@ class PackedConv2d(Packs, GroupedConv2d):
         return fits and self.activation in (None, "relu")
 
     def _by_ours(self, input: Tensor, residual: Tensor | None) -> Tensor | None:
+        if self.levels and compiled_kernels(input, self.weight, [torch.float32]):
+            return self._in_int8(input, residual, self.levels)
         if compiled_kernels(input, self.weight):
             if self.is_pointwise() and self._gains(input, residual):
                 panels, bias = self._pack(
                     "panels", lambda: pack_for_cpu(self.weight, self.bias), self.weight, self.bias
                 )
-                return pointwise_conv2d.run(input, panels, self.out_channels, bias, residual, self.activation)
+                return pointwise_conv2d.run(input, panels, self.out_channels, bias, residual, self.activation, [])
             if self.is_direct(input.dtype) and residual is None:
                 return self._direct(input)
         if compiled_kernels(input, self.weight, [torch.float32]) and (side := self._winograd_side(input)):
@@ -173,7 +178,22 @@ class PackedConv2d(Packs, GroupedConv2d):
 
         panels, bias = self._pack("rows", rows, self.weight, self.bias)
         geometry = self.kernel_size, self.stride, self._zeros(input.shape[2:])
-        return direct_conv2d.run(input, panels, self.out_channels, *geometry, bias, self.activation)
+        return direct_conv2d.run(input, panels, self.out_channels, *geometry, bias, None, self.activation, [])
+
+    def takes_int8(self) -> bool:
+        """Whether there are kernels that multiply in int8; of few input channels, most of the time is not theirs."""
+        return self.groups == 1 and self.dilation == (1, 1) and self.in_channels % 4 == 0 and self.in_channels >= 16
+
+    def _in_int8(self, input: Tensor, residual: Tensor | None, levels: Levels) -> Tensor:
+        def rows() -> Any:
+            return pack_int8(self.weight.permute(0, 2, 3, 1).flatten(1), self.bias, levels)
+
+        panels, bias, quantized = self._pack(f"int8 {levels}", rows, self.weight, self.bias)
+        rest = bias, residual, self.activation, quantized
+        if self.is_pointwise():
+            return pointwise_conv2d.run(input, panels, self.out_channels, *rest)
+        geometry = self.kernel_size, self.stride, self._zeros(input.shape[2:])
+        return direct_conv2d.run(input, panels, self.out_channels, *geometry, *rest)
 
     def is_winograd(self) -> bool:
         """Whether Winograd's algorithm applies; of few input channels, its lanes would stand empty."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -11,6 +12,7 @@ from fastnets.layers.conv import DepthwiseConv2d
 from fastnets.layers.packed_conv import PackedConv2d
 from fastnets.layers.packed_squeeze_excitation import PackedSqueezeExcitation
 from fastnets.ops._convolution import output_size
+from fastnets.ops._int8 import Levels
 from fastnets.ops._packed import (
     LANES,
     Packs,
@@ -21,6 +23,7 @@ from fastnets.ops._packed import (
     not_on_cuda,
     pack_depthwise,
     pack_for_cpu,
+    pack_int8,
     pack_panels,
 )
 
@@ -89,8 +92,9 @@ class PackedInvertedResidual(Packs, nn.Module):
         if kernel is None or not _takes(expand, conv, project, input, residual):
             y = conv(input if expand is None else expand(input))
             return project(y if squeeze is None else squeeze(y), residual)
-        packed = self._pack(kernel, lambda: self._panels(kernel == "cpu"), *weights)
-        panels, hidden_bias, kernels, results, bias, squeezing = packed
+        levels = self._levels() if kernel == "cpu" and input.dtype == torch.float32 else None
+        packed = self._pack(f"{kernel} {levels}", lambda: self._panels(kernel == "cpu", levels), *weights)
+        panels, hidden_bias, kernels, results, bias, squeezing, quantized = packed
         return inverted_residual.run(
             input,
             panels,
@@ -109,21 +113,39 @@ class PackedInvertedResidual(Packs, nn.Module):
             residual,
             project.activation,
             *squeezing,
+            quantized,
         )
 
-    def _panels(self, cpu: bool) -> tuple[Any, ...]:
+    def takes_int8(self) -> bool:
+        """Whether there is a kernel that multiplies in int8: of all but squeeze and excitation."""
+        return self.squeeze is None and all(c is None or c.takes_int8() for c in (self.expand, self.project))
+
+    def _levels(self) -> list[Levels] | None:
+        """Those of the last convolution and the first, where they have such."""
+        levels = [conv.levels for conv in (self.project, self.expand) if conv is not None]
+        return levels if self.takes_int8() and None not in levels else None  # type: ignore[return-value]
+
+    def _panels(self, cpu: bool, levels: list[Levels] | None) -> tuple[Any, ...]:
         """Weights and bias of the first convolution, of the second, of the third; hidden channels padded.
 
-        Last the op's arguments for squeeze and excitation.
+        Last the op's arguments for squeeze and excitation, and for int8.
         """
         expand, conv, project = self.expand, self.depthwise, self.project
-        pack = pack_for_cpu if cpu else lambda weight, bias: (pack_panels(weight), bias)
-        first = (None, None) if expand is None else pack(_pad(expand.weight), _pad(expand.bias))
         taps = pack_depthwise(_pad(conv.weight), _pad(conv.bias))
+        first: tuple[Any, ...] = (None, None) if expand is None else (_pad(expand.weight), _pad(expand.bias))
         # On a CPU the last convolution leaves out the channels that only fill a vector.
-        last = pack(project.weight if cpu else _pad(project.weight, 1), project.bias)
+        last: tuple[Any, ...] = project.weight if cpu else _pad(project.weight, 1), project.bias
+        quantized: list[Tensor] = []
+        if levels is not None:
+            *last, quantized = pack_int8(last[0].flatten(1), last[1], levels[0])
+            if expand is not None:
+                *first, more = pack_int8(first[0].flatten(1), first[1], levels[1])
+                quantized = quantized + more
+        else:
+            pack = pack_for_cpu if cpu else lambda weight, bias: (pack_panels(weight), bias)
+            first, last = first if expand is None else pack(*first), pack(*last)
         squeezing = ([], None, False) if self.squeeze is None else self.squeeze.packed()
-        return *first, taps.float() if cpu else taps, *last, squeezing
+        return *first, taps.float() if cpu else taps, *last, squeezing, quantized
 
 
 def _pad(t: Any, dim: int = 0) -> Any:

@@ -18,6 +18,7 @@ from torch.nn import BatchNorm2d
 
 from fastnets._backends import BACKENDS, requested
 from fastnets._op import Op, is_plain
+from fastnets.ops import _int8
 from fastnets.ops._activation import ACTIVATIONS
 from fastnets.ops._convolution import lay_zeros
 
@@ -109,17 +110,34 @@ def cuda_kernels(x: Tensor) -> bool:
 # ---- packing ---------------------------------------------------------------------------------
 
 
-def pack_panels(weight: Tensor, pairs: bool = False) -> Tensor:
-    """Weights (o, c, 1, 1) or (o, c) as (⌈o / 32⌉, c, 32), with channels in pairs (⌈o / 32⌉, ⌈c / 2⌉, 32, 2)."""
+def pack_panels(weight: Tensor, together: int = 1) -> Tensor:
+    """Weights (o, c, 1, 1) or (o, c) as (⌈o / 32⌉, c, 32), with t channels together (⌈o / 32⌉, ⌈c / t⌉, 32, t)."""
     o, c = weight.shape[:2]
-    rows = F.pad(weight.detach().reshape(o, c), (0, c % 2 if pairs else 0, 0, -o % PANEL))
+    rows = F.pad(weight.detach().reshape(o, c), (0, -c % together, 0, -o % PANEL))
     panels = rows.view(-1, PANEL, rows.shape[1])
-    return (panels.unflatten(2, (-1, 2)) if pairs else panels).transpose(1, 2).contiguous()
+    return (panels.unflatten(2, (-1, together)) if together > 1 else panels).transpose(1, 2).contiguous()
 
 
 def pack_for_cpu(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Panels, in bfloat16 of pairs, and a bias, as the CPU's kernels read and add them."""
-    return pack_panels(weight, weight.dtype == torch.bfloat16), None if bias is None else bias.detach().float()
+    return pack_panels(weight, 2 if weight.dtype == torch.bfloat16 else 1), None if bias is None else bias.detach().float()
+
+
+def pack_int8(weight: Tensor, bias: Tensor | None, levels: _int8.Levels) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Weights (o, k) as panels (⌈o / 32⌉, ⌈k / 4⌉, 32, 4), a bias, and what the ops take as ``quantized``.
+
+    Σ w (q - z) step = scale (Σ whole q) - scale z Σ whole, whose second term is in the bias.
+    """
+    rows = weight.detach().double()
+    steps = rows.abs().amax(1) / 127
+    steps = torch.where(steps > 0, steps, 1.0)
+    whole = (rows / steps[:, None]).round()
+    scales = steps * levels.step
+    shift = -scales * levels.zero * whole.sum(1)
+    if bias is not None:
+        shift = shift + bias.detach().double()
+    quantized = [scales.float(), torch.tensor([1 / levels.step, levels.zero])]
+    return pack_panels(whole.to(torch.int8), 4), shift.float(), quantized
 
 
 def shuffle_results(weight: Tensor, r: int) -> Tensor:
@@ -189,7 +207,8 @@ def unpack_winograd(panels: Tensor, out: int) -> Tensor:
 # ---- ops -------------------------------------------------------------------------------------
 # Those with `into` and `channel` write their results into channels of that image, from that one on, and return it. Their x
 # may be some of the channels of an image too. A padding of four numbers is that above, left, below and right. With an
-# `upscale_factor` the results, in the order of `shuffle_results`, are pixels of an image so many times as fine.
+# `upscale_factor` the results, in the order of `shuffle_results`, are pixels of an image so many times as fine. Those with
+# `quantized` multiply in int8 where that has tensors, which are what `pack_int8` gives for each of their products.
 
 
 def packed_op(schema: str) -> Op:
@@ -201,7 +220,7 @@ def packed_op(schema: str) -> Op:
 
 pointwise_conv2d = packed_op(
     "pointwise_conv2d(Tensor x, Tensor panels, int out, Tensor? bias, Tensor? residual, str? activation, "
-    "Tensor? into=None, int channel=0) -> Tensor"
+    "Tensor[] quantized, Tensor? into=None, int channel=0) -> Tensor"
 )
 preact_conv2d = packed_op(
     "preact_conv2d(Tensor norm, Tensor[] xs, int pool, Tensor panels, int out, Tensor? bias, str? activation, "
@@ -211,7 +230,7 @@ inverted_residual = packed_op(
     "inverted_residual(Tensor x, Tensor? expand, Tensor? expand_bias, str? expand_activation, "
     "Tensor depthwise, int hidden, int[2] kernel, int[2] stride, int[4] padding, int[2] dilation, str? activation, "
     "Tensor project, Tensor? project_bias, int out, Tensor? residual, str? project_activation, "
-    "Tensor[] squeeze, str? squeeze_activation, bool hard, Tensor? into=None, int channel=0) -> Tensor"
+    "Tensor[] squeeze, str? squeeze_activation, bool hard, Tensor[] quantized, Tensor? into=None, int channel=0) -> Tensor"
 )
 
 
@@ -242,7 +261,7 @@ inverted_residual.native(
 )
 direct_conv2d = packed_op(
     "direct_conv2d(Tensor x, Tensor panels, int out, int[2] kernel, int[2] stride, int[4] padding, Tensor? bias, "
-    "str? activation, Tensor? into=None, int channel=0) -> Tensor"
+    "Tensor? residual, str? activation, Tensor[] quantized, Tensor? into=None, int channel=0) -> Tensor"
 )
 direct_max_pool2d = packed_op(
     "direct_max_pool2d(Tensor x, Tensor panels, int out, int[2] kernel, int[2] stride, int[4] padding, Tensor? bias, "
@@ -292,10 +311,15 @@ def _pointwise_conv2d(
     bias: Tensor | None,
     residual: Tensor | None,
     activation: str | None,
+    quantized: Sequence[Tensor] = (),
     into: Tensor | None = None,
     channel: int = 0,
 ) -> Tensor:
-    y = F.conv2d(x, unpack_panels(panels, out, x.shape[1]), _like(bias, x))
+    weight = unpack_panels(panels, out, x.shape[1])
+    if quantized:
+        y = _int8.scale(F.conv2d(_int8.quantize(x, quantized[1]), weight.double()), bias, quantized)
+    else:
+        y = F.conv2d(x, weight, _like(bias, x))
     return _placed(ACTIVATIONS[activation](y if residual is None else y + residual), into, channel)
 
 
@@ -306,7 +330,7 @@ def _preact_conv2d(
 ) -> Tensor:  # fmt: skip
     scale, shift = norm[:, :-LANES, None, None]
     y = F.avg_pool2d(F.relu(torch.cat(tuple(xs), 1) * scale + shift), pool, divisor_override=1).to(xs[0].dtype)
-    return _pointwise_conv2d(y, panels, out, bias, None, activation, into, channel)
+    return _pointwise_conv2d(y, panels, out, bias, None, activation, (), into, channel)
 
 
 @inverted_residual.backend("reference")
@@ -330,10 +354,12 @@ def _inverted_residual(
     squeeze: Sequence[Tensor],
     squeeze_activation: str | None,
     hard: bool,
+    quantized: Sequence[Tensor],
     into: Tensor | None = None,
     channel: int = 0,
 ) -> Tensor:
-    y = x if expand is None else _pointwise_conv2d(x, expand, hidden, expand_bias, None, expand_activation)
+    last, first = quantized[:2], quantized[2:]
+    y = x if expand is None else _pointwise_conv2d(x, expand, hidden, expand_bias, None, expand_activation, first)
     taps = unpack_depthwise(depthwise, hidden).to(y.dtype)
     weight = taps[:, :-1].view(hidden, 1, *kernel)
     y = ACTIVATIONS[activation](F.conv2d(lay_zeros(y, padding), weight, taps[:, -1], stride, 0, dilation, hidden))
@@ -341,7 +367,7 @@ def _inverted_residual(
     if squeeze:
         scales = _scales(y, squeeze, squeeze_activation, hard)
         y = y * F.pad(scales, (0, 0) * 2 + (0, y.shape[1] - scales.shape[1]))  # an odd one fills a pair
-    return _pointwise_conv2d(y, project, out, project_bias, residual, project_activation, into, channel)
+    return _pointwise_conv2d(y, project, out, project_bias, residual, project_activation, last, into, channel)
 
 
 @direct_conv2d.backend("reference")
@@ -353,14 +379,20 @@ def _direct_conv2d(
     stride: Sequence[int],
     padding: Sequence[int],
     bias: Tensor | None,
+    residual: Tensor | None,
     activation: str | None,
+    quantized: Sequence[Tensor],
     into: Tensor | None = None,
     channel: int = 0,
 ) -> Tensor:
     c = x.shape[1]
-    weight = unpack_panels(panels, out, kernel[0] * kernel[1] * c).view(out, *kernel, c).permute(0, 3, 1, 2).to(x.dtype)
+    weight = unpack_panels(panels, out, kernel[0] * kernel[1] * c).view(out, *kernel, c).permute(0, 3, 1, 2)
     x = lay_zeros(x, padding).contiguous(memory_format=torch.channels_last)
-    return _placed(ACTIVATIONS[activation](F.conv2d(x, weight, _like(bias, x), stride)), into, channel)
+    if quantized:
+        y = _int8.scale(F.conv2d(_int8.quantize(x, quantized[1]), weight.double(), None, stride), bias, quantized)
+    else:
+        y = F.conv2d(x, weight.to(x.dtype), _like(bias, x), stride)
+    return _placed(ACTIVATIONS[activation](y if residual is None else y + residual), into, channel)
 
 
 @direct_max_pool2d.backend("reference")
@@ -369,7 +401,7 @@ def _direct_max_pool2d(
     activation: str | None, pool_kernel: list[int], pool_stride: list[int], pool_padding: list[int], ceil_mode: bool,
     into: Tensor | None = None, channel: int = 0,
 ) -> Tensor:  # fmt: skip
-    y = _direct_conv2d(x, panels, out, kernel, stride, padding, bias, activation)
+    y = _direct_conv2d(x, panels, out, kernel, stride, padding, bias, None, activation, ())
     return _max_pool2d(y, pool_kernel, pool_stride, pool_padding, ceil_mode, into, channel)
 
 

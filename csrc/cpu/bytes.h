@@ -1,5 +1,5 @@
-// Sums of products of bytes: unsigned ones, the activations of a pixel, with signed ones, weights of as many output
-// channels as a vector has lanes. Included by isa.h, before the others: no guard.
+// Numbers as bytes, and sums of products of bytes: unsigned ones, the activations of a pixel, with signed ones, weights
+// of as many output channels as a vector has lanes. Included by isa.h, before the others: no guard.
 
 namespace fastnets::FASTNETS_ISA {
 
@@ -40,7 +40,7 @@ FASTNETS_INLINE Words dot(Words sum, Words activations, Bytes weights) {
   using Halves = Vec<int16_t, 2 * kWords>;
   const Halves a = bits<Halves>(activations), w = bits<Halves>(weights);
   sum += multiply_add(bits<Words>(a & int16_t{0xff}), bits<Words>((w << 8) >> 8));
-  return sum + multiply_add(bits<Words>(bits<Vec<uint16_t, 2 * kWords> >(a) >> 8), bits<Words>(w >> 8));
+  return sum + multiply_add(bits<Words>(bits<Vec<uint16_t, 2 * kWords>>(a) >> 8), bits<Words>(w >> 8));
 #endif
 }
 
@@ -50,28 +50,35 @@ FASTNETS_INLINE Words four_activations(const uint8_t* from) {
   return splat<int32_t, kWords>(four);
 }
 
-// The bytes of a window that `index` names, which may be any bytes: nothing else is read.
-FASTNETS_INLINE Words pick(const uint8_t* window, const uint8_t* index) {
-#if defined(FASTNETS_VNNI)
-  return bits<Words>(_mm512_permutexvar_epi8(_mm512_loadu_si512(index), _mm512_loadu_si512(window)));
+template <typename A>
+FASTNETS_INLINE Vec<int32_t, kLanes<A>> nearest(Vec<A, kLanes<A>> v) {  // ties to even
+  constexpr int L = kLanes<A>;
+  if constexpr (std::is_same_v<A, float>) {
+#if FASTNETS_VECTOR_BYTES == 64
+    return bits<Vec<int32_t, L>>(_mm512_cvtps_epi32(bits<__m512>(v)));
 #elif FASTNETS_VECTOR_BYTES == 32
-  // A shuffle reads one table of 16 bytes, by the low bits of an index, and gives 0 where its top bit is set: here
-  // where the index is of another table.
-  const __m256i all = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(index)), top = _mm256_set1_epi8(0x70);
-  __m256i picked = _mm256_setzero_si256();
-  for (int i = 0; i < 64; i += 16) {
-    const __m256i from_table = _mm256_adds_epu8(_mm256_sub_epi8(all, _mm256_set1_epi8(static_cast<char>(i))), top);
-    const __m128i table = _mm_loadu_si128(reinterpret_cast<const __m128i*>(window + i));
-    picked = _mm256_or_si256(picked, _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), from_table));
-  }
-  return bits<Words>(picked);
-#else
-  uint8_t picked[sizeof(Words)];
-  for (size_t i = 0; i < sizeof picked; ++i) picked[i] = window[index[i] % gate::kWindow];
-  Words words;
-  std::memcpy(&words, picked, sizeof words);
-  return words;
+    return bits<Vec<int32_t, L>>(_mm256_cvtps_epi32(bits<__m256>(v)));
 #endif
+  }
+  Vec<int32_t, L> rounded;
+  for (int i = 0; i < L; ++i) rounded[i] = static_cast<int32_t>(std::lrint(v[i]));
+  return rounded;
+}
+
+// The first `count` numbers as bytes.
+template <int L>
+FASTNETS_INLINE void store_bytes(void* to, Vec<int32_t, L> v, int64_t count) {
+#if FASTNETS_VECTOR_BYTES == 64
+  if constexpr (L == 16) {
+    if (count >= L) return _mm_storeu_si128(static_cast<__m128i*>(to), _mm512_cvtepi32_epi8(bits<__m512i>(v)));
+    return _mm512_mask_cvtepi32_storeu_epi8(to, static_cast<__mmask16>((1 << count) - 1), bits<__m512i>(v));
+  }
+#endif
+  const auto narrow = __builtin_convertvector(v, Vec<int8_t, L>);
+  if (count >= L)
+    std::memcpy(to, &narrow, L);
+  else
+    std::memcpy(to, &narrow, count);
 }
 
 }  // namespace fastnets::FASTNETS_ISA

@@ -1,0 +1,29 @@
+// Images as bytes. Reads 4 bytes a number and writes one. Included by isa.h: no guard.
+#include "bytes.h"
+
+namespace fastnets::FASTNETS_ISA {
+
+// The levels of `count` numbers; a NaN's is that of 0.
+inline void quantize(const float* from, int64_t count, const Levels& levels, uint8_t* to) {
+  constexpr int L = kLanes<float>;
+  const Vec<int32_t, L> zero = splat<int32_t, L>(static_cast<int32_t>(levels.zero));
+  for (int64_t i = 0; i < count; i += L) {
+    const Vec<float, L> steps = load_first<float, L>(from + i, count - i) * levels.inverse;
+    const Vec<float, L> kept = clamp<float, L>(steps, -levels.zero, Levels::kMost - levels.zero);
+    store_bytes<L>(to + i, nearest<float>(kept) + zero, count - i);
+  }
+}
+
+// Those of `channels` of pixels [begin, end), to `bytes` for each, of which those that are left over are zeros.
+inline void quantize_pixels(const fastnets::pointwise::Pixels<const float>& x, int64_t channels, const Levels& levels,
+                            uint8_t* to, int64_t bytes, int64_t begin, int64_t end) {
+  const float* from = x.data + begin * x.pixel;
+  to += begin * bytes;
+  if (x.pixel == channels && bytes == channels) return quantize(from, (end - begin) * channels, levels, to);
+  for (int64_t i = begin; i < end; ++i, from += x.pixel, to += bytes) {
+    quantize(from, channels, levels, to);
+    std::fill(to + channels, to + bytes, uint8_t{0});
+  }
+}
+
+}  // namespace fastnets::FASTNETS_ISA

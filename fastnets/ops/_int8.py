@@ -1,0 +1,41 @@
+"""Numbers as bytes, for layers whose products are taken in int8.
+
+Level q of 0 to 255 stands for (q - zero) step; a whole number stands for 0, so that padding is exact. Weights are whole
+numbers of -127 to 127, with a step for each result. Sums of products are exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+MOST = 255  # Levels::kMost in csrc/cpu/levels.h
+
+
+class Levels(NamedTuple):
+    """The levels of a layer's input."""
+
+    step: float
+    zero: int
+
+
+def levels_between(low: float, high: float) -> Levels:
+    """Levels that reach from low, or 0, to high, or 0."""
+    low, high = min(low, 0.0), max(high, 0.0)
+    step = (high - low) / MOST or 1.0
+    return Levels(step, round(-low / step))
+
+
+def quantize(x: Tensor, levels: Tensor) -> Tensor:
+    """The levels of float32 numbers, as such of float64, in which sums of their products are exact."""
+    inverse, zero = levels
+    return ((x * inverse).nan_to_num(0.0).clamp(-zero, MOST - zero).round() + zero).double()
+
+
+def scale(sums: Tensor, bias: Tensor | None, quantized: Sequence[Tensor]) -> Tensor:
+    """Numbers of exact sums (n, o, h, w)."""
+    y = sums.float() * quantized[0].view(-1, 1, 1)
+    return y if bias is None else y + bias.view(-1, 1, 1)
