@@ -37,10 +37,12 @@ inline void check_residual(const MaybeTensor& residual, const Four& size, Scalar
   STD_TORCH_CHECK(sizes_of(*residual) == size, "expected a residual of the result's shape");
 }
 
-// Where results of this size go: new images, or larger ones that have room for them from `channel` on.
-inline Tensor images_for(const Tensor& like, const Four& size, const MaybeTensor& into, int64_t channel) {
-  if (!into) return empty(like, size, true);
-  check_images(*into, like.scalar_type());
+// Where results of this size and type go: new images, or larger ones that have room for them from `channel` on.
+inline Tensor images_for(const Tensor& like, const Four& size, const MaybeTensor& into, int64_t channel,
+                         int32_t dtype) {
+  if (!into) return empty(like, size, true, dtype);
+  STD_TORCH_CHECK(dtype_of(*into) == dtype, "expected images of the type of the results");
+  check_images(*into, into->scalar_type());
   const Four all = sizes_of(*into);
   const bool fits = all.n == size.n && all.h == size.h && all.w == size.w && 0 <= channel && channel + size.c <= all.c;
   STD_TORCH_CHECK(fits, "expected images of ", size.n, " x ", size.h, " x ", size.w, " with room for ", size.c,

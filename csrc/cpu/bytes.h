@@ -81,4 +81,17 @@ FASTNETS_INLINE void store_bytes(void* to, Vec<int32_t, L> v, int64_t count) {
     std::memcpy(to, &narrow, count);
 }
 
+// The first `count` of kWords bytes as numbers; the other lanes are zero.
+FASTNETS_INLINE Vec<float, kWords> load_bytes(const uint8_t* from, int64_t count) {
+#if FASTNETS_VECTOR_BYTES == 64
+  const __mmask16 mask = static_cast<__mmask16>(count >= 16 ? 0xffff : (1 << count) - 1);
+  const __m128i bytes = _mm_maskz_loadu_epi8(mask, from);
+  return bits<Vec<float, kWords>>(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes)));
+#else
+  Vec<uint8_t, kWords> bytes{};
+  std::memcpy(&bytes, from, std::min<int64_t>(count, kWords));
+  return __builtin_convertvector(__builtin_convertvector(bytes, Words), Vec<float, kWords>);
+#endif
+}
+
 }  // namespace fastnets::FASTNETS_ISA

@@ -46,7 +46,7 @@ Layout layout_of(const Problem& p, bool channels_last, ScalarType type, int64_t 
 // In channels_last, bfloat16 is rounded by the processor's instruction where there is one.
 Kernels kernels_for(ScalarType type, const Problem& p) {
   if (type == ScalarType::BFloat16 && p.layout == Layout::kChannelsLast)
-    return FASTNETS_FOR_THIS_CPU_AND(BFloat16, channels_last::kernels)();
+    return FASTNETS_FOR_THIS_CPU_AND(BFloat16, channels_last::kernels<BFloat16>)();
   return FASTNETS_FOR_THIS_CPU(depthwise_kernels)(type, p);
 }
 

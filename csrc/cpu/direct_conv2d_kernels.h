@@ -29,13 +29,11 @@ void interleave_row(const T* x, int64_t plane, int64_t count, float* to) {
     for (int k = 0; k < G; ++k) *to++ = static_cast<float>(x[k * plane + i]);
 }
 
-// In bytes, only of images in channels_last.
-template <typename X, typename T>
-void copy_row(const Problem<X, T>& p, int64_t image, int64_t row, X* to) {
+template <typename X, typename T, typename Y>
+void copy_row(const Problem<X, T, Y>& p, int64_t image, int64_t row, X* to) {
   const Convolution& g = p.g;
   const int64_t plane = g.h * g.w, count = g.w * g.c;
   const T* const x = p.x + image * plane * g.c + row * (p.in_planes ? g.w : count);
-  if constexpr (fastnets::pointwise::kIsBytes<X>) return quantize(x, count, p.levels, to);
   if (!p.in_planes) {
     std::copy_n(x, count, to);
     return;
@@ -49,16 +47,15 @@ void copy_row(const Problem<X, T>& p, int64_t image, int64_t row, X* to) {
 }
 
 // Makes rows of results. What a row reads, `take` lays between zeros.
-template <typename X, typename T>
+template <typename X, typename T, typename Y>
 class Rows {
  public:
-  explicit Rows(const Problem<X, T>& p)
+  explicit Rows(const Problem<X, T, Y>& p)
       : p_(p),
         width_(std::max(p.g.pw + p.g.w, (p.g.ow - 1) * p.g.sw + p.g.kw) * p.g.c),
-        zero_(static_cast<X>(p.levels.zero)),
         padded_(new X[p.g.kh * width_]),
         product_(p.product) {
-    std::fill_n(padded_.get(), p.g.kh * width_, zero_);
+    std::fill_n(padded_.get(), p.g.kh * width_, p.zero);
     product_.x = {padded_.get(), p.g.sw * p.g.c, width_, p.g.kw * p.g.c};
   }
 
@@ -68,14 +65,14 @@ class Rows {
       const int64_t from = row * g.sh - g.ph + i;
       X* const to = padded_.get() + i * width_ + g.pw * g.c;
       if (from < 0 || from >= g.h)
-        std::fill_n(to, g.w * g.c, zero_);
+        std::fill_n(to, g.w * g.c, p_.zero);
       else
         copy_row(p_, image, from, to);
     }
   }
 
   // A panel of a row whose first pixel is y and, where there is a residual, that of all results.
-  void multiply(int64_t panel, T* y, int64_t row) {
+  void multiply(int64_t panel, Y* y, int64_t row) {
     product_.y.data = y;
     if (p_.product.residual.data)
       product_.residual.data = p_.product.residual.data + row * p_.g.ow * product_.residual.pixel;
@@ -83,17 +80,16 @@ class Rows {
   }
 
  private:
-  const Problem<X, T>& p_;
+  const Problem<X, T, Y>& p_;
   const int64_t width_;
-  const X zero_;
   const std::unique_ptr<X[]> padded_;
-  fastnets::pointwise::ProblemOf<X, T> product_;
+  fastnets::pointwise::ProblemOf<X, Y> product_;
 };
 
-template <typename X, typename T>
-void convolve(const Problem<X, T>& p, int64_t begin, int64_t end) {
+template <typename X, typename T, typename Y>
+void convolve(const Problem<X, T, Y>& p, int64_t begin, int64_t end) {
   const int64_t panels = p.product.panels();
-  Rows<X, T> rows(p);
+  Rows<X, T, Y> rows(p);
   for (int64_t task = begin; task < end; ++task) {
     const int64_t row = task / panels, panel = task % panels;
     if (task == begin || panel == 0) rows.take(row / p.g.oh, row % p.g.oh);
@@ -102,13 +98,13 @@ void convolve(const Problem<X, T>& p, int64_t begin, int64_t end) {
 }
 
 // A task is a row of maxima. The rows that it has in common with the one before are still there.
-template <typename X, typename T>
-void convolve_and_pool(const Problem<X, T>& p, int64_t begin, int64_t end) {
+template <typename X, typename T, typename Y>
+void convolve_and_pool(const Problem<X, T, Y>& p, int64_t begin, int64_t end) {
   const Convolution& g = p.pool.g;
   const int64_t length = g.w * g.c;
-  const Scratch<T> scratch(g.kh * length);
-  T* const kept = scratch.data;
-  Rows<X, T> rows(p);
+  const Scratch<Y> scratch(g.kh * length);
+  Y* const kept = scratch.data;
+  Rows<X, T, Y> rows(p);
   int64_t first = 0, last = 0;  // the rows that are kept
   for (int64_t task = begin; task < end; ++task) {
     const int64_t image = task / g.oh;
@@ -124,8 +120,8 @@ void convolve_and_pool(const Problem<X, T>& p, int64_t begin, int64_t end) {
   }
 }
 
-template <typename X, typename T>
-void run(const Problem<X, T>& p, int64_t begin, int64_t end) {
+template <typename X, typename T, typename Y>
+void run(const Problem<X, T, Y>& p, int64_t begin, int64_t end) {
   p.pools() ? convolve_and_pool(p, begin, end) : convolve(p, begin, end);
 }
 
@@ -141,9 +137,9 @@ void forward_as_it_is(const Problem<T, T>& p, int64_t begin, int64_t end) {
   run(p, begin, end);
 }
 
-// Multiplied as bytes of float32 images.
-template <typename X>
-void forward_in_bytes(const Problem<X, float>& p, int64_t begin, int64_t end) {
+// Bytes.
+template <typename X, typename Y>
+void forward_in_bytes(const Problem<X, X, Y>& p, int64_t begin, int64_t end) {
   convolve(p, begin, end);
 }
 

@@ -145,7 +145,7 @@ void multiply(const Problem& p, const Kernels& kernels) {
 Kernels kernels_for(ScalarType type) {
   Kernels kernels = FASTNETS_FOR_THIS_CPU(grouped_kernels)(type);
   if (type == ScalarType::BFloat16 && has_bfloat16())
-    kernels.correlate_pairs = FASTNETS_FOR_THIS_CPU_AND(BFloat16, grouped::correlate);
+    kernels.correlate_pairs = FASTNETS_FOR_THIS_CPU_AND(BFloat16, grouped::correlate<BFloat16>);
   return kernels;
 }
 

@@ -39,7 +39,7 @@ Tensor add_images(const Tensor& a, const Tensor& b, const std::optional<Text>& a
     p.y = y.pixels, p.channels = size.c, p.activation = parse_activation(activation);
     if (a.numel() > 0)
       pointwise::run(size.n * size.h * size.w, a.numel(),
-                     [p, kernel = FASTNETS_FOR_THIS_CPU_AND(T, images::add)](int64_t begin, int64_t end) {
+                     [p, kernel = FASTNETS_FOR_THIS_CPU_AND(T, images::add<T>)](int64_t begin, int64_t end) {
                        kernel(p, begin, end);
                      });
     return y.images;
@@ -52,7 +52,7 @@ Tensor concat_images(const Tensor& into, const std::vector<Tensor>& xs, const st
   for (size_t i = 0; i < xs.size(); ++i) {
     const Tensor& x = xs[i];
     STD_TORCH_CHECK(x.dim() == 4 && x.scalar_type() == into.scalar_type(), "expected images of one type");
-    packed::images_for(x, sizes_of(x), into, channels[i]);
+    packed::images_for(x, sizes_of(x), into, channels[i], dtype_of(x));
     const Four n = sizes_of(x), from = strides_of(x), to = strides_of(into);
     const int64_t b = x.element_size();
     const StridedCopy copy{

@@ -9,22 +9,24 @@ namespace fastnets::inverted {
 
 using pointwise::kPanel;
 
-// Pointwise convolutions multiply X; images are T.
-template <typename X>
+// Pointwise convolutions multiply X, the depthwise one T; results are Y.
+template <typename X, typename Y = pointwise::Number<X>>
 struct Problem {
   using T = pointwise::Number<X>;
-  Convolution g;  // of the depthwise convolution, of all hidden channels
-  pointwise::Pixels<const T> x;
+  Convolution g;                     // of the depthwise convolution, of all hidden channels
+  pointwise::Pixels<const T> x;      // null where it is bytes
   int64_t in = 0;                    // channels of x
-  pointwise::ProblemOf<X> expand;    // its w is null where the depthwise convolution reads x itself; its x is null
-                                     // where a strip's is still to be made bytes
+  pointwise::ProblemOf<X> expand;    // its w is null where the depthwise convolution reads x; its x is null where bytes
+                                     // are made of each strip of x
   const float* depthwise = nullptr;  // [panel][tap or bias][channel of the panel]
   Activation activation = Activation::kNone;
-  squeeze::Gate<X> gate;            // of what the depthwise convolution gives; none in bytes
-  pointwise::ProblemOf<X> project;  // its x: what the depthwise convolution gives
-  Levels levels, hidden_levels;     // of x and of that, where they are made bytes
-  int64_t strips = 1;               // pieces that the rows of an image's result are cut into
+  squeeze::Gate<X> gate;               // of what the depthwise convolution gives; none in int8
+  pointwise::ProblemOf<X, Y> project;  // its x: what the depthwise convolution gives
+  Levels levels, hidden_levels;        // of x and of that, in int8
+  int64_t strips = 1;                  // pieces that the rows of an image's result are cut into
 
+  // Whether what the depthwise convolution reads is written to scratch.
+  bool is_made() const { return expand.w || !x.data; }
   int64_t hidden_panels() const { return ceil_div(g.c, kPanel); }
   // The scratch that the depthwise convolution leaves to `project`. Few channels lie panel by panel; many pixel by
   // pixel, so that a sum is one loop, and an odd number of pairs of cache lines apart, or pixels would share sets of a

@@ -26,10 +26,10 @@ using fastnets::pointwise::kPanel;
 using fastnets::pointwise::Number;
 using fastnets::pointwise::Pixels;
 
-// The most pixels of x that a strip needs, where these are expanded.
-template <typename X>
-int64_t source_pixels(const Problem<X>& p) {
-  if (!p.expand.w) return 0;
+// The most pixels that the depthwise convolution reads of a strip, where they are written to scratch.
+template <typename X, typename Y>
+int64_t source_pixels(const Problem<X, Y>& p) {
+  if (!p.is_made()) return 0;
   int64_t rows = 0;
   for (int64_t strip = 0; strip < p.strips; ++strip) {
     const Range source = p.source_rows(p.rows(strip));
@@ -38,23 +38,22 @@ int64_t source_pixels(const Problem<X>& p) {
   return rows * p.g.w;
 }
 
-// How many numbers of scratch a panel of a strip takes: what is expanded and, in bytes, a row of results behind it.
-template <typename X>
-int64_t panel_scratch(const Problem<X>& p) {
+// How many numbers of scratch a panel of a strip takes: these and, in int8, a row of results behind them.
+template <typename X, typename Y>
+int64_t panel_scratch(const Problem<X, Y>& p) {
   return (source_pixels(p) + (kIsBytes<X> ? p.g.ow : 0)) * kPanel;
 }
 
-// Of x, as it is multiplied, the pixels that a unit expands. Bytes are made in `scratch`, unless a step before made
-// them.
-template <typename X>
-const X* source_of(const Problem<X>& p, int64_t unit, X* scratch) {
+// Of x, as it is multiplied, the pixels that a unit needs. Bytes are made in `scratch`, unless they are there.
+template <typename X, typename Y>
+const X* source_of(const Problem<X, Y>& p, int64_t unit, X* scratch) {
   const Range source = p.source_rows(p.rows(unit));
   const int64_t first = (unit / p.strips * p.g.h + source.begin) * p.g.w;
-  if (!p.expand.w) return nullptr;
   if (p.expand.x.data) return p.expand.x.data + first * p.expand.x.pixel;
   if constexpr (kIsBytes<X>) {
     const int64_t pixels = (source.end - source.begin) * p.g.w;
-    quantize_pixels({p.x.data + first * p.x.pixel, p.x.pixel}, p.in, p.levels, scratch, p.expand.x.pixel, 0, pixels);
+    if (p.expand.w)
+      quantize_pixels({p.x.data + first * p.x.pixel, p.x.pixel}, p.in, p.levels, scratch, p.expand.x.pixel, 0, pixels);
   }
   return scratch;
 }
@@ -75,8 +74,8 @@ void sum_row(const T* x, int64_t pixels, int64_t pixel, int64_t channels, float*
 
 // A panel of hidden channels of a unit, of which `x` is what source_of gives and `scratch` takes panel_scratch numbers,
 // convolved into y from its first pixel; the sums of its rows go into those of the image, if there are any.
-template <typename X>
-void hidden_panel(const Problem<X>& p, int64_t unit, int64_t panel, const X* x, Number<X>* scratch, Pixels<X> y,
+template <typename X, typename Y>
+void hidden_panel(const Problem<X, Y>& p, int64_t unit, int64_t panel, const X* x, Number<X>* scratch, Pixels<X> y,
                   float* sums) {
   using T = Number<X>;
   const Convolution& g = p.g;
@@ -86,13 +85,20 @@ void hidden_panel(const Problem<X>& p, int64_t unit, int64_t panel, const X* x, 
   row.source_pixel = p.x.pixel, row.out_pixel = kIsBytes<X> ? kPanel : y.pixel, row.width = g.w;
   row.channels = std::min(kPanel, g.c - panel * kPanel);
   row.activate = decltype(row.activate)(p.activation);
-  const T* from = p.x.data + (image * g.h + source.begin) * g.w * p.x.pixel + panel * kPanel;
+  const int64_t pixels = (source.end - source.begin) * g.w;
+  const T* from = scratch;
+  if (p.is_made())
+    row.source_pixel = kPanel;
+  else
+    from = p.x.data + (image * g.h + source.begin) * g.w * p.x.pixel + panel * kPanel;
   if (p.expand.w) {
     fastnets::pointwise::ProblemOf<X> expand = p.expand;
     expand.x.data = x;
     expand.y = {scratch, kPanel, 0};
-    pointwise::multiply(expand, {0, (source.end - source.begin) * g.w}, panel);
-    from = scratch, row.source_pixel = kPanel;
+    pointwise::multiply(expand, {0, pixels}, panel);
+  } else if constexpr (kIsBytes<X>) {
+    if (p.is_made())
+      number_pixels({x + panel * kPanel, p.expand.x.pixel}, row.channels, p.levels, scratch, kPanel, pixels);
   }
   const float* const weights = p.depthwise + panel * kPanel * (taps + 1);
   row.bias = weights + taps * row.channels;
@@ -155,9 +161,9 @@ Pixels<T> from_pixel(Pixels<T> all, int64_t pixel) {
 }
 
 // Multiplies hidden channels into pixels of the result from `first` on.
-template <typename X>
-void project(const Problem<X>& p, const Pixels<X>& hidden, int64_t first, int64_t pixels) {
-  fastnets::pointwise::ProblemOf<X> project = p.project;
+template <typename X, typename Y>
+void project(const Problem<X, Y>& p, const Pixels<X>& hidden, int64_t first, int64_t pixels) {
+  fastnets::pointwise::ProblemOf<X, Y> project = p.project;
   project.x = {hidden.data, hidden.pixel, hidden.panel};
   project.y.data += first * project.y.pixel;
   if (project.residual.data) project.residual.data += first * project.residual.pixel;
@@ -166,8 +172,8 @@ void project(const Problem<X>& p, const Pixels<X>& hidden, int64_t first, int64_
 }
 
 // Units with all their steps.
-template <typename X>
-void units(const Problem<X>& p, int64_t begin, int64_t end) {
+template <typename X, typename Y>
+void units(const Problem<X, Y>& p, int64_t begin, int64_t end) {
   const Scratch<Number<X>> scratch(panel_scratch(p));
   const int64_t most = ceil_div(p.g.oh, p.strips) * p.g.ow;
   const Scratch<X> hidden(most * p.hidden_pixel()), bytes(kIsBytes<X> ? source_pixels(p) * p.expand.x.pixel : 0);
@@ -196,8 +202,8 @@ void images(const Problem<T>& p, int64_t begin, int64_t end) {
   for (int64_t image = begin; image < end; ++image) {
     for (int64_t unit = image * p.strips; unit < (image + 1) * p.strips; ++unit)
       for (int64_t panel = 0; panel < p.hidden_panels(); ++panel)
-        hidden_panel<T>(p, unit, panel, source_of<T>(p, unit, nullptr), scratch.data,
-                        from_pixel(to, p.rows(unit).begin * p.g.ow), sums.data);
+        hidden_panel<T, T>(p, unit, panel, source_of<T, T>(p, unit, nullptr), scratch.data,
+                           from_pixel(to, p.rows(unit).begin * p.g.ow), sums.data);
     for (int64_t panel = 0; panel < p.hidden_panels(); ++panel) mean_panel(p, panel, sums.data, means.data);
     for (int64_t panel = 0; panel < squeeze.panels(); ++panel) pointwise::multiply(squeeze, {0, 1}, panel);
     for (int64_t panel = 0; panel < p.gate.excite.panels(); ++panel) excite_panel(p, panel, squeezed.data, to);
@@ -206,14 +212,14 @@ void images(const Problem<T>& p, int64_t begin, int64_t end) {
 }
 
 // Panels of hidden channels of units, unit by unit, into `hidden`, which project reads, and the sums of their rows.
-template <typename X>
-void hidden_panels(const Problem<X>& p, const Pixels<X>& hidden, float* sums, int64_t begin, int64_t end) {
+template <typename X, typename Y>
+void hidden_panels(const Problem<X, Y>& p, const Pixels<X>& hidden, float* sums, int64_t begin, int64_t end) {
   const Scratch<Number<X>> scratch(panel_scratch(p));
   for (int64_t task = begin; task < end; ++task) {
     const int64_t unit = task / p.hidden_panels(), image = unit / p.strips;
-    hidden_panel<X>(p, unit, task % p.hidden_panels(), source_of<X>(p, unit, nullptr), scratch.data,
-                    from_pixel(hidden, (image * p.g.oh + p.rows(unit).begin) * p.g.ow),
-                    sums ? sums + image * p.row_sums() : nullptr);
+    hidden_panel<X, Y>(p, unit, task % p.hidden_panels(), source_of<X, Y>(p, unit, nullptr), scratch.data,
+                       from_pixel(hidden, (image * p.g.oh + p.rows(unit).begin) * p.g.ow),
+                       sums ? sums + image * p.row_sums() : nullptr);
   }
 }
 

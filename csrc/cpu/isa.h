@@ -45,10 +45,10 @@
 #endif
 #include "isa_avx512.h"
 
-#define FASTNETS_FOR_THIS_CPU(f)                                            \
-  (::fastnets::capability() == ::fastnets::Capability::kAvx512 ? &avx512::f \
-   : ::fastnets::capability() == ::fastnets::Capability::kAvx2 ? &avx2::f   \
-                                                               : &portable::f)
+#define FASTNETS_FOR_THIS_CPU(...)                                                    \
+  (::fastnets::capability() == ::fastnets::Capability::kAvx512 ? &avx512::__VA_ARGS__ \
+   : ::fastnets::capability() == ::fastnets::Capability::kAvx2 ? &avx2::__VA_ARGS__   \
+                                                               : &portable::__VA_ARGS__)
 #else
-#define FASTNETS_FOR_THIS_CPU(f) (&portable::f)
+#define FASTNETS_FOR_THIS_CPU(...) (&portable::__VA_ARGS__)
 #endif

@@ -1,7 +1,8 @@
 // Compiles FASTNETS_KERNELS for AVX-512: by isa.h as it is, in the namespace avx512; after isa.h with what newer
 // processors have beside it, which is FASTNETS_VNNI, sums of products of bytes and shuffles of them, in avx512vnni, or
-// FASTNETS_BF16, sums of products of bfloat16, in avx512bf16. With the latter FASTNETS_FOR_THIS_CPU_AND(T, f) is f<T>
-// as this processor runs it best; with the former after it FASTNETS_FOR_THIS_CPU_AND_BYTES is, where T may be uint8_t.
+// FASTNETS_BF16, sums of products of bfloat16, in avx512bf16. With the latter FASTNETS_FOR_THIS_CPU_AND(T, f) is f,
+// which multiplies T, as this processor runs it best; so is FASTNETS_FOR_THIS_CPU_AND_BYTES with the former after it,
+// where T may be uint8_t.
 #if defined(__x86_64__)
 
 #if !defined(__clang__)
@@ -49,26 +50,24 @@
 #endif
 
 #if defined(FASTNETS_BF16)
-#define FASTNETS_FOR_THIS_CPU_AND(T, f)                         \
-  [] {                                                          \
-    if constexpr (std::is_same_v<T, ::fastnets::BFloat16>)      \
-      if (::fastnets::has_bfloat16()) return &avx512bf16::f<T>; \
-    return FASTNETS_FOR_THIS_CPU(f<T>);                         \
+#define FASTNETS_FOR_THIS_CPU_AND(T, ...)                              \
+  [] {                                                                 \
+    if constexpr (std::is_same_v<T, ::fastnets::BFloat16>)             \
+      if (::fastnets::has_bfloat16()) return &avx512bf16::__VA_ARGS__; \
+    return FASTNETS_FOR_THIS_CPU(__VA_ARGS__);                         \
   }()
-#endif
-#if defined(FASTNETS_VNNI)
-#define FASTNETS_FOR_THIS_CPU_AND_BYTES(T, f)                                          \
-  [] {                                                                                 \
-    if constexpr (std::is_same_v<T, uint8_t>)                                          \
-      return ::fastnets::has_vnni() ? &avx512vnni::f<T> : FASTNETS_FOR_THIS_CPU(f<T>); \
-    else                                                                               \
-      return FASTNETS_FOR_THIS_CPU_AND(T, f);                                          \
+#elif defined(FASTNETS_VNNI)
+#define FASTNETS_FOR_THIS_CPU_AND_BYTES(T, ...)                    \
+  [] {                                                             \
+    if constexpr (std::is_same_v<T, uint8_t>)                      \
+      if (::fastnets::has_vnni()) return &avx512vnni::__VA_ARGS__; \
+    return FASTNETS_FOR_THIS_CPU_AND(T, __VA_ARGS__);              \
   }()
 #endif
 #elif defined(FASTNETS_BF16)
-#define FASTNETS_FOR_THIS_CPU_AND(T, f) FASTNETS_FOR_THIS_CPU(f<T>)
+#define FASTNETS_FOR_THIS_CPU_AND(T, ...) FASTNETS_FOR_THIS_CPU(__VA_ARGS__)
 #elif defined(FASTNETS_VNNI)
-#define FASTNETS_FOR_THIS_CPU_AND_BYTES(T, f) FASTNETS_FOR_THIS_CPU(f<T>)
+#define FASTNETS_FOR_THIS_CPU_AND_BYTES(T, ...) FASTNETS_FOR_THIS_CPU(__VA_ARGS__)
 #endif
 
 #undef FASTNETS_VNNI

@@ -26,4 +26,15 @@ inline void quantize_pixels(const fastnets::pointwise::Pixels<const float>& x, i
   }
 }
 
+// Numbers of `channels` of pixels that are bytes.
+inline void number_pixels(const fastnets::pointwise::Pixels<const uint8_t>& x, int64_t channels, const Levels& levels,
+                          float* to, int64_t pixel, int64_t pixels) {
+  constexpr int L = kLanes<float>;
+  const uint8_t* from = x.data;
+  for (int64_t i = 0; i < pixels; ++i, from += x.pixel, to += pixel)
+    for (int64_t c = 0; c < channels; c += L)
+      store_first<float, L>(to + c, (load_bytes(from + c, channels - c) - levels.zero) * (1 / levels.inverse),
+                            channels - c);
+}
+
 }  // namespace fastnets::FASTNETS_ISA

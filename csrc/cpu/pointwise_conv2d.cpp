@@ -17,40 +17,42 @@ namespace {
 
 using namespace pointwise;
 
-// Of x in channels_last and weights in panels (see Problem), of which there are `out` results, as channels of `into`
-// from `channel` on where that is given. Weights are of the type of x, or int8 with what check_quantized says.
-template <typename X>
-Tensor multiply(const Tensor& x, const Tensor& panels, int64_t out, const std::optional<Tensor>& bias,
-                const std::optional<Tensor>& residual, const std::optional<Text>& activation,
-                const std::vector<Tensor>& quantized, const std::optional<Tensor>& into, int64_t channel) {
-  using T = Number<X>;
-  ProblemOf<X> p;
-  Quantized levels;
-  if constexpr (kIsBytes<X>) levels = check_quantized(quantized, 0, out);
+using Maybe = std::optional<Tensor>;
+
+// Its arguments, as those of the op below.
+template <typename X, typename Y = X>
+Tensor multiply(const Tensor& x, const Tensor& panels, int64_t out, const Maybe& bias, const Maybe& residual,
+                const std::optional<Text>& activation, const std::vector<Tensor>& quantized, const Maybe& levels,
+                const Maybe& into, int64_t channel) {
+  ProblemOf<X, Y> p;
   const Four s = sizes_of(x), size{s.n, out, s.h, s.w};
-  const Results<T> y(x, size, into, channel);
-  p.y = y.pixels, p.residual = check_residual<T>(residual, size);
-  p.w = check_panels<X>(panels, s.c, out), p.bias = check_bias(bias, out), p.scales = levels.scales;
+  const Results<Y> y(x, size, into, channel);
+  p.y = y.pixels, p.residual = check_residual<Y>(residual, size);
+  p.w = check_panels<X>(panels, s.c, out), p.bias = check_bias(bias, out);
   p.in = kIsBytes<X> ? bytes_of(s.c) : s.c, p.out = out, p.activation = parse_activation(activation);
-  p.streams = streams(size);
-  if (x.numel() == 0) return y.images;
+  p.streams = streams(size), p.levels = StoredLevels(levels);
   std::optional<BytesOf> bytes;
-  if constexpr (kIsBytes<X>)
-    p.x = bytes.emplace(x, levels.levels, FASTNETS_FOR_THIS_CPU(quantize_pixels)).pixels;
-  else
+  if constexpr (kIsBytes<X>) {
+    const Quantized of = check_quantized(quantized, 0, out);
+    p.scales = of.scales;
+    if (x.numel() > 0) p.x = bytes.emplace(x, of.levels, FASTNETS_FOR_THIS_CPU(quantize_pixels)).found;
+  } else {
     p.x = check_slice<X>(x);
-  run(p, s.n * s.h * s.w, FASTNETS_FOR_THIS_CPU_AND_BYTES(X, pointwise::multiply_tasks));
+  }
+  if (x.numel() > 0) run(p, s.n * s.h * s.w, FASTNETS_FOR_THIS_CPU_AND_BYTES(X, pointwise::multiply_tasks<X, Y>));
   return y.images;
 }
 
-Tensor pointwise_conv2d(const Tensor& x, const Tensor& panels, int64_t out, const std::optional<Tensor>& bias,
-                        const std::optional<Tensor>& residual, const std::optional<Text>& activation,
-                        const std::vector<Tensor>& quantized, const std::optional<Tensor>& into, int64_t channel) {
+// Of x in channels_last and weights in panels (see Problem), of which there are `out` results, as channels of `into`
+// from `channel` on where that is given. Weights are of the type of x, or int8 with what check_quantized says and an x
+// of float32 or bytes; with `levels` (see StoredLevels), results and residual are bytes.
+Tensor pointwise_conv2d(const Tensor& x, const Tensor& panels, int64_t out, const Maybe& bias, const Maybe& residual,
+                        const std::optional<Text>& activation, const std::vector<Tensor>& quantized,
+                        const Maybe& levels, const Maybe& into, int64_t channel) {
   STD_TORCH_CHECK(x.dim() == 4, "expected images");
-  if (!quantized.empty())
-    return multiply<uint8_t>(x, panels, out, bias, residual, activation, quantized, into, channel);
-  return with_type(x, [&](auto type) {
-    return multiply<decltype(type)>(x, panels, out, bias, residual, activation, quantized, into, channel);
+  return with_types(x, quantized, levels, activation, [&](auto multiplied, auto stored) {
+    return multiply<decltype(multiplied), decltype(stored)>(x, panels, out, bias, residual, activation, quantized,
+                                                            levels, into, channel);
   });
 }
 

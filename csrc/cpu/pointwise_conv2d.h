@@ -42,6 +42,7 @@ struct ProblemOf {
   Pixels<const X> x;
   const Weight<X>* w = nullptr;   // [panel][in / kTogether][kPanel][kTogether], zeros after the last of `in` and `out`
   const float* scales = nullptr;  // [out]
+  StoredLevels levels;            // where y is bytes
   const float* bias = nullptr;    // [out], or null
   Pixels<const Y> residual;
   Pixels<Y> y;
@@ -113,18 +114,25 @@ void run(int64_t tasks, int64_t work, const F& kernel) {
 }
 
 // The product for all pixels, with multiply_tasks of pointwise_conv2d_tile.h.
-template <typename X>
-using Kernel = void (*)(const ProblemOf<X>&, const Tasks&, int64_t begin, int64_t end);
-template <typename X>
-void run(const ProblemOf<X>& p, int64_t pixels, Kernel<X> kernel) {
+template <typename X, typename Y>
+using Kernel = void (*)(const ProblemOf<X, Y>&, const Tasks&, int64_t begin, int64_t end);
+template <typename X, typename Y>
+void run(const ProblemOf<X, Y>& p, int64_t pixels, Kernel<X, Y> kernel) {
   const Tasks tasks = tasks_of(p, pixels);
   run(tasks.count(), pixels * p.in * p.out, [=](int64_t begin, int64_t end) { kernel(p, tasks, begin, end); });
 }
 
 template <typename T>
-inline constexpr ScalarType kType = std::is_same_v<T, float>    ? ScalarType::Float
-                                    : std::is_same_v<T, int8_t> ? ScalarType::Char
-                                                                : ScalarType::BFloat16;
+inline constexpr ScalarType kType = std::is_same_v<T, float>     ? ScalarType::Float
+                                    : std::is_same_v<T, int8_t>  ? ScalarType::Char
+                                    : std::is_same_v<T, uint8_t> ? ScalarType::Byte
+                                                                 : ScalarType::BFloat16;
+
+template <typename T>
+int32_t dtype_for() {
+  if constexpr (std::is_same_v<T, uint8_t>) return aoti_torch_dtype_uint8();
+  return std::is_same_v<T, float> ? aoti_torch_dtype_float32() : aoti_torch_dtype_bfloat16();
+}
 
 // Calls f with a number of the type that images have: float32 or bfloat16.
 template <typename F>
@@ -132,6 +140,24 @@ auto with_type(const Tensor& x, const F& f) {
   if (x.scalar_type() == ScalarType::BFloat16) return f(BFloat16());
   STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float, "expected float32 or bfloat16 images");
   return f(float());
+}
+
+// In int8, the same with one of the type that is stored: bytes where there are levels, which take no activation but a
+// clamp.
+template <typename F>
+auto with_stored(const std::optional<Tensor>& levels, const std::optional<Text>& activation, const F& f) {
+  if (!levels) return f(float());
+  STD_TORCH_CHECK(parse_activation(activation) <= Activation::kRelu6, "expected no activation, relu or relu6");
+  return f(uint8_t());
+}
+
+// With the type that is multiplied, and that.
+template <typename F>
+auto with_types(const Tensor& x, const std::vector<Tensor>& quantized, const std::optional<Tensor>& levels,
+                const std::optional<Text>& activation, const F& f) {
+  if (!quantized.empty()) return with_stored(levels, activation, [&](auto stored) { return f(uint8_t(), stored); });
+  STD_TORCH_CHECK(!levels, "expected no levels of results but in int8");
+  return with_type(x, [&](auto type) { return f(type, type); });
 }
 
 template <typename X = float>
@@ -163,19 +189,26 @@ Pixels<const T> check_slice(const Tensor& x) {
   return {data<T>(x), pixel};
 }
 
-// A step that makes bytes of all pixels of x, with quantize_pixels of levels_kernels.h, and where they are.
+// Where x is as bytes: itself, if it is made of them, or scratch, of all its pixels by a step with quantize_pixels of
+// levels_kernels.h.
 using Quantize = void (*)(const Pixels<const float>& x, int64_t channels, const Levels& levels, uint8_t* to,
                           int64_t bytes, int64_t begin, int64_t end);
 struct BytesOf {
-  BytesOf(const Tensor& x, const Levels& levels, Quantize kernel)
-      : bytes(x, x.size(0) * x.size(2) * x.size(3) * bytes_of(x.size(1)), aoti_torch_dtype_uint8()),
-        pixels{bytes.data<uint8_t>(), bytes_of(x.size(1))} {
-    run(x.numel() / x.size(1), x.numel(),
-        [kernel, levels, from = check_slice(x), channels = x.size(1), to = bytes.data<uint8_t>()](
-            int64_t begin, int64_t end) { kernel(from, channels, levels, to, bytes_of(channels), begin, end); });
+  BytesOf(const Tensor& x, const Levels& levels, Quantize kernel) {
+    const int64_t channels = x.size(1), pixels = x.numel() / channels, bytes = bytes_of(channels);
+    if (x.scalar_type() == ScalarType::Byte) {
+      STD_TORCH_CHECK(channels == bytes, "expected bytes of channels in fours");
+      found = check_slice<uint8_t>(x);
+      return;
+    }
+    made.emplace(x, pixels * bytes, aoti_torch_dtype_uint8());
+    found = {made->data<uint8_t>(), bytes};
+    run(pixels, x.numel(), [=, from = check_slice(x), to = made->data<uint8_t>()](int64_t begin, int64_t end) {
+      kernel(from, channels, levels, to, bytes, begin, end);
+    });
   }
-  StepScratch bytes;
-  Pixels<const uint8_t> pixels;
+  std::optional<StepScratch> made;
+  Pixels<const uint8_t> found;
 };
 
 // The residual's pixels, or none.
@@ -190,7 +223,7 @@ Pixels<const T> check_residual(const std::optional<Tensor>& residual, const Four
 template <typename T = float>
 struct Results {
   Results(const Tensor& like, const Four& size, const std::optional<Tensor>& into, int64_t channel)
-      : images(packed::images_for(like, size, into, channel)),
+      : images(packed::images_for(like, size, into, channel, dtype_for<T>())),
         pixels{mutable_data<T>(images) + channel, images.size(1)} {}
   Tensor images;
   Pixels<T> pixels;

@@ -14,8 +14,8 @@ template <typename X, typename Y>
 void multiply(const ProblemOf<X, Y>& p, Range pixels, int64_t panel);
 
 // Panels of results of blocks of pixels; blocks that follow one another are one.
-template <typename X>
-void multiply_tasks(const ProblemOf<X>& p, const fastnets::pointwise::Tasks& tasks, int64_t begin, int64_t end) {
+template <typename X, typename Y>
+void multiply_tasks(const ProblemOf<X, Y>& p, const fastnets::pointwise::Tasks& tasks, int64_t begin, int64_t end) {
   for (int64_t task = begin; task < end;) {
     const int64_t panel = tasks.panel(task);
     multiply(p, tasks.merged(task, end), panel);

@@ -117,6 +117,40 @@ FASTNETS_INLINE void finish(const Y* residual, int64_t residual_step, const Acti
   store_all<R, W, lanes>(y, y_step, left, z);
 }
 
+// Levels of `left` results or all lanes of them, counted in steps from that of zero. `low` and `high` are where levels,
+// or the activation, end.
+struct Steps {
+  float residual, low, high;
+  int32_t zero;
+};
+FASTNETS_INLINE void finish_levels(const uint8_t* residual, const Steps& steps, uint8_t* y, int64_t left,
+                                   Vec<float, L> z) {
+  if (residual) z += load_bytes(residual, left) * steps.residual;
+  store_bytes<L>(y, nearest<float>(clamp<float, L>(z, steps.low, steps.high)) + steps.zero, left);
+}
+
+template <int R, int W, int r = 0>
+FASTNETS_INLINE void finish_all_levels(const uint8_t* residual, int64_t residual_step, const Steps& steps, uint8_t* y,
+                                       int64_t y_step, int64_t left, const Vec<float, L> (&z)[R][W]) {
+  constexpr int last = (W - 1) * L;
+  if constexpr (W > 1) finish_levels(residual, steps, y, L, z[r][0]);
+  finish_levels(residual ? residual + last : nullptr, steps, y + last, left, z[r][W - 1]);
+  if constexpr (r + 1 < R)
+    finish_all_levels<R, W, r + 1>(residual ? residual + residual_step : nullptr, residual_step, steps, y + y_step,
+                                   y_step, left, z);
+}
+
+// Makes numbers, of which the scales and biases are, steps of the results' levels.
+template <int W>
+FASTNETS_INLINE Steps in_steps(const StoredLevels& levels, const Activate<float>& activate, bool with_residual,
+                               Vec<float, L> (&scale)[W], Vec<float, L> (&bias)[W]) {
+  const Levels &y = levels.results, &residual = levels.residual;
+  const float step = with_residual ? 1 / residual.inverse : 0;
+  for (int i = 0; i < W; ++i) scale[i] *= y.inverse, bias[i] = (bias[i] - residual.zero * step) * y.inverse;
+  return {step * y.inverse, std::max(-y.zero, activate.low),
+          std::min(Levels::kMost - y.zero, activate.high * y.inverse), static_cast<int32_t>(y.zero)};
+}
+
 // The same of `rows` pixels in memory, where an activation takes more than a clamp.
 template <int W, typename Y>
 __attribute__((noinline)) void finish_any(const Y* residual, int64_t residual_step, const Activate<float>& activate,
@@ -203,6 +237,26 @@ FASTNETS_INLINE void multiply_pixels(const X* x, int64_t step, int64_t count, bo
   }
 }
 
+// W vectors, of the last only `left` lanes.
+template <int W>
+FASTNETS_INLINE void load_all(const float* from, int64_t left, Vec<float, L> (&to)[W]) {
+  for (int i = 0; i < W; ++i) to[i] = from ? load_first<float, L>(from + i * L, i + 1 < W ? L : left) : Vec<float, L>{};
+}
+
+template <int R, int W, typename Y>
+FASTNETS_INLINE void finish_numbers(const Y* residual, int64_t step, const Activate<float>& activate, bool streams,
+                                    Y* y, int64_t y_step, int64_t left, Vec<float, L> (&z)[R][W]) {
+  if (activate.kind <= Activation::kRelu6) {
+    if (left < L) return finish<R, W, Lanes::kPart>(residual, step, activate, y, y_step, left, z);
+    if (streams && can_stream<Y, L, W>(y, y_step))
+      return finish<R, W, Lanes::kPast>(residual, step, activate, y, y_step, left, z);
+    return finish<R, W, Lanes::kWhole>(residual, step, activate, y, y_step, left, z);
+  }
+  Vec<float, L> sums[R][W];
+  store_all<R, W, Lanes::kWhole>(reinterpret_cast<float*>(sums), W * L, L, z);
+  finish_any<W>(residual, step, activate, y, y_step, left, sums, R);
+}
+
 // R pixels from `pixel` on, W vectors of results from o on, whose weights begin at w; `first` of those that take them.
 template <int R, int W, typename X, typename Y>
 void tile(const ProblemOf<X, Y>& p, const Activate<float>& activate, int64_t pixel, int64_t o, const Weight<X>* w,
@@ -211,37 +265,35 @@ void tile(const ProblemOf<X, Y>& p, const Activate<float>& activate, int64_t pix
   const int64_t length = p.x.panel == p.x.length ? in : p.x.length;  // panels side by side are one long one
   const int64_t left = p.out - o - (W - 1) * L;                      // results in the last vector, or more
   const X* x = p.x.data + pixel * step;
-  Vec<float, L> bias[W] = {}, z[R][W];
-  if (p.bias)
-    for (int i = 0; i < W; ++i) bias[i] = load_first<float, L>(p.bias + o + i * L, i + 1 < W ? L : left);
+  const float* const from = p.bias ? p.bias + o : nullptr;
   Y* const y = p.y.data + pixel * p.y.pixel + o / kPanel * p.y.panel + o % kPanel;
+  const Y* const residual = p.residual.data ? p.residual.data + pixel * p.residual.pixel + o : nullptr;
   if (p.fetches)
     for (int r = 0; r < R; ++r)
       for (int i = 0; i < W; ++i) __builtin_prefetch(y + (r + R) * p.y.pixel + i * L, 1);
+  Vec<float, L> bias[W], z[R][W];
   if constexpr (kIsBytes<X>) {
     Vec<float, L> scale[W];
     Words none[W] = {}, sums[R][W];
-    for (int i = 0; i < W; ++i) scale[i] = load_first<float, L>(p.scales + o + i * L, i + 1 < W ? L : left);
     begin(none, sums);
     for (int64_t k = 0; k < in; k += length, x += p.x.panel)
       multiply_pixels(x, step, std::min(length, in - k), first, w, sums);
-    scale_all(scale, bias, sums, z);
+    load_all(from, left, bias), load_all(p.scales + o, left, scale);
+    if constexpr (kIsBytes<Y>) {
+      const Steps steps = in_steps(p.levels, activate, residual, scale, bias);
+      scale_all(scale, bias, sums, z);
+      finish_all_levels(residual, p.residual.pixel, steps, y, p.y.pixel, left, z);
+    } else {
+      scale_all(scale, bias, sums, z);
+      finish_numbers(residual, p.residual.pixel, activate, p.streams, y, p.y.pixel, left, z);
+    }
   } else {
+    load_all(from, left, bias);
     begin(bias, z);
     for (int64_t k = 0; k < in; k += length, x += p.x.panel)
       multiply_pixels(x, step, std::min(length, in - k), first, w, z);
+    finish_numbers(residual, p.residual.pixel, activate, p.streams, y, p.y.pixel, left, z);
   }
-  const Y* const residual = p.residual.data ? p.residual.data + pixel * p.residual.pixel + o : nullptr;
-  if (activate.kind <= Activation::kRelu6) {
-    const int64_t step = p.residual.pixel;
-    if (left < L) return finish<R, W, Lanes::kPart>(residual, step, activate, y, p.y.pixel, left, z);
-    if (p.streams && can_stream<Y, L, W>(y, p.y.pixel))
-      return finish<R, W, Lanes::kPast>(residual, step, activate, y, p.y.pixel, left, z);
-    return finish<R, W, Lanes::kWhole>(residual, step, activate, y, p.y.pixel, left, z);
-  }
-  Vec<float, L> sums[R][W];
-  store_all<R, W, Lanes::kWhole>(reinterpret_cast<float*>(sums), W * L, L, z);
-  finish_any<W>(residual, p.residual.pixel, activate, y, p.y.pixel, left, sums, R);
 }
 
 // The last `rows` pixels, fewer than kRows.
@@ -288,6 +340,7 @@ void multiply(const ProblemOf<X, Y>& p, Range pixels, int64_t panel) {
 // Each for the instruction sets that it is compiled for.
 #if !defined(FASTNETS_BF16)
 template void multiply(const ProblemOf<uint8_t, float>&, Range, int64_t);
+template void multiply(const ProblemOf<uint8_t, uint8_t>&, Range, int64_t);
 #endif
 #if !defined(FASTNETS_BF16) && !defined(FASTNETS_VNNI)
 template void multiply(const ProblemOf<float, float>&, Range, int64_t);

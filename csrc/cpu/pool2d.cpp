@@ -25,7 +25,7 @@ Tensor pool(const Tensor& x, const Pair& kernel, const Pair& stride, const Pair&
     const int64_t rows = g.n * g.oh, row = g.ow * g.c * g.kh * g.kw;
     if (rows * row > 0)
       pointwise::run(rows, rows * row,
-                     [p, kernel = FASTNETS_FOR_THIS_CPU_AND(T, pool::rows)](int64_t begin, int64_t end) {
+                     [p, kernel = FASTNETS_FOR_THIS_CPU_AND(T, pool::rows<T>)](int64_t begin, int64_t end) {
                        kernel(p, begin, end);
                      });
     return y.images;

@@ -26,9 +26,9 @@ Tensor pooled_linear(const Tensor& x, const Tensor& panels, int64_t out, const s
     p.w = check_panels<T>(panels, s.c, out), p.bias = check_bias(bias, out), p.in = s.c, p.out = out;
     if (y.numel() == 0) return y;
     run(FASTNETS_FOR_THIS_CPU(pooled::tasks)(s.n, s.c), x.numel(),
-        [s, from = data<T>(x), to = means.data<T>(), kernel = FASTNETS_FOR_THIS_CPU_AND(T, pooled::means)](
+        [s, from = data<T>(x), to = means.data<T>(), kernel = FASTNETS_FOR_THIS_CPU_AND(T, pooled::means<T>)](
             int64_t begin, int64_t end) { kernel(from, s.h * s.w, s.c, to, begin, end); });
-    run(p, s.n, FASTNETS_FOR_THIS_CPU_AND(T, pointwise::multiply_tasks));
+    run(p, s.n, FASTNETS_FOR_THIS_CPU_AND(T, pointwise::multiply_tasks<T, T>));
     return y;
   });
 }

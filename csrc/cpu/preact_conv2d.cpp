@@ -55,7 +55,7 @@ Tensor preact_conv2d(const Tensor& norm, const std::vector<Tensor>& xs, int64_t 
     p.cut();
     const int64_t tasks = p.tasks.count();
     pointwise::run(tasks, work,
-                   [p = std::move(p), kernel = FASTNETS_FOR_THIS_CPU_AND(T, preact::forward)](
+                   [p = std::move(p), kernel = FASTNETS_FOR_THIS_CPU_AND(T, preact::forward<T>)](
                        int64_t begin, int64_t end) { kernel(p, begin, end); });
     return y.images;
   });

@@ -21,10 +21,10 @@ void excite(squeeze::Gate<T> gate, const Tensor& x, T* scales) {
   gate.squeeze.x = {means.data<T>(), s.c}, gate.squeeze.y = {squeezed.data<T>(), gate.squeeze.out};
   gate.excite.x = {squeezed.data<T>(), gate.squeeze.out}, gate.excite.y = {scales, s.c};
   run(FASTNETS_FOR_THIS_CPU(pooled::tasks)(s.n, s.c), x.numel(),
-      [s, from = data<T>(x), to = means.data<T>(), kernel = FASTNETS_FOR_THIS_CPU_AND(T, pooled::means)](
+      [s, from = data<T>(x), to = means.data<T>(), kernel = FASTNETS_FOR_THIS_CPU_AND(T, pooled::means<T>)](
           int64_t begin, int64_t end) { kernel(from, s.h * s.w, s.c, to, begin, end); });
-  run(gate.squeeze, s.n, FASTNETS_FOR_THIS_CPU_AND(T, pointwise::multiply_tasks));
-  run(gate.excite, s.n, FASTNETS_FOR_THIS_CPU_AND(T, pointwise::multiply_tasks));
+  run(gate.squeeze, s.n, FASTNETS_FOR_THIS_CPU_AND(T, pointwise::multiply_tasks<T, T>));
+  run(gate.excite, s.n, FASTNETS_FOR_THIS_CPU_AND(T, pointwise::multiply_tasks<T, T>));
 }
 
 // Of x in channels_last: the activation of x * scales + residual; `squeeze` are the tensors of check_gate, `into` and
@@ -48,7 +48,7 @@ Tensor squeeze_excitation(const Tensor& x, const std::vector<Tensor>& squeeze,
     p.x = {data<T>(x), s.c}, p.y = y.pixels, p.scales = scales.data<T>(), p.hard = hard;
     p.channels = s.c, p.image_pixels = s.h * s.w;
     run(s.n * s.h * s.w, x.numel(),
-        [p, kernel = FASTNETS_FOR_THIS_CPU_AND(T, squeeze::scale)](int64_t begin, int64_t end) {
+        [p, kernel = FASTNETS_FOR_THIS_CPU_AND(T, squeeze::scale<T>)](int64_t begin, int64_t end) {
           kernel(p, begin, end);
         });
     return y.images;

@@ -112,7 +112,8 @@ Tensor inverted_residual(const Tensor& x, const MaybeTensor& expand, const Maybe
                          const std::optional<Text>& activation, const Tensor& project, const MaybeTensor& project_bias,
                          int64_t out, const MaybeTensor& residual, const std::optional<Text>& project_activation,
                          const std::vector<Tensor>& squeeze, const std::optional<Text>&, bool,
-                         const std::vector<Tensor>& quantized, const MaybeTensor& into, int64_t channel) {
+                         const std::vector<Tensor>& quantized, const MaybeTensor&, const MaybeTensor& into,
+                         int64_t channel) {
   STD_TORCH_CHECK(squeeze.empty() && quantized.empty(), "expected no squeeze and excitation, and no int8");
   const Convolution g = inverted::check(x, expand, expand_bias, depthwise, hidden, kernel, stride, padding, dilation,
                                         project, project_bias, out, residual, {1, x.scalar_type()});
@@ -120,7 +121,8 @@ Tensor inverted_residual(const Tensor& x, const MaybeTensor& expand, const Maybe
                       g.dw == 1 && (!expand || x.size(1) <= kChannels),
                   "expected a 3x3 or 5x5 kernel of stride 1 or 2 without dilation, and at most ", kChannels,
                   " channels to expand");
-  const Tensor y = packed::images_for(x, {g.n, out, g.oh, g.ow}, into, channel);
+  packed::check_residual(residual, {g.n, out, g.oh, g.ow}, x.scalar_type());
+  const Tensor y = packed::images_for(x, {g.n, out, g.oh, g.ow}, into, channel, dtype_of(x));
   STD_TORCH_CHECK(y.device() == x.device(), "expected images on the input's device");
   const Sizes sizes{narrow(g.h),  narrow(g.w),       narrow(g.oh),   narrow(g.ow), narrow(g.ph),
                     narrow(g.pw), narrow(x.size(1)), narrow(hidden), narrow(out)};

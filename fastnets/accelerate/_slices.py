@@ -29,7 +29,7 @@ def pool_what_is_made(graph: fx.Graph) -> None:
         conv = pool.args[0]
         if not is_ours(conv, {"direct_conv2d"}) or [*conv.users] != [pool]:
             continue
-        *args, residual, activation, quantized = conv.args
+        *args, residual, activation, quantized, _ = conv.args
         if residual is None and not quantized and not _is_written(graph, conv.args[0].meta["val"], conv):
             pool.target, pool.args = cpu.direct_max_pool2d.default, (*args, activation, *pool.args[1:])
             graph.erase_node(conv)

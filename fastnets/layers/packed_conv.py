@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastnets.layers._int8 import InInt8, can_multiply, numbers
 from fastnets.layers.conv import Conv2d, GroupedConv2d
 from fastnets.ops._activation import ACTIVATIONS
 from fastnets.ops._convolution import output_size
-from fastnets.ops._int8 import Levels
+from fastnets.ops._int8 import Levels, stored
 from fastnets.ops._packed import (
     Packs,
     compiled_kernels,
@@ -39,7 +40,7 @@ _SIZES = 256  # of inputs, at most, whose weights a layer knows the order of
 _STEM = 4  # input channels at most of a network's first convolution, whose numbers are float32
 
 
-class PackedConv2d(Packs, GroupedConv2d):
+class PackedConv2d(InInt8, Packs, GroupedConv2d):
     """Convolves, adds a residual and applies an activation in one pass, on weights in the order that kernels read.
 
     The kernels are oneDNN's and our own: in float32 and bfloat16 for pointwise convolutions that are not large and for a
@@ -80,10 +81,13 @@ class PackedConv2d(Packs, GroupedConv2d):
         torch.Size([1, 8, 5, 5])
     """
 
-    levels: Levels | None = None  # of the input, where takes_int8
     _upscale_factor = 1  # of layers whose results are pixels of a finer image
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        if self.levels is not None:
+            if self._fits_int8(input, residual):
+                return self._in_int8(input, residual, self.levels)
+            input, residual = numbers(input, self.levels), numbers(residual, self.residual_levels)
         if self._fits(input, residual):
             if (y := self._by_ours(input, residual)) is not None:
                 return y
@@ -100,19 +104,20 @@ class PackedConv2d(Packs, GroupedConv2d):
         fits = fits and self.padding_mode == "zeros"
         if not fits or residual is None:
             return fits
-        sizes = output_size(input, self.weight, self.stride, self._zeros(input.shape[2:]), self.dilation)
-        fits = is_image_like(residual, (input.shape[0], self.out_channels, *sizes), input.dtype)
+        fits = is_image_like(residual, self._result_size(input), input.dtype)
         return fits and self.activation in (None, "relu")
 
+    def _result_size(self, input: Tensor) -> tuple[int, ...]:
+        sizes = output_size(input, self.weight, self.stride, self._zeros(input.shape[2:]), self.dilation)
+        return input.shape[0], self.out_channels, *sizes
+
     def _by_ours(self, input: Tensor, residual: Tensor | None) -> Tensor | None:
-        if self.levels and compiled_kernels(input, self.weight, [torch.float32]):
-            return self._in_int8(input, residual, self.levels)
         if compiled_kernels(input, self.weight):
             if self.is_pointwise() and self._gains(input, residual):
                 panels, bias = self._pack(
                     "panels", lambda: pack_for_cpu(self.weight, self.bias), self.weight, self.bias
                 )
-                return pointwise_conv2d.run(input, panels, self.out_channels, bias, residual, self.activation, [])
+                return pointwise_conv2d.run(input, panels, self.out_channels, bias, residual, self.activation, [], None)
             if self.is_direct(input.dtype) and residual is None:
                 return self._direct(input)
         if compiled_kernels(input, self.weight, [torch.float32]) and (side := self._winograd_side(input)):
@@ -178,22 +183,31 @@ class PackedConv2d(Packs, GroupedConv2d):
 
         panels, bias = self._pack("rows", rows, self.weight, self.bias)
         geometry = self.kernel_size, self.stride, self._zeros(input.shape[2:])
-        return direct_conv2d.run(input, panels, self.out_channels, *geometry, bias, None, self.activation, [])
+        return direct_conv2d.run(input, panels, self.out_channels, *geometry, bias, None, self.activation, [], None)
 
     def takes_int8(self) -> bool:
         """Whether there are kernels that multiply in int8; of few input channels, most of the time is not theirs."""
         return self.groups == 1 and self.dilation == (1, 1) and self.in_channels % 4 == 0 and self.in_channels >= 16
 
+    def _fits_int8(self, input: Tensor, residual: Tensor | None) -> bool:
+        fits = self._takes_packs(input, self.weight, self.bias, residual) and can_multiply(input, self.weight)
+        fits = fits and input.shape[1] == self.in_channels and self.padding_mode == "zeros"
+        if not fits or residual is None:
+            return fits
+        return self._can_store(residual, self._result_size(input)) and self.activation in (None, "relu")
+
     def _in_int8(self, input: Tensor, residual: Tensor | None, levels: Levels) -> Tensor:
         def rows() -> Any:
-            return pack_int8(self.weight.permute(0, 2, 3, 1).flatten(1), self.bias, levels)
+            packed = pack_int8(self.weight.permute(0, 2, 3, 1).flatten(1), self.bias, levels)
+            return *packed, self.result_levels and stored(self.result_levels, self.residual_levels)
 
-        panels, bias, quantized = self._pack(f"int8 {levels}", rows, self.weight, self.bias)
-        rest = bias, residual, self.activation, quantized
+        how = f"int8 {levels} {self.residual_levels} {self.result_levels}"
+        panels, bias, *rest = self._pack(how, rows, self.weight, self.bias)
+        last = bias, residual, self.activation, *rest
         if self.is_pointwise():
-            return pointwise_conv2d.run(input, panels, self.out_channels, *rest)
+            return pointwise_conv2d.run(input, panels, self.out_channels, *last)
         geometry = self.kernel_size, self.stride, self._zeros(input.shape[2:])
-        return direct_conv2d.run(input, panels, self.out_channels, *geometry, *rest)
+        return direct_conv2d.run(input, panels, self.out_channels, *geometry, *last)
 
     def is_winograd(self) -> bool:
         """Whether Winograd's algorithm applies; of few input channels, its lanes would stand empty."""

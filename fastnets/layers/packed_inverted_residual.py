@@ -8,11 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastnets.layers._int8 import InInt8, can_multiply, numbers
 from fastnets.layers.conv import DepthwiseConv2d
 from fastnets.layers.packed_conv import PackedConv2d
 from fastnets.layers.packed_squeeze_excitation import PackedSqueezeExcitation
 from fastnets.ops._convolution import output_size
-from fastnets.ops._int8 import Levels
+from fastnets.ops._int8 import Levels, stored
 from fastnets.ops._packed import (
     LANES,
     Packs,
@@ -28,7 +29,7 @@ from fastnets.ops._packed import (
 )
 
 
-class PackedInvertedResidual(Packs, nn.Module):
+class PackedInvertedResidual(InInt8, Packs, nn.Module):
     """Applies a pointwise, a depthwise and a pointwise convolution, and adds a residual, in one pass.
 
     Each has its bias and its activation; the first may be missing. Squeeze and excitation may scale what the last one
@@ -88,13 +89,14 @@ class PackedInvertedResidual(Packs, nn.Module):
         first = () if expand is None else (expand.weight, expand.bias)
         scales = () if squeeze is None else squeeze.weights()
         weights = conv.weight, conv.bias, project.weight, project.bias, *first, *scales
-        kernel = _kernel(expand, conv, squeeze, input) if self._takes_packs(input, residual, *weights) else None
-        if kernel is None or not _takes(expand, conv, project, input, residual):
+        kernel = _kernel(self, input) if self._takes_packs(input, residual, *weights) else None
+        if kernel is None or not _takes(self, kernel, input, residual):
+            input = numbers(input, self.levels)
             y = conv(input if expand is None else expand(input))
             return project(y if squeeze is None else squeeze(y), residual)
-        levels = self._levels() if kernel == "cpu" and input.dtype == torch.float32 else None
-        packed = self._pack(f"{kernel} {levels}", lambda: self._panels(kernel == "cpu", levels), *weights)
-        panels, hidden_bias, kernels, results, bias, squeezing, quantized = packed
+        how = f"int8 {self._all_levels()}" if kernel == "int8" else kernel
+        packed = self._pack(how, lambda: self._panels(kernel), *weights)
+        panels, hidden_bias, kernels, results, bias, squeezing, in_int8 = packed
         return inverted_residual.run(
             input,
             panels,
@@ -113,39 +115,49 @@ class PackedInvertedResidual(Packs, nn.Module):
             residual,
             project.activation,
             *squeezing,
-            quantized,
+            *in_int8,
         )
 
     def takes_int8(self) -> bool:
         """Whether there is a kernel that multiplies in int8: of all but squeeze and excitation."""
         return self.squeeze is None and all(c is None or c.takes_int8() for c in (self.expand, self.project))
 
-    def _levels(self) -> list[Levels] | None:
-        """Those of the last convolution and the first, where they have such."""
-        levels = [conv.levels for conv in (self.project, self.expand) if conv is not None]
-        return levels if self.takes_int8() and None not in levels else None  # type: ignore[return-value]
+    def _all_levels(self) -> tuple[Levels | None, ...]:
+        """Those of the input, of what the last convolution takes, of the residual and of the results."""
+        expand, project = self.expand, self.project
+        levels = self.levels if expand is None else expand.levels
+        return levels, project.levels, project.residual_levels, project.result_levels
 
-    def _panels(self, cpu: bool, levels: list[Levels] | None) -> tuple[Any, ...]:
+    def _panels(self, kernel: str) -> tuple[Any, ...]:
         """Weights and bias of the first convolution, of the second, of the third; hidden channels padded.
 
         Last the op's arguments for squeeze and excitation, and for int8.
         """
         expand, conv, project = self.expand, self.depthwise, self.project
         taps = pack_depthwise(_pad(conv.weight), _pad(conv.bias))
-        first: tuple[Any, ...] = (None, None) if expand is None else (_pad(expand.weight), _pad(expand.bias))
+        first: Any = (None, None) if expand is None else (_pad(expand.weight), _pad(expand.bias))
         # On a CPU the last convolution leaves out the channels that only fill a vector.
-        last: tuple[Any, ...] = project.weight if cpu else _pad(project.weight, 1), project.bias
-        quantized: list[Tensor] = []
-        if levels is not None:
-            *last, quantized = pack_int8(last[0].flatten(1), last[1], levels[0])
-            if expand is not None:
-                *first, more = pack_int8(first[0].flatten(1), first[1], levels[1])
-                quantized = quantized + more
+        last: Any = _pad(project.weight, 1) if kernel == "cuda" else project.weight, project.bias
+        in_int8: tuple[list[Tensor], Tensor | None] = [], None
+        if kernel == "int8":
+            first, last, in_int8 = self._panels_in_int8(first, last)
         else:
-            pack = pack_for_cpu if cpu else lambda weight, bias: (pack_panels(weight), bias)
+            pack = pack_for_cpu if kernel == "cpu" else lambda weight, bias: (pack_panels(weight), bias)
             first, last = first if expand is None else pack(*first), pack(*last)
         squeezing = ([], None, False) if self.squeeze is None else self.squeeze.packed()
-        return *first, taps.float() if cpu else taps, *last, squeezing, quantized
+        return *first, taps if kernel == "cuda" else taps.float(), *last, squeezing, in_int8
+
+    def _panels_in_int8(self, first: Any, last: Any) -> tuple[Any, Any, tuple[list[Tensor], Tensor | None]]:
+        levels, hidden, residual, results = self._all_levels()
+        assert hidden is not None
+        *last, quantized = pack_int8(last[0].flatten(1), last[1], hidden)
+        if first[0] is not None:
+            assert levels is not None
+            *first, of_first = pack_int8(first[0].flatten(1), first[1], levels)
+            quantized = quantized + of_first
+        elif levels is not None:
+            quantized = [*quantized, torch.empty(0), stored(levels, None)[0]]
+        return first, last, (quantized, stored(results, residual) if results else None)
 
 
 def _pad(t: Any, dim: int = 0) -> Any:
@@ -153,25 +165,30 @@ def _pad(t: Any, dim: int = 0) -> Any:
     return None if t is None else F.pad(t.detach(), (0, 0) * (t.dim() - 1 - dim) + (0, -t.shape[dim] % LANES))
 
 
-def _kernel(expand: Any, conv: Any, squeeze: Any, input: Tensor) -> str | None:
-    """The backend that has a kernel for an input of this device, type and layout."""
+def _kernel(block: PackedInvertedResidual, input: Tensor) -> str | None:
+    """The backend that has a kernel for an input of this device, type and layout, or "int8"."""
+    expand, conv, project = block.expand, block.depthwise, block.project
+    if project.levels is not None and (expand is None or expand.levels is not None):
+        return "int8" if block.takes_int8() and can_multiply(input, conv.weight) else None
     if compiled_kernels(input, conv.weight):
         return "cpu"
     on_cuda = cuda_kernels(input) and input.dtype == conv.weight.dtype and input.numel() > 0
     geometry = conv.kernel_size, conv.stride, conv.dilation
-    if on_cuda and not not_on_cuda(input, expand is not None, squeeze is not None, *geometry):
+    if on_cuda and not not_on_cuda(input, expand is not None, block.squeeze is not None, *geometry):
         return "cuda"
     return None
 
 
-def _takes(expand: Any, conv: Any, project: Any, input: Tensor, residual: Tensor | None) -> bool:
+def _takes(block: PackedInvertedResidual, kernel: str, input: Tensor, residual: Tensor | None) -> bool:
     """Whether the op takes an input of these channels and a residual of this shape and layout."""
+    expand, conv, project = block.expand, block.depthwise, block.project
     first = conv if expand is None else expand
     fits = input.shape[1] == first.in_channels and (expand is not None or first.in_channels % LANES == 0)
     if not fits or residual is None:
         return fits
     sizes = output_size(input, conv.weight, conv.stride, conv._zeros(input.shape[2:]), conv.dilation)
-    return is_image_like(residual, (input.shape[0], project.out_channels, *sizes), input.dtype)
+    size = input.shape[0], project.out_channels, *sizes
+    return project._can_store(residual, size) if kernel == "int8" else is_image_like(residual, size, input.dtype)
 
 
 def is_block(expand: Any, depthwise: Any, project: Any, squeeze: Any = None) -> bool:

@@ -40,7 +40,7 @@ class PackedLinear(Packs, nn.Linear):
             return F.linear(input, self.weight, self.bias)
         panels, bias = self._pack("panels", lambda: pack_for_cpu(self.weight, self.bias), self.weight, self.bias)
         pixels = input.view(-1, self.in_features, 1, 1)
-        return pointwise_conv2d.run(pixels, panels, self.out_features, bias, None, None, []).view(
+        return pointwise_conv2d.run(pixels, panels, self.out_features, bias, None, None, [], None).view(
             *input.shape[:-1], self.out_features
         )
 

@@ -29,10 +29,23 @@ def levels_between(low: float, high: float) -> Levels:
     return Levels(step, round(-low / step))
 
 
+def stored(results: Levels, residual: Levels | None) -> Tensor:
+    """Inverse and zero of levels of results, and of the residual, if there is one, as the ops take them."""
+    return torch.tensor([[1 / of.step, of.zero] for of in (results, residual or results)])
+
+
 def quantize(x: Tensor, levels: Tensor) -> Tensor:
-    """The levels of float32 numbers, as such of float64, in which sums of their products are exact."""
+    """The levels of float32 numbers, or bytes, as float64, in which sums of their products are exact."""
+    if x.dtype == torch.uint8:
+        return x.double()
     inverse, zero = levels
     return ((x * inverse).nan_to_num(0.0).clamp(-zero, MOST - zero).round() + zero).double()
+
+
+def numbers(x: Tensor, levels: Tensor) -> Tensor:
+    """What bytes stand for."""
+    inverse, zero = levels
+    return (x.float() - zero) * (1 / inverse)
 
 
 def scale(sums: Tensor, bias: Tensor | None, quantized: Sequence[Tensor]) -> Tensor:

@@ -208,7 +208,8 @@ def unpack_winograd(panels: Tensor, out: int) -> Tensor:
 # Those with `into` and `channel` write their results into channels of that image, from that one on, and return it. Their x
 # may be some of the channels of an image too. A padding of four numbers is that above, left, below and right. With an
 # `upscale_factor` the results, in the order of `shuffle_results`, are pixels of an image so many times as fine. Those with
-# `quantized` multiply in int8 where that has tensors, which are what `pack_int8` gives for each of their products.
+# `quantized` multiply in int8 where that has tensors, which are what `pack_int8` gives for each of their products; x may
+# be bytes then, and results and residual are where there are `levels`, which `_int8.stored` gives.
 
 
 def packed_op(schema: str) -> Op:
@@ -220,7 +221,7 @@ def packed_op(schema: str) -> Op:
 
 pointwise_conv2d = packed_op(
     "pointwise_conv2d(Tensor x, Tensor panels, int out, Tensor? bias, Tensor? residual, str? activation, "
-    "Tensor[] quantized, Tensor? into=None, int channel=0) -> Tensor"
+    "Tensor[] quantized, Tensor? levels, Tensor? into=None, int channel=0) -> Tensor"
 )
 preact_conv2d = packed_op(
     "preact_conv2d(Tensor norm, Tensor[] xs, int pool, Tensor panels, int out, Tensor? bias, str? activation, "
@@ -230,7 +231,8 @@ inverted_residual = packed_op(
     "inverted_residual(Tensor x, Tensor? expand, Tensor? expand_bias, str? expand_activation, "
     "Tensor depthwise, int hidden, int[2] kernel, int[2] stride, int[4] padding, int[2] dilation, str? activation, "
     "Tensor project, Tensor? project_bias, int out, Tensor? residual, str? project_activation, "
-    "Tensor[] squeeze, str? squeeze_activation, bool hard, Tensor[] quantized, Tensor? into=None, int channel=0) -> Tensor"
+    "Tensor[] squeeze, str? squeeze_activation, bool hard, Tensor[] quantized, Tensor? levels, "
+    "Tensor? into=None, int channel=0) -> Tensor"
 )
 
 
@@ -261,7 +263,7 @@ inverted_residual.native(
 )
 direct_conv2d = packed_op(
     "direct_conv2d(Tensor x, Tensor panels, int out, int[2] kernel, int[2] stride, int[4] padding, Tensor? bias, "
-    "Tensor? residual, str? activation, Tensor[] quantized, Tensor? into=None, int channel=0) -> Tensor"
+    "Tensor? residual, str? activation, Tensor[] quantized, Tensor? levels, Tensor? into=None, int channel=0) -> Tensor"
 )
 direct_max_pool2d = packed_op(
     "direct_max_pool2d(Tensor x, Tensor panels, int out, int[2] kernel, int[2] stride, int[4] padding, Tensor? bias, "
@@ -312,6 +314,7 @@ def _pointwise_conv2d(
     residual: Tensor | None,
     activation: str | None,
     quantized: Sequence[Tensor] = (),
+    levels: Tensor | None = None,
     into: Tensor | None = None,
     channel: int = 0,
 ) -> Tensor:
@@ -320,7 +323,14 @@ def _pointwise_conv2d(
         y = _int8.scale(F.conv2d(_int8.quantize(x, quantized[1]), weight.double()), bias, quantized)
     else:
         y = F.conv2d(x, weight, _like(bias, x))
-    return _placed(ACTIVATIONS[activation](y if residual is None else y + residual), into, channel)
+    return _placed(_finished(y, residual, activation, levels), into, channel)
+
+
+def _finished(y: Tensor, residual: Tensor | None, activation: str | None, levels: Tensor | None) -> Tensor:
+    if residual is not None:
+        y = y + (residual if levels is None else _int8.numbers(residual, levels[1]))
+    y = ACTIVATIONS[activation](y)
+    return y if levels is None else _int8.quantize(y, levels[0]).to(torch.uint8)
 
 
 @preact_conv2d.backend("reference")
@@ -330,7 +340,7 @@ def _preact_conv2d(
 ) -> Tensor:  # fmt: skip
     scale, shift = norm[:, :-LANES, None, None]
     y = F.avg_pool2d(F.relu(torch.cat(tuple(xs), 1) * scale + shift), pool, divisor_override=1).to(xs[0].dtype)
-    return _pointwise_conv2d(y, panels, out, bias, None, activation, (), into, channel)
+    return _pointwise_conv2d(y, panels, out, bias, None, activation, (), None, into, channel)
 
 
 @inverted_residual.backend("reference")
@@ -355,10 +365,13 @@ def _inverted_residual(
     squeeze_activation: str | None,
     hard: bool,
     quantized: Sequence[Tensor],
+    levels: Tensor | None,
     into: Tensor | None = None,
     channel: int = 0,
 ) -> Tensor:
     last, first = quantized[:2], quantized[2:]
+    if expand is None and x.dtype == torch.uint8:
+        x = _int8.numbers(x, first[1])
     y = x if expand is None else _pointwise_conv2d(x, expand, hidden, expand_bias, None, expand_activation, first)
     taps = unpack_depthwise(depthwise, hidden).to(y.dtype)
     weight = taps[:, :-1].view(hidden, 1, *kernel)
@@ -367,7 +380,7 @@ def _inverted_residual(
     if squeeze:
         scales = _scales(y, squeeze, squeeze_activation, hard)
         y = y * F.pad(scales, (0, 0) * 2 + (0, y.shape[1] - scales.shape[1]))  # an odd one fills a pair
-    return _pointwise_conv2d(y, project, out, project_bias, residual, project_activation, last, into, channel)
+    return _pointwise_conv2d(y, project, out, project_bias, residual, project_activation, last, levels, into, channel)
 
 
 @direct_conv2d.backend("reference")
@@ -382,17 +395,20 @@ def _direct_conv2d(
     residual: Tensor | None,
     activation: str | None,
     quantized: Sequence[Tensor],
+    levels: Tensor | None,
     into: Tensor | None = None,
     channel: int = 0,
 ) -> Tensor:
     c = x.shape[1]
     weight = unpack_panels(panels, out, kernel[0] * kernel[1] * c).view(out, *kernel, c).permute(0, 3, 1, 2)
-    x = lay_zeros(x, padding).contiguous(memory_format=torch.channels_last)
     if quantized:
-        y = _int8.scale(F.conv2d(_int8.quantize(x, quantized[1]), weight.double(), None, stride), bias, quantized)
+        zero = quantized[1][1]  # the level of 0
+        x = lay_zeros(_int8.quantize(x, quantized[1]) - zero, padding) + zero
+        y = _int8.scale(F.conv2d(x, weight.double(), None, stride), bias, quantized)
     else:
+        x = lay_zeros(x, padding).contiguous(memory_format=torch.channels_last)
         y = F.conv2d(x, weight.to(x.dtype), _like(bias, x), stride)
-    return _placed(ACTIVATIONS[activation](y if residual is None else y + residual), into, channel)
+    return _placed(_finished(y, residual, activation, levels), into, channel)
 
 
 @direct_max_pool2d.backend("reference")
@@ -401,7 +417,7 @@ def _direct_max_pool2d(
     activation: str | None, pool_kernel: list[int], pool_stride: list[int], pool_padding: list[int], ceil_mode: bool,
     into: Tensor | None = None, channel: int = 0,
 ) -> Tensor:  # fmt: skip
-    y = _direct_conv2d(x, panels, out, kernel, stride, padding, bias, None, activation, ())
+    y = _direct_conv2d(x, panels, out, kernel, stride, padding, bias, None, activation, (), None)
     return _max_pool2d(y, pool_kernel, pool_stride, pool_padding, ceil_mode, into, channel)
 
 

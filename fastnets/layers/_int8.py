@@ -1,0 +1,42 @@
+"""What layers whose products may be taken in int8 share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastnets.ops._int8 import Levels
+from fastnets.ops._packed import cpu_kernels, is_image_like
+
+
+class InInt8:
+    """A layer that multiplies in int8 where ``levels`` are set, of its input.
+
+    It stores bytes where ``result_levels`` are set too. An input, or a residual, of bytes is of ``levels``, or
+    ``residual_levels``; who sets them sees to it that all who take what a layer stores know its levels.
+    """
+
+    levels: Levels | None = None
+    residual_levels: Levels | None = None
+    result_levels: Levels | None = None
+
+    def _can_store(self, residual: Tensor | None, size: Sequence[int]) -> bool:
+        """Whether the kernels add a residual to results of this size: it is of their type."""
+        dtype = torch.float32 if self.result_levels is None else torch.uint8
+        return residual is None or is_image_like(residual, size, dtype)
+
+
+def can_multiply(x: Tensor, weight: Tensor) -> bool:
+    """Whether the kernels multiply such images, with such weights, in int8."""
+    fits = x.is_cpu and x.dim() == 4 and x.numel() > 0 and weight.dtype == torch.float32
+    fits = fits and (x.dtype == torch.float32 or (x.dtype == torch.uint8 and x.shape[1] % 4 == 0))
+    return fits and x.is_contiguous(memory_format=torch.channels_last) and cpu_kernels()
+
+
+def numbers(x: Tensor | None, levels: Levels | None) -> Tensor | None:
+    """What bytes stand for; anything else as it is."""
+    if x is None or x.dtype != torch.uint8 or levels is None:
+        return x
+    return (x.float() - levels.zero) * levels.step
