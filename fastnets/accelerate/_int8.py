@@ -1,4 +1,4 @@
-"""Levels for layers whose products are taken in int8, from what they are given on photos."""
+"""Levels for layers whose products are taken in int8, from what they are given on photos; bytes between such layers."""
 
 from __future__ import annotations
 
@@ -8,19 +8,24 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from fastnets._backends import use_backend
+from fastnets.accelerate._graph import module_of
 from fastnets.accelerate._proof import cast
-from fastnets.layers import PackedConv2d
-from fastnets.ops._int8 import levels_between
+from fastnets.layers import PackedConv2d, PackedInvertedResidual
+from fastnets.ops._int8 import Levels, levels_between
+
+_Ranges = dict[PackedConv2d, list[float]]  # all that a convolution was given, or gave: the least and the largest
 
 
 def calibrate(fast: nn.Module, example: tuple[Any, ...]) -> None:
     """Gives levels to convolutions of an accelerated network: from the least to the largest input on the example."""
-    convs = [m for m in _modules(fast) if type(m) is PackedConv2d and m.takes_int8() and m.weight.dtype == torch.float32]
-    ranges: dict[PackedConv2d, list[float]] = {conv: [] for conv in convs}
-    hooks = [conv.register_forward_pre_hook(partial(_measure, ranges)) for conv in convs]
+    modules = [*_modules(fast)]
+    taken: _Ranges = {m: [] for m in modules if type(m) is PackedConv2d and m.takes_int8()}
+    given: _Ranges = {m: [] for m in taken}
+    hooks = [conv.register_forward_pre_hook(lambda conv, args: _measure(taken[conv], args[0])) for conv in taken]
+    hooks += [conv.register_forward_hook(lambda conv, _, y: _measure(given[conv], y)) for conv in taken]
     try:
         # On references blocks run layer by layer.
         with use_backend("reference"), torch.inference_mode():
@@ -28,14 +33,11 @@ def calibrate(fast: nn.Module, example: tuple[Any, ...]) -> None:
     finally:
         for hook in hooks:
             hook.remove()
-    for conv, seen in ranges.items():
-        if seen and all(map(math.isfinite, seen)):
-            conv.levels = levels_between(min(seen), max(seen))
-
-
-def _measure(ranges: dict[PackedConv2d, list[float]], conv: Any, args: tuple[Tensor, ...]) -> None:
-    if args[0].numel() > 0:
-        ranges[conv] += [x.item() for x in args[0].aminmax()]
+    for conv, seen in taken.items():
+        conv.levels = _levels(seen)
+    for network in modules:
+        if isinstance(network, fx.GraphModule):
+            _store_bytes(network, given)
 
 
 def _modules(module: nn.Module) -> Iterator[nn.Module]:
@@ -44,3 +46,53 @@ def _modules(module: nn.Module) -> Iterator[nn.Module]:
         yield m
         if (network := vars(m).get("_network")) is not None:
             yield from _modules(network)
+
+
+def _measure(seen: list[float], x: Tensor) -> None:
+    if x.numel() > 0:
+        seen += [end.item() for end in x.aminmax()]
+
+
+def _levels(seen: list[float]) -> Levels | None:
+    """None where there is nothing to tell them from."""
+    return levels_between(min(seen), max(seen)) if seen and all(map(math.isfinite, seen)) else None
+
+
+def _store_bytes(network: fx.GraphModule, given: _Ranges) -> None:
+    """Lets layers store bytes where all who use what they store multiply, or add, bytes."""
+    levels = {node: _result_levels(network, node, given) for node in network.graph.nodes}
+    levels = {node: of for node, of in levels.items() if of is not None}
+    # A residual is of the type of what it is added to: each that is not takes others with it.
+    while wrong := [node for node in levels if not all(_takes(network, u, node, levels) for u in node.users)]:
+        for node in wrong:
+            del levels[node]
+    for node, of in levels.items():
+        _last(module_of(network, node)).result_levels = of
+        for user in node.users:
+            layer: Any = module_of(network, user)
+            if user.args[0] is node:
+                first = layer.expand if isinstance(layer, PackedInvertedResidual) else layer
+                (layer if first is None else first).levels = of
+            if node in user.args[1:]:  # maybe both
+                _last(layer).residual_levels = of
+
+
+def _last(layer: Any) -> PackedConv2d | None:
+    """The convolution that stores what a layer gives, if it is in int8."""
+    if isinstance(layer, PackedInvertedResidual):
+        first_too = layer.takes_int8() and (layer.expand is None or layer.expand.levels is not None)
+        layer = layer.project if first_too else None
+    return layer if type(layer) is PackedConv2d and layer.levels is not None else None
+
+
+def _result_levels(network: fx.GraphModule, node: fx.Node, given: _Ranges) -> Levels | None:
+    last = _last(module_of(network, node))
+    is_clamp = last is not None and last.activation in (None, "relu", "relu6")
+    return _levels(given[last]) if is_clamp and last.out_channels % 4 == 0 else None
+
+
+def _takes(network: fx.GraphModule, user: fx.Node, node: fx.Node, levels: dict[fx.Node, Levels]) -> bool:
+    """Whether a user of a node's result takes it as bytes, and the node's residual is bytes."""
+    if any(residual not in levels for residual in node.args[1:]) or _last(module_of(network, user)) is None:
+        return False
+    return node not in user.args[1:] or user in levels
