@@ -92,17 +92,21 @@ Tensor direct(const Arguments& a) {
   });
 }
 
-// The same of x in channels_last, of float32 or bytes, with weights in int8; Y are results.
+// The same of x in float32, or of bytes in channels_last, with weights in int8, whose channels are in fours; Y are
+// results.
 template <typename Y>
-Tensor direct_in_bytes(const Arguments& a, const std::vector<Tensor>& quantized, const std::optional<Tensor>& levels) {
+Tensor direct_in_bytes(Arguments a, const std::vector<Tensor>& quantized, const std::optional<Tensor>& levels) {
   using X = uint8_t;
-  STD_TORCH_CHECK(is_dense(a.x, true) && a.g.c % pointwise::kTogether<X> == 0,
-                  "expected images in channels_last for int8, with channels in fours");
+  const bool is_float = a.x.scalar_type() == ScalarType::Float;
+  STD_TORCH_CHECK(is_float || (a.x.scalar_type() == ScalarType::Byte && is_dense(a.x, true)),
+                  "expected images in float32, or bytes in channels_last");
   const Quantized of = check_quantized(quantized, 0, a.g.o);
   direct::Problem<X, X, Y> p;
   p.zero = static_cast<X>(of.levels.zero), p.product.scales = of.scales, p.product.levels = StoredLevels(levels);
   std::optional<pointwise::BytesOf> bytes;
-  if (a.x.numel() > 0) p.x = bytes.emplace(a.x, of.levels, FASTNETS_FOR_THIS_CPU(quantize_pixels)).found.data;
+  const pointwise::Quantize kernels{FASTNETS_FOR_THIS_CPU(quantize_pixels), FASTNETS_FOR_THIS_CPU(quantize_planes)};
+  if (a.x.numel() > 0) p.x = bytes.emplace(a.x, of.levels, kernels).found.data;
+  a.g.c = bytes_of(a.g.c);
   return convolve<X, X, Y>(a, p, FASTNETS_FOR_THIS_CPU_AND_BYTES(X, direct::forward_in_bytes<X, Y>));
 }
 

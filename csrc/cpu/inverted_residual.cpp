@@ -95,7 +95,7 @@ void run(Problem<X, Y>& p, const Tensor& x) {
   std::optional<pointwise::BytesOf> bytes;
   if constexpr (kIsBytes<X>)
     if (are_bytes || (p.expand.w && !is_alone))
-      p.expand.x = bytes.emplace(x, p.levels, FASTNETS_FOR_THIS_CPU(quantize_pixels)).found;
+      p.expand.x = bytes.emplace(x, p.levels, pointwise::Quantize{FASTNETS_FOR_THIS_CPU(quantize_pixels)}).found;
   if (is_alone) {
     auto all = FASTNETS_FOR_THIS_CPU_AND_BYTES(X, inverted::units<X, Y>);
     if constexpr (!kIsBytes<X>)

@@ -26,6 +26,32 @@ inline void quantize_pixels(const fastnets::pointwise::Pixels<const float>& x, i
   }
 }
 
+// Of the first `left` pixels of a plane.
+FASTNETS_INLINE Words levels_in_plane(const float* from, int64_t left, const Levels& levels) {
+  const Vec<float, kWords> steps = load_first<float, kWords>(from, left) * levels.inverse;
+  return nearest<float>(clamp<float, kWords>(steps, -levels.zero, Levels::kMost - levels.zero)) +
+         static_cast<int32_t>(levels.zero);
+}
+
+// Levels of images whose channels are planes of `plane` pixels, of pixels [begin, end) of all. Four channels make a
+// word of each pixel.
+inline void quantize_planes(const float* x, int64_t plane, int64_t channels, const Levels& levels, uint8_t* to,
+                            int64_t bytes, int64_t begin, int64_t end) {
+  for (int64_t i = begin, count; i < end; i += count) {
+    const float* const from = x + i / plane * plane * channels + i % plane;
+    count = std::min<int64_t>({kWords, end - i, plane - i % plane});
+    for (int64_t c = 0; c < channels; c += 4) {
+      Words word{};
+      for (int64_t k = 0; k < std::min<int64_t>(4, channels - c); ++k)
+        word |= levels_in_plane(from + (c + k) * plane, count, levels) << static_cast<int32_t>(8 * k);
+      for (int64_t k = 0; k < count; ++k) {
+        const int32_t four = word[k];
+        std::memcpy(to + (i + k) * bytes + c, &four, sizeof four);
+      }
+    }
+  }
+}
+
 // Numbers of `channels` of pixels that are bytes.
 inline void number_pixels(const fastnets::pointwise::Pixels<const uint8_t>& x, int64_t channels, const Levels& levels,
                           float* to, int64_t pixel, int64_t pixels) {

@@ -35,7 +35,7 @@ Tensor multiply(const Tensor& x, const Tensor& panels, int64_t out, const Maybe&
   if constexpr (kIsBytes<X>) {
     const Quantized of = check_quantized(quantized, 0, out);
     p.scales = of.scales;
-    if (x.numel() > 0) p.x = bytes.emplace(x, of.levels, FASTNETS_FOR_THIS_CPU(quantize_pixels)).found;
+    if (x.numel() > 0) p.x = bytes.emplace(x, of.levels, Quantize{FASTNETS_FOR_THIS_CPU(quantize_pixels)}).found;
   } else {
     p.x = check_slice<X>(x);
   }

@@ -189,12 +189,16 @@ Pixels<const T> check_slice(const Tensor& x) {
   return {data<T>(x), pixel};
 }
 
-// Where x is as bytes: itself, if it is made of them, or scratch, of all its pixels by a step with quantize_pixels of
-// levels_kernels.h.
-using Quantize = void (*)(const Pixels<const float>& x, int64_t channels, const Levels& levels, uint8_t* to,
-                          int64_t bytes, int64_t begin, int64_t end);
+// Where x is as bytes: itself, if it is made of them, or scratch, of all its pixels by a step with kernels of
+// levels_kernels.h. Only those of a direct convolution may lie in planes.
+struct Quantize {
+  void (*pixels)(const Pixels<const float>& x, int64_t channels, const Levels& levels, uint8_t* to, int64_t bytes,
+                 int64_t begin, int64_t end);
+  void (*planes)(const float* x, int64_t plane, int64_t channels, const Levels& levels, uint8_t* to, int64_t bytes,
+                 int64_t begin, int64_t end) = nullptr;
+};
 struct BytesOf {
-  BytesOf(const Tensor& x, const Levels& levels, Quantize kernel) {
+  BytesOf(const Tensor& x, const Levels& levels, const Quantize& kernel) {
     const int64_t channels = x.size(1), pixels = x.numel() / channels, bytes = bytes_of(channels);
     if (x.scalar_type() == ScalarType::Byte) {
       STD_TORCH_CHECK(channels == bytes, "expected bytes of channels in fours");
@@ -202,10 +206,16 @@ struct BytesOf {
       return;
     }
     made.emplace(x, pixels * bytes, aoti_torch_dtype_uint8());
-    found = {made->data<uint8_t>(), bytes};
-    run(pixels, x.numel(), [=, from = check_slice(x), to = made->data<uint8_t>()](int64_t begin, int64_t end) {
-      kernel(from, channels, levels, to, bytes, begin, end);
-    });
+    uint8_t* const to = made->data<uint8_t>();
+    found = {to, bytes};
+    if (kernel.planes && !is_dense(x, true))
+      run(pixels, x.numel(), [=, plane = x.size(2) * x.size(3), from = data<float>(x)](int64_t begin, int64_t end) {
+        kernel.planes(from, plane, channels, levels, to, bytes, begin, end);
+      });
+    else
+      run(pixels, x.numel(), [=, from = check_slice(x)](int64_t begin, int64_t end) {
+        kernel.pixels(from, channels, levels, to, bytes, begin, end);
+      });
   }
   std::optional<StepScratch> made;
   Pixels<const uint8_t> found;

@@ -14,25 +14,33 @@ namespace {
 using pool::Into;
 using pool::Pair;
 
+template <typename T>
+Tensor pool(const Tensor& x, const Pair& kernel, const Pair& stride, const Pair& padding, bool ceil_mode, bool mean,
+            bool counts_padding, const Into& into, int64_t channel,
+            void (*rows)(const pool::Problem<T>&, int64_t, int64_t)) {
+  const auto from = pointwise::check_slice<T>(x);
+  const Convolution g = pool::windows(sizes_of(x), kernel, stride, padding, ceil_mode);
+  const pointwise::Results<T> y(x, {g.n, g.c, g.oh, g.ow}, into, channel);
+  const pool::Problem<T> p{g, from, y.pixels, mean, counts_padding};
+  const int64_t tasks = g.n * g.oh, row = g.ow * g.c * g.kh * g.kw;
+  if (tasks * row > 0)
+    pointwise::run(tasks, tasks * row, [p, rows](int64_t begin, int64_t end) { rows(p, begin, end); });
+  return y.images;
+}
+
 Tensor pool(const Tensor& x, const Pair& kernel, const Pair& stride, const Pair& padding, bool ceil_mode, bool mean,
             bool counts_padding, const Into& into, int64_t channel) {
+  if (!mean && x.scalar_type() == ScalarType::Byte)
+    return pool<uint8_t>(x, kernel, stride, padding, ceil_mode, mean, counts_padding, into, channel,
+                         FASTNETS_FOR_THIS_CPU(pool::rows<uint8_t>));
   return pointwise::with_type(x, [&](auto type) {
     using T = decltype(type);
-    const auto from = pointwise::check_slice<T>(x);
-    const Convolution g = pool::windows(sizes_of(x), kernel, stride, padding, ceil_mode);
-    const pointwise::Results<T> y(x, {g.n, g.c, g.oh, g.ow}, into, channel);
-    const pool::Problem<T> p{g, from, y.pixels, mean, counts_padding};
-    const int64_t rows = g.n * g.oh, row = g.ow * g.c * g.kh * g.kw;
-    if (rows * row > 0)
-      pointwise::run(rows, rows * row,
-                     [p, kernel = FASTNETS_FOR_THIS_CPU_AND(T, pool::rows<T>)](int64_t begin, int64_t end) {
-                       kernel(p, begin, end);
-                     });
-    return y.images;
+    return pool<T>(x, kernel, stride, padding, ceil_mode, mean, counts_padding, into, channel,
+                   FASTNETS_FOR_THIS_CPU_AND(T, pool::rows<T>));
   });
 }
 
-// Of x in channels_last.
+// Of x in channels_last, which may be bytes.
 Tensor max_pool2d(const Tensor& x, const Pair& kernel, const Pair& stride, const Pair& padding, bool ceil_mode,
                   const Into& into, int64_t channel) {
   return pool(x, kernel, stride, padding, ceil_mode, false, false, into, channel);

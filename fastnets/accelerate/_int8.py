@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor, fx, nn
 from fastnets._backends import use_backend
 from fastnets.accelerate._graph import module_of
 from fastnets.accelerate._proof import cast
-from fastnets.layers import PackedConv2d, PackedInvertedResidual
+from fastnets.layers import PackedConv2d, PackedInvertedResidual, PackedMaxPool2d
 from fastnets.ops._int8 import Levels, levels_between
 
 _Ranges = dict[PackedConv2d, list[float]]  # all that a convolution was given, or gave: the least and the largest
@@ -60,21 +59,25 @@ def _levels(seen: list[float]) -> Levels | None:
 
 def _store_bytes(network: fx.GraphModule, given: _Ranges) -> None:
     """Lets layers store bytes where all who use what they store multiply, or add, bytes."""
-    levels = {node: _result_levels(network, node, given) for node in network.graph.nodes}
-    levels = {node: of for node, of in levels.items() if of is not None}
-    # A residual is of the type of what it is added to: each that is not takes others with it.
-    while wrong := [node for node in levels if not all(_takes(network, u, node, levels) for u in node.users)]:
+    levels: dict[fx.Node, Levels] = {}
+    for node in network.graph.nodes:
+        if (of := _result_levels(network, node, given, levels)) is not None:
+            levels[node] = of
+    # What a layer adds, or pools, is of the type of what it stores: each that is not takes others with it.
+    while wrong := [node for node in levels if not _is_agreed(network, node, levels)]:
         for node in wrong:
             del levels[node]
     for node, of in levels.items():
-        _last(module_of(network, node)).result_levels = of
+        if (last := _last(module_of(network, node))) is not None:
+            last.result_levels = of
         for user in node.users:
             layer: Any = module_of(network, user)
-            if user.args[0] is node:
+            if user.args[0] is node and not _pools(layer):
                 first = layer.expand if isinstance(layer, PackedInvertedResidual) else layer
                 (layer if first is None else first).levels = of
             if node in user.args[1:]:  # maybe both
-                _last(layer).residual_levels = of
+                layer = _last(layer)
+                layer.residual_levels = of
 
 
 def _last(layer: Any) -> PackedConv2d | None:
@@ -85,14 +88,29 @@ def _last(layer: Any) -> PackedConv2d | None:
     return layer if type(layer) is PackedConv2d and layer.levels is not None else None
 
 
-def _result_levels(network: fx.GraphModule, node: fx.Node, given: _Ranges) -> Levels | None:
-    last = _last(module_of(network, node))
-    is_clamp = last is not None and last.activation in (None, "relu", "relu6")
-    return _levels(given[last]) if is_clamp and last.out_channels % 4 == 0 else None
+def _pools(layer: Any) -> bool:
+    return isinstance(layer, PackedMaxPool2d) and layer.fits()
 
 
-def _takes(network: fx.GraphModule, user: fx.Node, node: fx.Node, levels: dict[fx.Node, Levels]) -> bool:
-    """Whether a user of a node's result takes it as bytes, and the node's residual is bytes."""
-    if any(residual not in levels for residual in node.args[1:]) or _last(module_of(network, user)) is None:
-        return False
-    return node not in user.args[1:] or user in levels
+def _result_levels(
+    network: fx.GraphModule, node: fx.Node, given: _Ranges, levels: dict[fx.Node, Levels]
+) -> Levels | None:
+    """Those of what a node gives, if it can be bytes."""
+    layer = module_of(network, node)
+    if _pools(layer):
+        return levels.get(node.all_input_nodes[0])
+    last = _last(layer)
+    is_clamp = last is not None and last.activation in (None, "relu", "relu6") and last.out_channels % 4 == 0
+    return _levels(given[last]) if is_clamp else None  # type: ignore[index]
+
+
+def _is_agreed(network: fx.GraphModule, node: fx.Node, levels: dict[fx.Node, Levels]) -> bool:
+    """Whether all that a node adds, or pools, is bytes, and all users of its result take bytes."""
+    others = node.args if _pools(module_of(network, node)) else node.args[1:]
+    for user in node.users:
+        layer = module_of(network, user)
+        if _last(layer) is None and not _pools(layer):
+            return False
+        if (_pools(layer) or node in user.args[1:]) and user not in levels:
+            return False
+    return all(other in levels for other in others)

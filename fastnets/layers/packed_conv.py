@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fastnets.layers._int8 import InInt8, can_multiply, numbers
@@ -186,8 +187,8 @@ class PackedConv2d(InInt8, Packs, GroupedConv2d):
         return direct_conv2d.run(input, panels, self.out_channels, *geometry, bias, None, self.activation, [], None)
 
     def takes_int8(self) -> bool:
-        """Whether there are kernels that multiply in int8; of few input channels, most of the time is not theirs."""
-        return self.groups == 1 and self.dilation == (1, 1) and self.in_channels % 4 == 0 and self.in_channels >= 16
+        """Whether there are kernels that multiply in int8."""
+        return self.groups == 1 and self.dilation == (1, 1)
 
     def _fits_int8(self, input: Tensor, residual: Tensor | None) -> bool:
         fits = self._takes_packs(input, self.weight, self.bias, residual) and can_multiply(input, self.weight)
@@ -198,7 +199,9 @@ class PackedConv2d(InInt8, Packs, GroupedConv2d):
 
     def _in_int8(self, input: Tensor, residual: Tensor | None, levels: Levels) -> Tensor:
         def rows() -> Any:
-            packed = pack_int8(self.weight.permute(0, 2, 3, 1).flatten(1), self.bias, levels)
+            # Channels in fours, as they lie in an image of bytes.
+            weight = F.pad(self.weight.permute(0, 2, 3, 1), (0, -self.in_channels % 4))
+            packed = pack_int8(weight.flatten(1), self.bias, levels)
             return *packed, self.result_levels and stored(self.result_levels, self.residual_levels)
 
         how = f"int8 {levels} {self.residual_levels} {self.result_levels}"

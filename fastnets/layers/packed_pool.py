@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,11 +10,11 @@ from torch import Tensor, nn
 
 from fastnets._op import is_plain
 from fastnets.ops._convolution import Ints, pair
-from fastnets.ops._packed import avg_pool2d, compiled_kernels, max_pool2d
+from fastnets.ops._packed import TYPES, avg_pool2d, compiled_kernels, max_pool2d
 
 
 class PackedMaxPool2d(nn.MaxPool2d):
-    """Takes the maximum of each window, by a kernel of our own for float32 and bfloat16 in channels_last.
+    """Takes the maximum of each window, by a kernel of our own for float32, bfloat16 and bytes in channels_last.
 
     Where that does not take the input (another layout or type, gradients, tracing), and with dilation or indices, it is
     ``torch.nn.MaxPool2d``.
@@ -35,7 +36,7 @@ class PackedMaxPool2d(nn.MaxPool2d):
     """
 
     def forward(self, input: Tensor) -> Any:
-        if self.fits() and _takes(input):
+        if self.fits() and _takes(input, (*TYPES, torch.uint8)):
             return max_pool2d.run(input, *_geometry(self), self.ceil_mode)
         return super().forward(input)
 
@@ -76,8 +77,8 @@ class PackedAvgPool2d(nn.AvgPool2d):
         return self.divisor_override is None
 
 
-def _takes(input: Tensor) -> bool:
-    return not torch.compiler.is_compiling() and is_plain(input) and compiled_kernels(input, input)
+def _takes(input: Tensor, types: Sequence[torch.dtype] = TYPES) -> bool:
+    return not torch.compiler.is_compiling() and is_plain(input) and compiled_kernels(input, input, types)
 
 
 def _geometry(pool: PackedMaxPool2d | PackedAvgPool2d) -> tuple[Ints, Ints, Ints]:

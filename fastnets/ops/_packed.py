@@ -120,7 +120,9 @@ def pack_panels(weight: Tensor, together: int = 1) -> Tensor:
 
 def pack_for_cpu(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Panels, in bfloat16 of pairs, and a bias, as the CPU's kernels read and add them."""
-    return pack_panels(weight, 2 if weight.dtype == torch.bfloat16 else 1), None if bias is None else bias.detach().float()
+    return pack_panels(
+        weight, 2 if weight.dtype == torch.bfloat16 else 1
+    ), None if bias is None else bias.detach().float()
 
 
 def pack_int8(weight: Tensor, bias: Tensor | None, levels: _int8.Levels) -> tuple[Tensor, Tensor, list[Tensor]]:
@@ -400,8 +402,10 @@ def _direct_conv2d(
     channel: int = 0,
 ) -> Tensor:
     c = x.shape[1]
+    c += -c % 4 if quantized else 0
     weight = unpack_panels(panels, out, kernel[0] * kernel[1] * c).view(out, *kernel, c).permute(0, 3, 1, 2)
     if quantized:
+        x = F.pad(x, (0, 0) * 2 + (0, c - x.shape[1]))
         zero = quantized[1][1]  # the level of 0
         x = lay_zeros(_int8.quantize(x, quantized[1]) - zero, padding) + zero
         y = _int8.scale(F.conv2d(x, weight.double(), None, stride), bias, quantized)

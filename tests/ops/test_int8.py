@@ -186,7 +186,8 @@ def test_levels_between_reach_both_ends_and_have_zero():
 
 
 @pytest.mark.parametrize(
-    "wrong", ("no scales", "scales", "levels", "zero", "weights", "activation", "bytes", "residual", "channels", "layout")
+    "wrong",
+    ("no scales", "scales", "levels", "zero", "weights", "activation", "bytes", "residual", "channels", "layout"),
 )
 def test_wrong_arguments_raise(cpu_kernels, wrong):
     conv = whole(PackedConv2d(16, 32, 1))
