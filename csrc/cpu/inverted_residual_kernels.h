@@ -115,8 +115,7 @@ void hidden_panel(const Problem<X, Y>& p, int64_t unit, int64_t panel, const X* 
     if constexpr (kIsBytes<X>) {
       row.out = scratch + source_pixels(p) * kPanel;
       channels_last::columns<T, pointwise::L>(row, set);
-      for (int64_t i = 0; i < g.ow; ++i)
-        quantize(row.out + i * kPanel, row.channels, p.hidden_levels, out + i * y.pixel);
+      quantize_pixels({row.out, kPanel}, row.channels, p.hidden_levels, out, y.pixel, 0, g.ow);
     } else {
       row.out = out;
       channels_last::columns<T, pointwise::L>(row, set);
