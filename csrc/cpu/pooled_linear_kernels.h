@@ -2,6 +2,7 @@
 //
 // Lanes are channels. A task is two vectors of channels of an image, whose pixels are added one after the other. Moves
 // the bytes of x.
+#include "levels_kernels.h"
 #include "pointwise_conv2d_multiply.h"
 
 namespace fastnets::FASTNETS_ISA::pooled {

@@ -12,19 +12,19 @@ from torch import Tensor, fx, nn
 from fastnets._backends import use_backend
 from fastnets.accelerate._graph import module_of
 from fastnets.accelerate._proof import cast
-from fastnets.layers import PackedConv2d, PackedInvertedResidual, PackedMaxPool2d
+from fastnets.layers import PackedConv2d, PackedInvertedResidual, PackedLinear, PackedMaxPool2d, PooledLinear
 from fastnets.ops._int8 import Levels, levels_between
 
-_Ranges = dict[PackedConv2d, list[float]]  # all that a convolution was given, or gave: the least and the largest
+_Seen = dict[nn.Module, list[float]]  # the least and the largest of all that layers were given, or gave
 
 
 def calibrate(fast: nn.Module, example: tuple[Any, ...]) -> None:
-    """Gives levels to convolutions of an accelerated network: from the least to the largest input on the example."""
+    """Gives levels to layers of an accelerated network: from the least to the largest input on the example."""
     modules = [*_modules(fast)]
-    taken: _Ranges = {m: [] for m in modules if type(m) is PackedConv2d and m.takes_int8()}
-    given: _Ranges = {m: [] for m in taken}
-    hooks = [conv.register_forward_pre_hook(lambda conv, args: _measure(taken[conv], args[0])) for conv in taken]
-    hooks += [conv.register_forward_hook(lambda conv, _, y: _measure(given[conv], y)) for conv in taken]
+    taken: _Seen = {m: [] for m in modules if _takes_int8(m)}
+    given: _Seen = {m: [] for m in taken}
+    hooks = [layer.register_forward_pre_hook(lambda m, args: _measure(taken[m], _taken(m, args[0]))) for layer in taken]
+    hooks += [layer.register_forward_hook(lambda m, _, y: _measure(given[m], y)) for layer in taken]
     try:
         # On references blocks run layer by layer.
         with use_backend("reference"), torch.inference_mode():
@@ -32,11 +32,20 @@ def calibrate(fast: nn.Module, example: tuple[Any, ...]) -> None:
     finally:
         for hook in hooks:
             hook.remove()
-    for conv, seen in taken.items():
-        conv.levels = _levels(seen)
+    for layer, seen in taken.items():
+        layer.levels = _levels(seen)  # type: ignore[assignment]
     for network in modules:
         if isinstance(network, fx.GraphModule):
             _store_bytes(network, given)
+
+
+def _takes_int8(layer: nn.Module) -> bool:
+    return type(layer) in (PackedLinear, PooledLinear) or (type(layer) is PackedConv2d and layer.takes_int8())
+
+
+def _taken(layer: nn.Module, x: Tensor) -> Tensor:
+    """What a layer multiplies of its input."""
+    return x.mean(layer.dims) if isinstance(layer, PooledLinear) else x
 
 
 def _modules(module: nn.Module) -> Iterator[nn.Module]:
@@ -57,7 +66,7 @@ def _levels(seen: list[float]) -> Levels | None:
     return levels_between(min(seen), max(seen)) if seen and all(map(math.isfinite, seen)) else None
 
 
-def _store_bytes(network: fx.GraphModule, given: _Ranges) -> None:
+def _store_bytes(network: fx.GraphModule, given: _Seen) -> None:
     """Lets layers store bytes where all who use what they store multiply, or add, bytes."""
     levels: dict[fx.Node, Levels] = {}
     for node in network.graph.nodes:
@@ -93,7 +102,7 @@ def _pools(layer: Any) -> bool:
 
 
 def _result_levels(
-    network: fx.GraphModule, node: fx.Node, given: _Ranges, levels: dict[fx.Node, Levels]
+    network: fx.GraphModule, node: fx.Node, given: _Seen, levels: dict[fx.Node, Levels]
 ) -> Levels | None:
     """Those of what a node gives, if it can be bytes."""
     layer = module_of(network, node)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastnets.ops._int8 import Levels
-from fastnets.ops._packed import cpu_kernels, is_image_like
+from fastnets.ops._packed import cpu_kernels, is_image_like, pack_for_cpu, pack_int8
 
 
 class InInt8:
@@ -26,6 +26,15 @@ class InInt8:
         """Whether the kernels add a residual to results of this size: it is of their type."""
         dtype = torch.float32 if self.result_levels is None else torch.uint8
         return residual is None or is_image_like(residual, size, dtype)
+
+
+def pack_linear(
+    weight: Tensor, bias: Tensor | None, levels: Levels | None
+) -> tuple[Tensor, Tensor | None, list[Tensor]]:
+    """Panels and a bias for the CPU, and what the ops take as ``quantized``: in int8 where there are levels."""
+    if levels is not None and weight.dtype == torch.float32:
+        return pack_int8(weight, bias, levels)
+    return *pack_for_cpu(weight, bias), []
 
 
 def can_multiply(x: Tensor, weight: Tensor) -> bool:

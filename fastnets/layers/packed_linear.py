@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastnets.ops._packed import TYPES, Packs, cpu_kernels, pack_for_cpu, pointwise_conv2d
+from fastnets.layers._int8 import pack_linear
+from fastnets.ops._int8 import Levels
+from fastnets.ops._packed import TYPES, Packs, cpu_kernels, pointwise_conv2d
 
 _ROWS = 16  # up to which weights are what binds, however many they are
 _PRODUCTS = 1 << 27  # up to which our product of matrices is the faster one
@@ -17,7 +19,7 @@ class PackedLinear(Packs, nn.Linear):
     It is meant for few rows: one, of a classifier and one photo. The packed weights, as large as the others and kept
     beside them, are made by the first call and again after these have changed. Where the compiled kernels do not take
     the input (another type than float32 and bfloat16, rows that do not lie one after the other, more than 16 of them
-    with more than 2**27 products, gradients, tracing), PyTorch's layer runs.
+    with more than 2**27 products that are not taken in int8, gradients, tracing), PyTorch's layer runs.
 
     Args:
         in_features, out_features, bias, device, dtype: as in ``torch.nn.Linear``.
@@ -35,14 +37,17 @@ class PackedLinear(Packs, nn.Linear):
         torch.Size([2, 5])
     """
 
+    levels: Levels | None = None  # of the input, where products are taken in int8
+
     def forward(self, input: Tensor) -> Tensor:
         if not self._has_kernel(input):
             return F.linear(input, self.weight, self.bias)
-        panels, bias = self._pack("panels", lambda: pack_for_cpu(self.weight, self.bias), self.weight, self.bias)
-        pixels = input.view(-1, self.in_features, 1, 1)
-        return pointwise_conv2d.run(pixels, panels, self.out_features, bias, None, None, [], None).view(
-            *input.shape[:-1], self.out_features
+        panels, bias, quantized = self._pack(
+            f"panels {self.levels}", lambda: pack_linear(self.weight, self.bias, self.levels), self.weight, self.bias
         )
+        pixels = input.view(-1, self.in_features, 1, 1)
+        y = pointwise_conv2d.run(pixels, panels, self.out_features, bias, None, None, quantized, None)
+        return y.view(*input.shape[:-1], self.out_features)
 
     def _has_kernel(self, input: Tensor) -> bool:
         if not self._takes_packs(input, self.weight, self.bias):
@@ -51,5 +56,5 @@ class PackedLinear(Packs, nn.Linear):
         fits = fits and input.dtype == self.weight.dtype and input.dtype in TYPES
         fits = fits and input.dim() > 0 and input.shape[-1] == self.in_features and input.is_contiguous()
         products = input.numel() * self.out_features
-        few = input.numel() <= _ROWS * self.in_features or products <= _PRODUCTS
+        few = input.numel() <= _ROWS * self.in_features or products <= _PRODUCTS or self.levels is not None
         return fits and few and self.out_features > 0 and cpu_kernels()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastnets.ops._packed import Packs, compiled_kernels, pack_for_cpu, pooled_linear
+from fastnets.layers._int8 import pack_linear
+from fastnets.ops._int8 import Levels
+from fastnets.ops._packed import Packs, compiled_kernels, pooled_linear
 
 
 class PooledLinear(Packs, nn.Linear):
@@ -33,11 +35,17 @@ class PooledLinear(Packs, nn.Linear):
     # accelerate sets them to what the layer replaces: of images they change nothing, of other inputs they do.
     dims: tuple[int, int] = (2, 3)
     flattens: bool = False
+    levels: Levels | None = None  # of the mean, where products are taken in int8
 
     def forward(self, input: Tensor) -> Tensor:
         if self._has_kernel(input):
-            panels, bias = self._pack("panels", lambda: pack_for_cpu(self.weight, self.bias), self.weight, self.bias)
-            return pooled_linear.run(input, panels, self.out_features, bias)
+            panels, bias, quantized = self._pack(
+                f"panels {self.levels}",
+                lambda: pack_linear(self.weight, self.bias, self.levels),
+                self.weight,
+                self.bias,
+            )
+            return pooled_linear.run(input, panels, self.out_features, bias, quantized)
         mean = input.mean(self.dims, keepdim=self.flattens)
         return F.linear(mean.flatten(1) if self.flattens else mean, self.weight, self.bias)
 

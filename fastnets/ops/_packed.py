@@ -280,7 +280,7 @@ squeeze_excitation = packed_op(
     "squeeze_excitation(Tensor x, Tensor[] squeeze, str? squeeze_activation, bool hard, Tensor? residual, "
     "str? activation, Tensor? into=None, int channel=0) -> Tensor"
 )
-pooled_linear = packed_op("pooled_linear(Tensor x, Tensor panels, int out, Tensor? bias) -> Tensor")
+pooled_linear = packed_op("pooled_linear(Tensor x, Tensor panels, int out, Tensor? bias, Tensor[] quantized) -> Tensor")
 max_pool2d = packed_op(
     "max_pool2d(Tensor x, int[2] kernel, int[2] stride, int[2] padding, bool ceil_mode, Tensor? into=None, int channel=0) "
     "-> Tensor"
@@ -462,8 +462,9 @@ def _scales(x: Tensor, squeeze: Sequence[Tensor], activation: str | None, hard: 
 
 
 @pooled_linear.backend("reference")
-def _pooled_linear(x: Tensor, panels: Tensor, out: int, bias: Tensor | None) -> Tensor:
-    return F.linear(x.mean((2, 3)), unpack_panels(panels, out, x.shape[1]).flatten(1), _like(bias, x))
+def _pooled_linear(x: Tensor, panels: Tensor, out: int, bias: Tensor | None, quantized: Sequence[Tensor]) -> Tensor:
+    mean = x.mean((2, 3), keepdim=True)
+    return _pointwise_conv2d(mean, panels, out, bias, None, None, quantized).flatten(1)
 
 
 @max_pool2d.backend("reference")
