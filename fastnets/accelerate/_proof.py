@@ -21,9 +21,9 @@ def prove(model: nn.Module, fast: nn.Module, example: tuple[Any, ...]) -> None:
     The same holds in float32, by float64, for a model that makes more of rounding than most.
     """
     with torch.inference_mode():
-        plain = expected = _tensors(model(*cast(example, None)))
+        plain = expected = results(model, example)
         try:
-            got = _tensors(fast(*cast(example, None)))
+            got = results(fast, example)
         except Exception as raised:
             raise RuntimeError(f"accelerate failed: on the example, the copy raises {raised!r}") from raised
         if len(expected) != len(got):
@@ -36,7 +36,7 @@ def prove(model: nn.Module, fast: nn.Module, example: tuple[Any, ...]) -> None:
             low = torch.float32
         if low is not None:
             high = torch.float64 if low == torch.float32 else torch.float32
-            expected, plain = (_tensors(copied(model).to(kind)(*cast(example, kind))) for kind in (high, low))
+            expected, plain = (results(copied(model).to(kind), example, kind) for kind in (high, low))
     for i, (e, p, g) in enumerate(zip(expected, plain, got, strict=True)):
         error, allowed = _difference(g, e), _ROUNDING.get(g.dtype, 0.0)
         if g.dtype == low:
@@ -61,8 +61,10 @@ def _difference(a: Tensor, b: Tensor) -> float:
     return ((a - b).abs().max() / b.abs().max()).item()
 
 
-def _tensors(results: Any) -> list[Tensor]:
-    return [t for t in pytree.tree_leaves(results) if isinstance(t, Tensor)]
+def results(model: nn.Module, example: tuple[Any, ...], dtype: torch.dtype | None = None) -> list[Tensor]:
+    """All tensors that a model makes of the example, in that type."""
+    with torch.inference_mode():
+        return [t for t in pytree.tree_leaves(model(*cast(example, dtype))) if isinstance(t, Tensor)]
 
 
 def copied(model: nn.Module) -> nn.Module:

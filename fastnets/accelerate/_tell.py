@@ -37,6 +37,11 @@ _RUNS: dict[Any, str] = {
     PackedAvgPool2d: "fastnets avg_pool2d",
 }
 
+_IN_INT8: dict[Any, str] = {
+    PackedLinear: "fastnets pointwise_conv2d in int8",
+    PooledLinear: "fastnets pooled_linear in int8",
+}
+
 
 def tell(network: fx.GraphModule, name: str, table: Table, dtype: torch.dtype | None) -> None:
     """Adds what runs each layer of the network of that name, which is cast to that type, if any."""
@@ -67,6 +72,8 @@ def _layer(module: nn.Module | None, with_residual: bool, dtype: torch.dtype | N
         return _convolution(module, with_residual, dtype)
     if module is not None and has_hooks(module):
         return "PyTorch", "has hooks, or a forward of its own"
+    if dtype == torch.int8 and type(module) in _IN_INT8:
+        return _IN_INT8[type(module)], ""
     return _RUNS.get(type(module), "fastnets" if type(module).__module__.startswith("fastnets.") else "PyTorch"), ""
 
 
@@ -86,8 +93,8 @@ def _rows(module: Any, with_residual: bool, dtype: torch.dtype | None) -> list[t
     if isinstance(module, PackedSubPixelConv2d):
         return [_convolution(module, False, dtype), ("fastnets, in its store", "")]
     together = "fastnets inverted_residual" if _is_in(TYPES, module.project, dtype) else ""
-    if dtype == torch.int8 and module.takes_int8():
-        together += " in int8"
+    if dtype == torch.int8:
+        together = f"{together} in int8" if module.takes_int8() else ""
     squeeze = module.squeeze and (module.squeeze.squeeze, module.squeeze.excite)
     convs = [conv for conv in (module.expand, module.depthwise, *(squeeze or ()), module.project) if conv is not None]
     rows = [_convolution(conv, with_residual and conv is module.project, dtype) for conv in convs]
