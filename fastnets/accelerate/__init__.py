@@ -92,7 +92,7 @@ def accelerate(
             # Rounding to 16 bits hides much: the same rewriting is held to the digits of float32.
             model = copied(model).float()
             prove(model, _rewritten(model, None, Table()), cast(example, torch.float32))
-    if dtype == torch.int8:
+    if dtype == torch.int8 and example is not None:
         lost = calibrate(fast, example)
         table.notes.append(f"On the example int8 changes results by {lost} (root mean square).")
     if verbose:

@@ -44,8 +44,6 @@ def can_multiply(x: Tensor, weight: Tensor) -> bool:
     return fits and x.is_contiguous(memory_format=torch.channels_last) and cpu_kernels()
 
 
-def numbers(x: Tensor | None, levels: Levels | None) -> Tensor | None:
+def numbers(x: Tensor, levels: Levels | None) -> Tensor:
     """What bytes stand for; anything else as it is."""
-    if x is None or x.dtype != torch.uint8 or levels is None:
-        return x
-    return (x.float() - levels.zero) * levels.step
+    return x if x.dtype != torch.uint8 or levels is None else (x.float() - levels.zero) * levels.step

@@ -88,7 +88,8 @@ class PackedConv2d(InInt8, Packs, GroupedConv2d):
         if self.levels is not None:
             if self._fits_int8(input, residual):
                 return self._in_int8(input, residual, self.levels)
-            input, residual = numbers(input, self.levels), numbers(residual, self.residual_levels)
+            input = numbers(input, self.levels)
+            residual = None if residual is None else numbers(residual, self.residual_levels)
         if self._fits(input, residual):
             if (y := self._by_ours(input, residual)) is not None:
                 return y

@@ -71,7 +71,17 @@ def test_an_odd_number_of_channels_is_left_to_others(cpu_kernels):
     conv = PackedConv2d(5, 8, 3).eval().requires_grad_(False).bfloat16()
     assert not conv.is_direct(torch.bfloat16)
     panels = whole(1, 23, 32, 2).bfloat16()  # 45 numbers in pairs
-    good = [whole(1, 6, 9, 9).bfloat16(), whole(1, 27, 32, 2).bfloat16(), 32, [3, 3], [1, 1], [1] * 4, None, None]
+    good = [
+        whole(1, 6, 9, 9).bfloat16(),
+        whole(1, 27, 32, 2).bfloat16(),
+        32,
+        [3, 3],
+        [1, 1],
+        [1] * 4,
+        *[None] * 3,
+        [],
+        None,
+    ]
     torch.ops.fastnets_cpu.direct_conv2d.default(*good)
     with pytest.raises(RuntimeError, match="expected float32 weights for 5 channels"):
         torch.ops.fastnets_cpu.direct_conv2d.default(whole(1, 5, 9, 9).bfloat16(), panels, *good[2:])
@@ -120,7 +130,7 @@ def test_threads_do_not_change_a_bit(cpu_kernels):
 @pytest.mark.parametrize("wrong", ("layout", "type", "weights", "panels", "bias", "kernel", "stride", "padding"))
 def test_cpu_wrong_arguments_raise(cpu_kernels, wrong):
     x, panels = whole(1, 3, 9, 9).contiguous(memory_format=LAST), whole(1, 27, 32)
-    good = [x, panels, 32, [3, 3], [1, 1], [1] * 4, whole(32), None]
+    good = [x, panels, 32, [3, 3], [1, 1], [1] * 4, whole(32), None, None, [], None]
     bad = {
         "layout": (0, x.repeat(1, 1, 1, 2)[..., :9]),
         "type": (0, x.double()),

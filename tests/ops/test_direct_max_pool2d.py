@@ -18,10 +18,11 @@ def both(x, o, kernel, stride, padding, windows, activation="relu"):
     c, pairs = x.shape[1], x.dtype == torch.bfloat16 and x.shape[1] > 4
     torch.manual_seed(0)
     rows = whole(o, kernel[0] * kernel[1] * c)
-    panels = pack_panels(rows.to(x.dtype) if pairs else rows, pairs)
+    panels = pack_panels(rows.to(x.dtype) if pairs else rows, 2 if pairs else 1)
     sides = padding if len(padding) == 4 else (*padding, *padding)
-    conv = (x, panels, o, kernel, stride, sides, whole(o), activation)
-    return cpu.direct_max_pool2d(*conv, *windows), cpu.max_pool2d(cpu.direct_conv2d(*conv), *windows)
+    conv = (x, panels, o, kernel, stride, sides, whole(o))
+    made = cpu.direct_conv2d(*conv, None, activation, [], None)
+    return cpu.direct_max_pool2d(*conv, activation, *windows), cpu.max_pool2d(made, *windows)
 
 
 def check(*args):

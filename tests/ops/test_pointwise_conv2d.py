@@ -22,7 +22,7 @@ def arguments(n, c, o, h, w, seed=0):
 def kernel(x, weight, bias=None, residual=None, activation=None):
     op = torch.ops.fastnets_cpu.pointwise_conv2d.default
     panels, bias = pack_for_cpu(weight, bias)
-    return op(x, panels, len(weight), bias, residual, activation)
+    return op(x, panels, len(weight), bias, residual, activation, [], None)
 
 
 def check(x, weight, bias, residual, activation):
@@ -102,9 +102,9 @@ def test_cpu_wrong_arguments_raise(cpu_kernels, wrong):
         "type": (x.double(), panels, 6, bias, residual),
         "panels": (x, panels, 40, bias, residual),
         "pairs": (x.bfloat16(), panels.bfloat16(), 6, bias, residual.bfloat16()),
-        "bias of another type": (x.bfloat16(), pack_panels(weight.bfloat16(), True), 6, bias.bfloat16(), None),
+        "bias of another type": (x.bfloat16(), pack_panels(weight.bfloat16(), 2), 6, bias.bfloat16(), None),
         "bias": (x, panels, 6, bias[:5], residual),
         "residual": (x, panels, 6, bias, residual[..., :4]),
     }
     with pytest.raises(RuntimeError, match="expected"):
-        torch.ops.fastnets_cpu.pointwise_conv2d.default(*bad[wrong], None)
+        torch.ops.fastnets_cpu.pointwise_conv2d.default(*bad[wrong], None, [], None)

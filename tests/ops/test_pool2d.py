@@ -121,3 +121,13 @@ def test_indices_are_pytorchs():
         PackedMaxPool2d(2, return_indices=True)(x), nn.MaxPool2d(2, return_indices=True)(x), strict=True
     ):
         assert torch.equal(ours, theirs)
+
+
+# Bytes, of which four times as many channels are a vector.
+@pytest.mark.parametrize("c", (1, 15, 16, 31, 33, 63, 64, 65, 127, 128, 129, 255, 256, 257))
+def test_cpu_bytes(walled_cpu_kernels, c):
+    x = torch.randint(0, 256, (2, c, 5, 6), generator=torch.Generator().manual_seed(c), dtype=torch.uint8)
+    x = x.contiguous(memory_format=LAST)
+    for geometry in ((3, 2, 1), (2, 2, 0), (5, 1, 2)):
+        assert torch.equal(by_kernel(PackedMaxPool2d(*geometry), x), nn.MaxPool2d(*geometry)(x))
+    assert torch.equal(MAX(x, [3, 3], [2, 2], [0, 0], True), nn.MaxPool2d(3, 2, ceil_mode=True)(x))

@@ -58,7 +58,7 @@ def test_threads_do_not_change_a_bit(cpu_kernels):
 @pytest.mark.parametrize("wrong", ("layout", "type", "panels", "bias", "pixels"))
 def test_cpu_wrong_arguments_raise(cpu_kernels, wrong):
     x, panels = image(2, 8, 3, 3), torch.ones(1, 8, 32)
-    good = [x, panels, 32, torch.ones(32)]
+    good = [x, panels, 32, torch.ones(32), []]
     bad = {
         "layout": (0, x.contiguous()),
         "type": (0, x.double()),

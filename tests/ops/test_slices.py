@@ -21,7 +21,8 @@ def arguments(op, c, o, residual=None):
     """What follows x."""
     make = torch.Generator().manual_seed(2)
     if op == "pointwise_conv2d":
-        return pack_panels(torch.randn(o, c, 1, 1, generator=make)), o, torch.randn(o, generator=make), residual, "relu"
+        panels = pack_panels(torch.randn(o, c, 1, 1, generator=make))
+        return panels, o, torch.randn(o, generator=make), residual, "relu", [], None
     if op == "winograd_conv2d":
         weight = torch.randn(o, c, 3, 3, generator=make)
         return pack_winograd(weight, 4), o, (1, 1), torch.randn(o, generator=make), residual, "relu", 1
@@ -33,7 +34,8 @@ def whole_inputs(op, o):
     make = torch.Generator().manual_seed(2)
     weights = lambda *size: torch.randn(size, generator=make)
     if op == "direct_conv2d":
-        return image(2, 3, 14, 9), pack_panels(weights(o, 27)), o, (3, 3), (2, 2), (1,) * 4, weights(o), "relu"
+        first = image(2, 3, 14, 9), pack_panels(weights(o, 27)), o, (3, 3), (2, 2), (1,) * 4
+        return *first, weights(o), image(2, o, 7, 5), "relu", [], None
     if op == "direct_max_pool2d":
         conv = image(2, 3, 14, 9), pack_panels(weights(o, 27)), o, (3, 3), (1, 1), (1,) * 4, weights(o), "relu"
         return *conv, (3, 3), (2, 2), (1, 1), False
@@ -46,7 +48,7 @@ def whole_inputs(op, o):
     depthwise = pack_depthwise(weights(48, 1, 3, 3), weights(48)), 48, (3, 3), (1, 1), (1,) * 4, (1, 1), "relu6"
     expand = pack_panels(weights(48, 8)), weights(48), "relu"
     project = pack_panels(weights(o, 48)), weights(o), o, image(2, o, 7, 5), None
-    return image(2, 8, 7, 5), *expand, *depthwise, *project, [], None, False
+    return image(2, 8, 7, 5), *expand, *depthwise, *project, [], None, False, [], None
 
 
 def kernel(op):

@@ -82,7 +82,7 @@ def test_cpu_steps_do_what_the_op_does(cpu_kernels, op, dtype, count):
 def chain(x, panels, *results):
     """Convolutions, each of what the one before has written."""
     for y in results:
-        x = CPU.pointwise_conv2d(x, panels, 64, None, x, "relu", into=y)
+        x = CPU.pointwise_conv2d(x, panels, 64, None, x, "relu", [], None, into=y)
 
 
 @pytest.mark.parametrize("count", (2, 3, 16))
