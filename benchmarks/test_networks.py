@@ -22,12 +22,14 @@ NETWORKS = (
     "resnet50", "densenet121", "res2net50_26w_4s",
 )  # fmt: skip
 IN_BFLOAT16 = NETWORKS[:5]
+IN_INT8 = (*IN_BFLOAT16, "resnet50")
 BATCHES = (1, 16)
 SIZES = ((1, 160), (3, 197), (2, 320))  # photos, height and width
 MANY = (64, 160)
 OF_TIMM = ("efficientnet_b0", "mobilenetv3_large_100", "tf_efficientnet_lite0")  # SiLU, hardswish, TensorFlow's padding
 MORE = ("googlenet", "inception_v3", "nasnetalarge", "inception_v4")  # against eager PyTorch
 LAST = torch.channels_last
+INT8 = 0.1  # the largest error over the largest logit; of these networks, whose weights are random, up to 0.06 in all runtimes
 
 
 def cost(model, x, size=4):
@@ -104,6 +106,20 @@ def test_bfloat16(race, name, n):
     exact = copy.deepcopy(model).double()(x.double()).detach()
     costs = cost(model, x, size=2)
     race(name, f"batch {n}", candidates, (exact,), **costs, dtype="bfloat16", op="networks in bfloat16")
+
+
+@pytest.mark.parametrize("name", IN_INT8)
+@pytest.mark.parametrize("n", BATCHES)
+def test_int8(race, name, n):
+    """Levels are told of the same photos in all. Eager PyTorch is in float32."""
+    (model, missing), x, seen = network(name), photos(name, n), photos(name, max(BATCHES))
+    candidates, exact = eager_and_ours(model, x)
+    fast = fastnets.accelerate(model, seen, dtype=torch.int8)
+    candidates |= {"fastnets": lambda: (fast(x),)} | missing
+    model_in_int8 = lambda: _onnx.quantized(_onnx.exported(model, x), seen)
+    candidates |= _peers.runtimes(model_in_int8, {"x": x}, ["onnxruntime", "openvino"])
+    costs, op = cost(model, x, size=1), "networks in int8"
+    race(name, f"batch {n}", candidates, (exact,), **costs, dtype="int8", op=op, tolerance=INT8)
 
 
 @pytest.mark.parametrize(
