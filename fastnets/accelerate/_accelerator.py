@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastnets.accelerate._convolutions import CONVOLUTIONS, rebuild
+from fastnets.accelerate._convolutions import rebuild
 from fastnets.accelerate._graph import has_hooks
 from fastnets.accelerate._plan import Network
 from fastnets.accelerate._rewrite import rewrite
@@ -17,6 +17,7 @@ from fastnets.accelerate._table import Table
 from fastnets.accelerate._tell import tell_layer
 from fastnets.accelerate._timm import split_timms
 from fastnets.accelerate._trace import trace
+from fastnets.layers import Conv2d
 
 
 class Accelerator:
@@ -68,7 +69,7 @@ class Accelerator:
                 self.done[id(child)] = run_by(child, fast) if isinstance(fast, Network) else fast
                 continue
             layer = child
-            if type(child) in CONVOLUTIONS and not has_hooks(child):
+            if type(child) in (nn.Conv2d, Conv2d) and not has_hooks(child):
                 assert isinstance(child, nn.Conv2d)
                 # Code that cannot be traced may read attributes, which this layer has too.
                 layer = rebuild(child, child.weight, child.bias)

@@ -24,8 +24,9 @@ class InInt8:
 
     def _can_store(self, residual: Tensor | None, size: Sequence[int]) -> bool:
         """Whether the kernels add a residual to results of this size: it is of their type."""
-        dtype = torch.float32 if self.result_levels is None else torch.uint8
-        return residual is None or is_image_like(residual, size, dtype)
+        if residual is None or self.result_levels is None:
+            return residual is None or is_image_like(residual, size, torch.float32)
+        return self.residual_levels is not None and is_image_like(residual, size, torch.uint8)
 
 
 def pack_linear(
@@ -46,4 +47,8 @@ def can_multiply(x: Tensor, weight: Tensor) -> bool:
 
 def numbers(x: Tensor, levels: Levels | None) -> Tensor:
     """What bytes stand for; anything else as it is."""
-    return x if x.dtype != torch.uint8 or levels is None else (x.float() - levels.zero) * levels.step
+    if x.dtype != torch.uint8:
+        return x
+    if levels is None:
+        raise RuntimeError("expected a floating image, or the levels that its bytes are of")
+    return (x.float() - levels.zero) * levels.step

@@ -59,6 +59,11 @@ class PackedConv2d(InInt8, Packs, GroupedConv2d):
     channels, and in bfloat16 those of an even number of input channels and at most nine places that are not pointwise; in
     float32, 3x3 convolutions of stride 1, 16 input channels or more and 16 tiles of 2x2 pixels or more.
 
+    In int8, where ``accelerate`` has set ``levels``, float32 images become 256 levels of their numbers, and weights 255 for
+    each result; sums of their products are exact, a NaN counts as 0 and what is beyond the levels as the last of them.
+    Images of bytes are such levels: the layer takes them, and stores them where it has ``result_levels``. Where those
+    kernels do not run it computes what the bytes stand for, in float32.
+
     Args:
         in_channels, out_channels, kernel_size, stride, dilation, groups, bias, padding_mode, device, dtype: as in
             ``torch.nn.Conv2d``.

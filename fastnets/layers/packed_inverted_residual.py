@@ -37,6 +37,9 @@ class PackedInvertedResidual(InInt8, Packs, nn.Module):
     and bfloat16 on a CPU, float16 and bfloat16 without squeeze and excitation on a GPU, gradients, tracing), the layers
     run in turn.
 
+    In int8, where ``accelerate`` has set levels (:class:`PackedConv2d`), the pointwise convolutions multiply bytes and the
+    depthwise one float32; with squeeze and excitation the layers run in turn.
+
     Args:
         expand: the first pointwise convolution, or None.
         depthwise: the depthwise convolution of its results, with one kernel for each.
@@ -91,7 +94,7 @@ class PackedInvertedResidual(InInt8, Packs, nn.Module):
         weights = conv.weight, conv.bias, project.weight, project.bias, *first, *scales
         kernel = _kernel(self, input) if self._takes_packs(input, residual, *weights) else None
         if kernel is None or not _takes(self, kernel, input, residual):
-            input = numbers(input, self.levels)
+            input = input if self.levels is None else numbers(input, self.levels)  # stand-ins for tensors have no type
             y = conv(input if expand is None else expand(input))
             return project(y if squeeze is None else squeeze(y), residual)
         how = f"int8 {self._all_levels()}" if kernel == "int8" else kernel

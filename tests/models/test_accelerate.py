@@ -416,8 +416,8 @@ def test_a_training_model_is_refused(part):
 
 
 def test_a_dtype_that_is_not_floating():
-    with pytest.raises(TypeError, match="expects a floating dtype, but got torch.int8"):
-        accelerate(nn.Conv2d(8, 8, 1).eval(), dtype=torch.int8)
+    with pytest.raises(TypeError, match="expects a floating dtype or int8, but got torch.int16"):
+        accelerate(nn.Conv2d(8, 8, 1).eval(), dtype=torch.int16)
 
 
 # ---- what stays as it is ---------------------------------------------------------------------
@@ -427,6 +427,14 @@ def untraceable(conv: nn.Module) -> Branch:
     return Branch(
         lambda m, x: m.part(x) if x.sum() > -1e9 else x, part=nn.Sequential(conv, nn.BatchNorm2d(8), nn.ReLU())
     )
+
+
+def test_what_cannot_be_traced_can_be_accelerated_twice():
+    """What the first time has made has activations, which the second time leaves where they are."""
+    first = accelerate(nn.Sequential(nn.Conv2d(8, 8, 3), nn.ReLU()).eval())
+    model = Branch(lambda m, x: m.one(x) if x.sum() > -1e9 else x, one=first.convolutions._0).eval()
+    x = image(2)
+    assert torch.equal(accelerate(model)(x), model(x)) and model(x).min() == 0
 
 
 def test_parts_of_what_cannot_be_traced_are_accelerated(capsys):

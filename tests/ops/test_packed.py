@@ -152,10 +152,8 @@ def int8_calls():
     yield from (("pointwise_conv2d", call) for call in of(x, [40], packed(40, 20), residual, "relu"))
     where = 40, [3, 3], [2, 1], [0, 1, 2, 2]
     yield from (("direct_conv2d", call) for call in of(x, where, packed(40, 180), image(2, 40, 4, 8), None))
-    yield (
-        "pooled_linear",
-        (_int8.numbers(x, torch.tensor([50.0, 100.0])), *(lambda p: (p[0], 40, *p[1:]))(packed(40, 20))),
-    )
+    panels, *rest = packed(40, 20)
+    yield "pooled_linear", (_int8.numbers(x, torch.tensor([50.0, 100.0])), panels, 40, *rest)
 
 
 @pytest.mark.parametrize("call", range(7))
