@@ -433,7 +433,7 @@ def test_what_cannot_be_traced_can_be_accelerated_twice():
     """What the first time has made has activations, which the second time leaves where they are."""
     first = accelerate(nn.Sequential(nn.Conv2d(8, 8, 3), nn.ReLU()).eval())
     model = Branch(lambda m, x: m.one(x) if x.sum() > -1e9 else x, one=first.convolutions._0).eval()
-    x = image(2)
+    x = image(2, 8, 9, torch.float32)
     assert torch.equal(accelerate(model)(x), model(x)) and model(x).min() == 0
 
 
