@@ -19,6 +19,8 @@ def convolution_of(network: fx.GraphModule, node: Any) -> nn.Conv2d | None:
     """The convolution that a node calls, if that does no more than convolve."""
     conv: Any = module_of(network, node)
     is_known = type(conv) in CONVOLUTIONS and not getattr(conv, "activation", None)
+    # One with levels may be given bytes, or store them: another layer would know nothing of these.
+    is_known = is_known and getattr(conv, "levels", None) is None
     return conv if is_known and len(node.args) == 1 and not node.kwargs else None
 
 

@@ -144,6 +144,15 @@ def test_copies_and_files(cpu_kernels):
             assert torch.equal(other(x), y)
 
 
+@pytest.mark.parametrize(
+    ("does", "layers"), ((residuals, RESIDUALS), (inverted, INVERTED)), ids=("residuals", "inverted")
+)
+def test_a_copy_in_int8_is_accelerated_again(cpu_kernels, does, layers):
+    """Convolutions keep their levels: what a layer stores in bytes, the next one reads."""
+    fast, x = accelerate(built(does, layers), photos(4), dtype=torch.int8), photos(2, seed=1)
+    assert torch.equal(accelerate(fast)(x), fast(x))
+
+
 def test_without_kernels_it_is_float32():
     model = built(inverted, INVERTED)
     with fastnets.use_backend("reference"):
