@@ -23,7 +23,8 @@ Tensor multiply(const Tensor& x, const Tensor& panels, int64_t out, const std::o
   const Four s = sizes_of(x);
   STD_TORCH_CHECK(s.h * s.w > 0, "expected images of at least one pixel");
   const int64_t row = kIsBytes<X> ? bytes_of(s.c) : s.c;
-  const StepScratch means(x, s.n * s.c), bytes(x, kIsBytes<X> ? s.n * row : 0, aoti_torch_dtype_uint8());
+  const StepScratch means(x, s.n * s.c);
+  std::optional<StepScratch> bytes;
   const Tensor y = empty_strided(x, {s.n, out}, {out, 1}, dtype_of(x));
   ProblemOf<X> p;
   p.y = {mutable_data<T>(y), out};
@@ -36,7 +37,7 @@ Tensor multiply(const Tensor& x, const Tensor& panels, int64_t out, const std::o
                  [s, to, from = data<T>(x), kernel = FASTNETS_FOR_THIS_CPU_AND(T, pooled::means<T>)](
                      int64_t begin, int64_t end) { kernel(from, s.h * s.w, s.c, to, begin, end); });
   if constexpr (kIsBytes<X>) {
-    X* const levels = bytes.data<X>();
+    X* const levels = bytes.emplace(x, s.n * row, aoti_torch_dtype_uint8()).template data<X>();
     pointwise::run(s.n, s.n * s.c, [=, kernel = FASTNETS_FOR_THIS_CPU(quantize_pixels)](int64_t begin, int64_t end) {
       kernel({to, s.c}, s.c, of.levels, levels, row, begin, end);
     });

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from fastnets.accelerate._accelerator import Accelerator
 from fastnets.accelerate._convert import convert as convert
 from fastnets.accelerate._convert import revert as revert
-from fastnets.accelerate._int8 import calibrate
+from fastnets.accelerate._int8 import calibrate, without_levels
 from fastnets.accelerate._layout import images_in
 from fastnets.accelerate._plan import Network
 from fastnets.accelerate._proof import cast, copied, prove
@@ -49,8 +49,8 @@ def accelerate(
             in which products of convolutions without groups or dilation, and of linear layers, are taken where the
             compiled kernels run; all else is float32 then. The 256 levels of what such a layer takes, one of which is
             0, reach from the least to the largest of it on ``example``: a batch of photos of the kind that will come.
-            Those of weights are 255 for each result. It is fast where the processor has AVX-512 VNNI, and else no
-            faster than float32; all processors give the same sums.
+            Those of weights are 255 for each result. It is fast where the processor has AVX-512 VNNI and VBMI (from
+            Ice Lake and Zen 4 on), and else no faster than float32; all processors give the same sums.
         verbose: whether to print what runs each layer, and why one stays as it was; in int8 also by how much results on
             ``example`` differ from those in float32.
 
@@ -83,6 +83,7 @@ def accelerate(
         raise ValueError("accelerate expects an example for int8: a batch of photos that says how large numbers are")
     if training := [name or "the model" for name, module in model.named_modules() if module.training]:
         raise ValueError(f"accelerate expects a model in eval mode, but {training[0]} is training: call .eval() first")
+    model = model if dtype is None else without_levels(model)
     table = Table()
     fast = _rewritten(model, dtype, table)
     if example is not None:

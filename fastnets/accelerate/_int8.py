@@ -10,8 +10,9 @@ from torch import Tensor, fx, nn
 
 from fastnets._backends import use_backend
 from fastnets.accelerate._graph import module_of
-from fastnets.accelerate._proof import results
+from fastnets.accelerate._proof import copied, results
 from fastnets.layers import PackedConv2d, PackedInvertedResidual, PackedLinear, PackedMaxPool2d, PooledLinear
+from fastnets.layers._int8 import InInt8
 from fastnets.ops._int8 import Levels, levels_between
 from fastnets.ops._packed import Packs
 
@@ -46,6 +47,17 @@ def calibrate(fast: nn.Module, example: tuple[Any, ...]) -> str:
         if isinstance(module, Packs):
             module._forget()  # what plans know of it
     return ", ".join(_lost(y, e) for y, e in zip(results(fast, example), exact, strict=True))
+
+
+def without_levels(model: nn.Module) -> nn.Module:
+    """The model, or a copy in float32 of one that was accelerated in int8."""
+    if not any(isinstance(m, InInt8) and m.levels is not None for m in _modules(model)):
+        return model
+    model = copied(model)
+    for module in _modules(model):
+        for name in ("levels", "residual_levels", "result_levels") if isinstance(module, InInt8) else ():
+            vars(module).pop(name, None)
+    return model
 
 
 def _lost(y: Tensor, exact: Tensor) -> str:

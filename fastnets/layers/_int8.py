@@ -12,13 +12,18 @@ from fastnets.ops._packed import cpu_kernels, is_image_like, pack_for_cpu, pack_
 
 
 class InInt8:
-    """A layer that multiplies in int8 where ``levels`` are set, of its input.
-
-    It stores bytes where ``result_levels`` are set too. An input, or a residual, of bytes is of ``levels``, or
-    ``residual_levels``; who sets them sees to it that all who take what a layer stores know its levels.
-    """
+    """A layer that multiplies in int8 where ``levels`` are set, of its input."""
 
     levels: Levels | None = None
+
+
+class StoresBytes(InInt8):
+    """Such a layer that stores bytes where ``result_levels`` are set too.
+
+    An input, or a residual, of bytes is of ``levels``, or ``residual_levels``; who sets them sees to it that all who take
+    what a layer stores know its levels.
+    """
+
     residual_levels: Levels | None = None
     result_levels: Levels | None = None
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastnets.layers._int8 import InInt8, can_multiply, numbers
+from fastnets.layers._int8 import StoresBytes, can_multiply, numbers
 from fastnets.layers.conv import Conv2d, GroupedConv2d
 from fastnets.ops._activation import ACTIVATIONS
 from fastnets.ops._convolution import output_size
@@ -41,7 +41,7 @@ _SIZES = 256  # of inputs, at most, whose weights a layer knows the order of
 _STEM = 4  # input channels at most of a network's first convolution, whose numbers are float32
 
 
-class PackedConv2d(InInt8, Packs, GroupedConv2d):
+class PackedConv2d(StoresBytes, Packs, GroupedConv2d):
     """Convolves, adds a residual and applies an activation in one pass, on weights in the order that kernels read.
 
     The kernels are oneDNN's and our own: in float32 and bfloat16 for pointwise convolutions that are not large and for a

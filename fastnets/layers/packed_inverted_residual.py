@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastnets.layers._int8 import InInt8, can_multiply, numbers
+from fastnets.layers._int8 import StoresBytes, can_multiply, numbers
 from fastnets.layers.conv import DepthwiseConv2d
 from fastnets.layers.packed_conv import PackedConv2d
 from fastnets.layers.packed_squeeze_excitation import PackedSqueezeExcitation
@@ -29,7 +29,7 @@ from fastnets.ops._packed import (
 )
 
 
-class PackedInvertedResidual(InInt8, Packs, nn.Module):
+class PackedInvertedResidual(StoresBytes, Packs, nn.Module):
     """Applies a pointwise, a depthwise and a pointwise convolution, and adds a residual, in one pass.
 
     Each has its bias and its activation; the first may be missing. Squeeze and excitation may scale what the last one

@@ -5,15 +5,14 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastnets.layers._int8 import pack_linear
-from fastnets.ops._int8 import Levels
+from fastnets.layers._int8 import InInt8, pack_linear
 from fastnets.ops._packed import TYPES, Packs, cpu_kernels, pointwise_conv2d
 
 _ROWS = 16  # up to which weights are what binds, however many they are
 _PRODUCTS = 1 << 27  # up to which our product of matrices is the faster one
 
 
-class PackedLinear(Packs, nn.Linear):
+class PackedLinear(InInt8, Packs, nn.Linear):
     """Applies a linear layer on weights in the order that the kernel of pointwise convolutions reads.
 
     It is meant for few rows: one, of a classifier and one photo. The packed weights, as large as the others and kept
@@ -36,8 +35,6 @@ class PackedLinear(Packs, nn.Linear):
         >>> PackedLinear(8, 5)(torch.ones(2, 8)).shape
         torch.Size([2, 5])
     """
-
-    levels: Levels | None = None  # of the input, where products are taken in int8
 
     def forward(self, input: Tensor) -> Tensor:
         if not self._has_kernel(input):

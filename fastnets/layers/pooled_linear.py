@@ -5,12 +5,11 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastnets.layers._int8 import pack_linear
-from fastnets.ops._int8 import Levels
+from fastnets.layers._int8 import InInt8, pack_linear
 from fastnets.ops._packed import Packs, compiled_kernels, pooled_linear
 
 
-class PooledLinear(Packs, nn.Linear):
+class PooledLinear(InInt8, Packs, nn.Linear):
     """Applies a linear layer to the mean over all pixels, on weights in the order that the kernel reads.
 
     Where the compiled kernels do not take the input (another layout than channels_last, another type than float32
@@ -35,7 +34,6 @@ class PooledLinear(Packs, nn.Linear):
     # accelerate sets them to what the layer replaces: of images they change nothing, of other inputs they do.
     dims: tuple[int, int] = (2, 3)
     flattens: bool = False
-    levels: Levels | None = None  # of the mean, where products are taken in int8
 
     def forward(self, input: Tensor) -> Tensor:
         if self._has_kernel(input):

@@ -148,9 +148,13 @@ def test_copies_and_files(cpu_kernels):
     ("does", "layers"), ((residuals, RESIDUALS), (inverted, INVERTED)), ids=("residuals", "inverted")
 )
 def test_a_copy_in_int8_is_accelerated_again(cpu_kernels, does, layers):
-    """Convolutions keep their levels: what a layer stores in bytes, the next one reads."""
-    fast, x = accelerate(built(does, layers), photos(4), dtype=torch.int8), photos(2, seed=1)
+    """Convolutions keep their levels, as the next one reads what a layer stores; asked for a type, they get others."""
+    model, x = built(does, layers), photos(2, seed=1)
+    fast = accelerate(model, photos(4), dtype=torch.int8)
     assert torch.equal(accelerate(fast)(x), fast(x))
+    assert share(accelerate(fast, photos(4), dtype=torch.int8)(x), model(x)) < NEAR
+    assert share(accelerate(fast, dtype=torch.float32)(x), model(x)) < 1e-5
+    assert share(accelerate(fast, dtype=torch.bfloat16)(x).float(), model(x)) < NEAR
 
 
 def test_without_kernels_it_is_float32():

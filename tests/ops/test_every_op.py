@@ -97,9 +97,13 @@ def _allocated() -> int:
 @each
 def test_calls_leave_no_memory_behind(cpu_kernels, name):
     call, calls, least = examples(2)[name], 300, 32  # bytes of the smallest allocation
-    for _ in range(calls):
-        call()
-    before = _allocated()
-    for _ in range(calls):
-        call()
-    assert _allocated() - before < calls * least / 2
+
+    def growth():
+        before = _allocated()
+        for _ in range(calls):
+            call()
+        return _allocated() - before
+
+    growth()  # what only first calls allocate
+    # What calls leave behind is there in each round; what the C library puts into a cache of its own, in one.
+    assert min(growth() for _ in range(3)) < calls * least / 2
