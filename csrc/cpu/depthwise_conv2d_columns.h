@@ -48,9 +48,9 @@ struct Row {
   int64_t next_rows = 0, row_stride = 0;
   bool streams = false;  // whether stores go past the caches
   bool claims = false;   // whether the lines to be written are asked for before they are computed
-  alignas(64) T zeros[kLanes<Sum<T> >] = {};
-  alignas(64) mutable T spare[kLanes<Sum<T> >];
-  Activate<Sum<T> > activate{Activation::kNone};
+  alignas(64) T zeros[kLanes<Sum<T>>] = {};
+  alignas(64) mutable T spare[kLanes<Sum<T>>];
+  Activate<Sum<T>> activate{Activation::kNone};
 };
 
 template <typename T, int L>
