@@ -13,7 +13,7 @@ from fastnets.accelerate._graph import module_of
 from fastnets.accelerate._proof import copied, results
 from fastnets.layers import PackedConv2d, PackedInvertedResidual, PackedLinear, PackedMaxPool2d, PooledLinear
 from fastnets.layers._int8 import InInt8
-from fastnets.ops._int8 import Levels, levels_between
+from fastnets.ops._int8 import LONGEST, Levels, levels_between
 from fastnets.ops._packed import Packs
 
 _Seen = dict[nn.Module, list[float]]  # the least and the largest of all that layers were given, or gave
@@ -66,7 +66,9 @@ def _lost(y: Tensor, exact: Tensor) -> str:
 
 
 def _takes_int8(layer: nn.Module) -> bool:
-    return type(layer) in (PackedLinear, PooledLinear) or (type(layer) is PackedConv2d and layer.takes_int8())
+    if isinstance(layer, PackedLinear | PooledLinear):
+        return layer.in_features <= LONGEST
+    return type(layer) is PackedConv2d and layer.takes_int8()
 
 
 def _taken(layer: nn.Module, x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from fastnets.layers._int8 import StoresBytes, can_multiply, numbers
 from fastnets.layers.conv import Conv2d, GroupedConv2d
 from fastnets.ops._activation import ACTIVATIONS
 from fastnets.ops._convolution import output_size
-from fastnets.ops._int8 import Levels, stored
+from fastnets.ops._int8 import LONGEST, Levels, stored
 from fastnets.ops._packed import (
     Packs,
     compiled_kernels,
@@ -194,7 +194,7 @@ class PackedConv2d(StoresBytes, Packs, GroupedConv2d):
 
     def takes_int8(self) -> bool:
         """Whether there are kernels that multiply in int8."""
-        return self.groups == 1 and self.dilation == (1, 1)
+        return self.groups == 1 and self.dilation == (1, 1) and self.weight[0].numel() <= LONGEST
 
     def _fits_int8(self, input: Tensor, residual: Tensor | None) -> bool:
         fits = self._takes_packs(input, self.weight, self.bias, residual) and can_multiply(input, self.weight)

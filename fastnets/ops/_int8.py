@@ -1,7 +1,7 @@
 """Numbers as bytes, for layers whose products are taken in int8.
 
 Level q of 0 to 255 stands for (q - zero) step; a whole number stands for 0, so that padding is exact. Weights are whole
-numbers of -127 to 127, with a step for each result. Sums of products are exact.
+numbers of -127 to 127, with a step for each result. Sums of at most LONGEST products are exact, in 32 bits.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 MOST = 255  # Levels::kMost in csrc/cpu/levels.h
+LONGEST = (2**31 - 1) // (MOST * 127)
 
 
 class Levels(NamedTuple):

@@ -177,6 +177,17 @@ def test_levels_end_where_they_end(cpu_kernels):
     assert torch.equal(conv(x).double(), exactly(conv, ends))
 
 
+def test_the_longest_sums_fit(cpu_kernels):
+    """All levels and all weights the last: just below 2^31, beyond which a layer is not multiplied in int8."""
+    c = _int8.LONGEST
+    conv = PackedConv2d(c, 16, 1, bias=False).eval().requires_grad_(False)
+    conv.weight.fill_(127)
+    conv.levels, x = Levels(1.0, 0), torch.full((1, c, 1, 1), 255.0)
+    assert (conv(x) == torch.tensor(255 * 127 * c).float()).all() and conv.takes_int8()
+    assert not PackedConv2d(c + 1, 1, 1).takes_int8()
+    assert not PackedConv2d(c // 9 + 1, 1, 3).takes_int8()
+
+
 def test_levels_between_reach_both_ends_and_have_zero():
     for low, high in ((-3.0, 5.0), (0.0, 6.0), (-2.0, 0.0), (2.0, 4.0), (-4.0, -2.0)):
         step, zero = _int8.levels_between(low, high)
