@@ -103,6 +103,8 @@ void hidden_panel(const Problem<X, Y>& p, int64_t unit, int64_t panel, const X* 
   const float* const weights = p.depthwise + panel * kPanel * (taps + 1);
   row.bias = weights + taps * row.channels;
   const channels_last::Columns set = channels_last::forward_columns(g);
+  [[maybe_unused]] T* const results =
+      scratch + (panel_scratch(p) - g.ow * kPanel);  // in int8: a row, behind the others
   for (int64_t r = rows.begin; r < rows.end; ++r) {
     row.source.clear(), row.weight.clear();
     for (int64_t i = 0; i < g.kh; ++i) {
@@ -113,7 +115,7 @@ void hidden_panel(const Problem<X, Y>& p, int64_t unit, int64_t panel, const X* 
     }
     X* const out = y.data + panel * y.panel + (r - rows.begin) * g.ow * y.pixel;
     if constexpr (kIsBytes<X>) {
-      row.out = scratch + source_pixels(p) * kPanel;
+      row.out = results;
       channels_last::columns<T, pointwise::L>(row, set);
       quantize_pixels({row.out, kPanel}, row.channels, p.hidden_levels, out, y.pixel, 0, g.ow);
     } else {

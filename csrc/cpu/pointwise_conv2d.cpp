@@ -1,7 +1,6 @@
 // Pointwise convolution on a CPU: arguments and registration. The kernel is in pointwise_conv2d_tile.h.
 #include "pointwise_conv2d.h"
 
-#include <algorithm>
 #include <optional>
 #include <string>
 
@@ -20,7 +19,7 @@ using namespace pointwise;
 using Maybe = std::optional<Tensor>;
 
 // Its arguments, as those of the op below.
-template <typename X, typename Y = X>
+template <typename X, typename Y>
 Tensor multiply(const Tensor& x, const Tensor& panels, int64_t out, const Maybe& bias, const Maybe& residual,
                 const std::optional<Text>& activation, const std::vector<Tensor>& quantized, const Maybe& levels,
                 const Maybe& into, int64_t channel) {

@@ -12,10 +12,10 @@ from torch.utils import _pytree as pytree
 from fastnets.accelerate._accelerator import Accelerator
 from fastnets.accelerate._convert import convert as convert
 from fastnets.accelerate._convert import revert as revert
-from fastnets.accelerate._int8 import calibrate, without_levels
+from fastnets.accelerate._int8 import calibrate, difference, without_levels
 from fastnets.accelerate._layout import images_in
 from fastnets.accelerate._plan import Network
-from fastnets.accelerate._proof import cast, copied, prove
+from fastnets.accelerate._proof import cast, copied, prove, results
 from fastnets.accelerate._table import Table
 
 
@@ -94,8 +94,11 @@ def accelerate(
             model = copied(model).float()
             prove(model, _rewritten(model, None, Table()), cast(example, torch.float32))
     if dtype == torch.int8 and example is not None:
-        lost = calibrate(fast, example)
-        table.notes.append(f"On the example int8 changes results by {lost} (root mean square).")
+        exact = results(fast, example) if verbose else []
+        calibrate(fast, example)
+        if verbose:
+            lost = difference(results(fast, example), exact)
+            table.notes.append(f"On the example int8 changes results by {lost} (root mean square).")
     if verbose:
         print(table)
     return fast

@@ -19,13 +19,8 @@ from fastnets.ops._packed import Packs
 _Seen = dict[nn.Module, list[float]]  # the least and the largest of all that layers were given, or gave
 
 
-def calibrate(fast: nn.Module, example: tuple[Any, ...]) -> str:
-    """Gives levels to layers of an accelerated network: from the least to the largest input on the example.
-
-    Returns:
-        By how much that changes its results there.
-    """
-    exact = results(fast, example)
+def calibrate(fast: nn.Module, example: tuple[Any, ...]) -> None:
+    """Gives levels to layers of an accelerated network: from the least to the largest input on the example."""
     modules = [*_modules(fast)]
     taken: _Seen = {m: [] for m in modules if _takes_int8(m)}
     given: _Seen = {m: [] for m in taken}
@@ -46,7 +41,6 @@ def calibrate(fast: nn.Module, example: tuple[Any, ...]) -> str:
     for module in modules:
         if isinstance(module, Packs):
             module._forget()  # what plans know of it
-    return ", ".join(_lost(y, e) for y, e in zip(results(fast, example), exact, strict=True))
 
 
 def without_levels(model: nn.Module) -> nn.Module:
@@ -60,9 +54,10 @@ def without_levels(model: nn.Module) -> nn.Module:
     return model
 
 
-def _lost(y: Tensor, exact: Tensor) -> str:
-    share = (y.double() - exact.double()).norm() / exact.double().norm()
-    return f"{share.nan_to_num().item():.1%}"
+def difference(got: list[Tensor], exact: list[Tensor]) -> str:
+    """By how much each of the results differs, root mean square."""
+    shares = ((y.double() - e.double()).norm() / e.double().norm() for y, e in zip(got, exact, strict=True))
+    return ", ".join(f"{share.nan_to_num().item():.1%}" for share in shares)
 
 
 def _takes_int8(layer: nn.Module) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fastnets.ops import _int8
 from fastnets.ops._int8 import Levels
 from fastnets.ops._packed import cpu_kernels, is_image_like, pack_for_cpu, pack_int8
 
@@ -56,4 +57,4 @@ def numbers(x: Tensor, levels: Levels | None) -> Tensor:
         return x
     if levels is None:
         raise RuntimeError("expected a floating image, or the levels that its bytes are of")
-    return (x.float() - levels.zero) * levels.step
+    return _int8.numbers(x, levels.packed())

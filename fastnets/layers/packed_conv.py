@@ -210,7 +210,7 @@ class PackedConv2d(StoresBytes, Packs, GroupedConv2d):
             packed = pack_int8(weight.flatten(1), self.bias, levels)
             return *packed, self.result_levels and stored(self.result_levels, self.residual_levels)
 
-        how = f"int8 {levels} {self.residual_levels} {self.result_levels}"
+        how = "int8", levels, self.residual_levels, self.result_levels
         panels, bias, *rest = self._pack(how, rows, self.weight, self.bias)
         last = bias, residual, self.activation, *rest
         if self.is_pointwise():

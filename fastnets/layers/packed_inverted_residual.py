@@ -97,7 +97,7 @@ class PackedInvertedResidual(StoresBytes, Packs, nn.Module):
             input = input if self.levels is None else numbers(input, self.levels)  # stand-ins for tensors have no type
             y = conv(input if expand is None else expand(input))
             return project(y if squeeze is None else squeeze(y), residual)
-        how = f"int8 {self._all_levels()}" if kernel == "int8" else kernel
+        how = self._all_levels() if kernel == "int8" else kernel
         packed = self._pack(how, lambda: self._panels(kernel), *weights)
         panels, hidden_bias, kernels, results, bias, squeezing, in_int8 = packed
         return inverted_residual.run(
@@ -159,7 +159,7 @@ class PackedInvertedResidual(StoresBytes, Packs, nn.Module):
             *first, of_first = pack_int8(first[0].flatten(1), first[1], levels)
             quantized = quantized + of_first
         elif levels is not None:
-            quantized = [*quantized, torch.empty(0), stored(levels, None)[0]]
+            quantized = [*quantized, torch.empty(0), levels.packed()]
         return first, last, (quantized, stored(results, residual) if results else None)
 
 

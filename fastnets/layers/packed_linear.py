@@ -40,7 +40,7 @@ class PackedLinear(InInt8, Packs, nn.Linear):
         if not self._has_kernel(input):
             return F.linear(input, self.weight, self.bias)
         panels, bias, quantized = self._pack(
-            f"panels {self.levels}", lambda: pack_linear(self.weight, self.bias, self.levels), self.weight, self.bias
+            self.levels, lambda: pack_linear(self.weight, self.bias, self.levels), self.weight, self.bias
         )
         pixels = input.view(-1, self.in_features, 1, 1)
         y = pointwise_conv2d.run(pixels, panels, self.out_features, bias, None, None, quantized, None)

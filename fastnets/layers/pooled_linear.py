@@ -38,7 +38,7 @@ class PooledLinear(InInt8, Packs, nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         if self._has_kernel(input):
             panels, bias, quantized = self._pack(
-                f"panels {self.levels}",
+                self.levels,
                 lambda: pack_linear(self.weight, self.bias, self.levels),
                 self.weight,
                 self.bias,

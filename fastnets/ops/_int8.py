@@ -17,10 +17,14 @@ LONGEST = (2**31 - 1) // (MOST * 127)
 
 
 class Levels(NamedTuple):
-    """The levels of a layer's input."""
+    """Those of a tensor, of which level q stands for (q - zero) step."""
 
     step: float
     zero: int
+
+    def packed(self) -> Tensor:
+        """Inverse and zero, as the ops take them."""
+        return torch.tensor([1 / self.step, self.zero])
 
 
 def levels_between(low: float, high: float) -> Levels:
@@ -31,8 +35,8 @@ def levels_between(low: float, high: float) -> Levels:
 
 
 def stored(results: Levels, residual: Levels | None) -> Tensor:
-    """Inverse and zero of levels of results, and of the residual, if there is one, as the ops take them."""
-    return torch.tensor([[1 / of.step, of.zero] for of in (results, residual or results)])
+    """The ops' ``levels``: those of results, and of the residual, if there is one."""
+    return torch.stack([results.packed(), (residual or results).packed()])
 
 
 def quantize(x: Tensor, levels: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ What is added up is float32 on a CPU: biases, and the weights of depthwise convo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
@@ -37,7 +37,7 @@ class Packs:
     training: bool
 
     # Of what they were made, its memory, which as long as it is held becomes no other tensor's, and what, by how.
-    _packed: tuple[Any, list[torch.UntypedStorage], dict[str, Any]] | None = None
+    _packed: tuple[Any, list[torch.UntypedStorage], dict[Hashable, Any]] | None = None
     # How often this one forgot what it kept, and all did, for plans, which use it without asking here.
     _forgotten = all_forgotten = 0
 
@@ -56,7 +56,7 @@ class Packs:
             self._forgotten += 1
             Packs.all_forgotten += 1
 
-    def _pack(self, how: str, make: Callable[[], Any], *tensors: Tensor | None) -> Any:
+    def _pack(self, how: Hashable, make: Callable[[], Any], *tensors: Tensor | None) -> Any:
         """What ``make`` makes, kept as ``how``. An input of another size may take another kernel, with other packs."""
         made_of = tuple([None if t is None else _identity(t) for t in tensors])
         kept = self._packed
@@ -120,9 +120,8 @@ def pack_panels(weight: Tensor, together: int = 1) -> Tensor:
 
 def pack_for_cpu(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Panels, in bfloat16 of pairs, and a bias, as the CPU's kernels read and add them."""
-    return pack_panels(
-        weight, 2 if weight.dtype == torch.bfloat16 else 1
-    ), None if bias is None else bias.detach().float()
+    panels = pack_panels(weight, 2 if weight.dtype == torch.bfloat16 else 1)
+    return panels, None if bias is None else bias.detach().float()
 
 
 def pack_int8(weight: Tensor, bias: Tensor | None, levels: _int8.Levels) -> tuple[Tensor, Tensor, list[Tensor]]:
@@ -138,8 +137,7 @@ def pack_int8(weight: Tensor, bias: Tensor | None, levels: _int8.Levels) -> tupl
     shift = -scales * levels.zero * whole.sum(1)
     if bias is not None:
         shift = shift + bias.detach().double()
-    quantized = [scales.float(), torch.tensor([1 / levels.step, levels.zero])]
-    return pack_panels(whole.to(torch.int8), 4), shift.float(), quantized
+    return pack_panels(whole.to(torch.int8), 4), shift.float(), [scales.float(), levels.packed()]
 
 
 def shuffle_results(weight: Tensor, r: int) -> Tensor:
