@@ -13,6 +13,7 @@ from benchmarks import _onnx, _peers, _shapes
 from benchmarks._cost import fewest_macs
 from benchmarks._inputs import seeded
 from fastnets import accelerate
+from fastnets.layers import SPBlock
 
 LAST = torch.channels_last
 
@@ -82,6 +83,26 @@ def test_preact_conv2d(race, n, shape):
     module = settled(nn.BatchNorm2d(c), nn.ReLU(), nn.Conv2d(c, o, 1, bias=False), nn.AvgPool2d(2))
     x = torch.randn(n, c, h, h, generator=seeded(1))
     race_module(race, f"preact_conv2d, batch {n}", f"{c} to {o} x{h}x{h}", module, x)
+
+
+@pytest.mark.parametrize("shape", _shapes.SPNET_POOLED.values(), ids=_shapes.SPNET_POOLED)
+@pytest.mark.parametrize("n", (1, 4))
+def test_outer_sum_conv2d(race, n, shape):
+    x = torch.randn(n, *shape, generator=seeded(1))
+    name = "x".join(map(str, shape))
+    race_module(race, f"outer_sum_conv2d, batch {n}", name, settled(Gated(shape[0])), x)
+
+
+class Gated(SPBlock):
+    """SPNet's block and the image that it gates, on PyTorch's own means, which are faster than its adaptive pooling."""
+
+    def __init__(self, channels):
+        super().__init__(channels, channels)
+
+    def forward(self, x):
+        rows, columns = x.mean(3, keepdim=True), x.mean(2, keepdim=True)
+        strips = self.bn1(self.conv1(rows)) + self.bn2(self.conv2(columns))
+        return x * self.conv3(F.relu(strips)).sigmoid()
 
 
 @pytest.mark.parametrize("shape", _shapes.STEMS.values(), ids=_shapes.STEMS)

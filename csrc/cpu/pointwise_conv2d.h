@@ -106,6 +106,20 @@ Tasks tasks_of(const ProblemOf<X, Y>& p, int64_t pixels, int64_t groups = 1) {
           true};
 }
 
+// Where a kernel makes what is multiplied: blocks of a tile's pixels, all about as many, which are made once for all
+// panels, and read from the first-level cache; of three tiles' where the panels come from farther than the second.
+template <typename T>
+Tasks made_blocks(const ProblemOf<T>& p, int64_t pixels) {
+  constexpr int64_t kSecondLevel = 512 << 10;
+  const bool are_far = static_cast<int64_t>(sizeof(T)) * p.in * p.out > kSecondLevel;
+  const int64_t most = (capability() == Capability::kAvx512 ? 14 : 12) * (are_far ? 3 : 1);
+  return {pixels, p.panels(), ceil_div(pixels, std::max<int64_t>(1, ceil_div(pixels, most))), true};
+}
+
+// Of its pixels, of which whole vectors are written: a multiple of 2 KB apart they would share sets of that cache.
+constexpr int64_t kLanes = 16;
+inline int64_t made_step(int64_t in) { return ceil_div(in, kLanes) * kLanes + kLanes; }
+
 // Runs a kernel on tasks that take so many multiply-adds together.
 template <typename F>
 void run(int64_t tasks, int64_t work, const F& kernel) {

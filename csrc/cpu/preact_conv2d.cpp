@@ -41,9 +41,9 @@ Tensor preact_conv2d(const Tensor& norm, const std::vector<Tensor>& xs, int64_t 
     take(xs, p);
     const Four& s = p.size;
     STD_TORCH_CHECK(0 < pool && pool <= s.h && pool <= s.w, "expected images no smaller than what is pooled");
-    STD_TORCH_CHECK(
-        norm.is_contiguous() && norm.scalar_type() == ScalarType::Float && norm.numel() == 2 * (s.c + preact::kLanes),
-        "expected float32 scales and shifts of ", s.c, " channels");
+    STD_TORCH_CHECK(norm.is_contiguous() && norm.scalar_type() == ScalarType::Float &&
+                        norm.numel() == 2 * (s.c + pointwise::kLanes),
+                    "expected float32 scales and shifts of ", s.c, " channels");
     const Four size{s.n, out, s.h / pool, s.w / pool};
     const pointwise::Results<T> y(xs[0], size, into, channel);
     p.pool = pool, p.norm = data<float>(norm);
@@ -52,7 +52,7 @@ Tensor preact_conv2d(const Tensor& norm, const std::vector<Tensor>& xs, int64_t 
     p.product.activation = parse_activation(activation), p.product.streams = pointwise::streams(size);
     const int64_t work = size.n * size.c * size.h * size.w * s.c;
     if (work == 0) return y.images;
-    p.cut();
+    p.tasks = pointwise::made_blocks(p.product, size.n * size.h * size.w);
     const int64_t tasks = p.tasks.count();
     pointwise::run(tasks, work,
                    [p = std::move(p), kernel = FASTNETS_FOR_THIS_CPU_AND(T, preact::forward<T>)](

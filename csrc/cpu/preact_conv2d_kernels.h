@@ -10,6 +10,7 @@
 
 namespace fastnets::FASTNETS_ISA::preact {
 
+using fastnets::pointwise::made_step;
 using fastnets::preact::Part;
 using fastnets::preact::Problem;
 using pointwise::L;
@@ -39,7 +40,8 @@ FASTNETS_INLINE Vec<float, L> rectified(const T* x, int64_t left, const Vec<floa
 template <bool kPools, typename T>
 void normalise(const Problem<T>& p, const Part<T>& part, const Sources& sources, const float* scale, const float* shift,
                T* y) {
-  const int64_t c = part.channels, pool = p.pool, width = p.size.w, step = p.step(), ahead = p.tasks.block * pool * c;
+  const int64_t c = part.channels, pool = p.pool, width = p.size.w, step = made_step(p.product.in),
+                ahead = p.tasks.block * pool * c;
   const int64_t pixels = sources.size();
   const int64_t* const source = sources.data();
   for (int64_t k = 0; k < c; k += L) {
@@ -56,7 +58,7 @@ void normalise(const Problem<T>& p, const Part<T>& part, const Sources& sources,
 
 template <typename T>
 void make_block(const Problem<T>& p, const Sources& sources, T* y) {
-  const float *scale = p.norm, *shift = p.norm + p.product.in + fastnets::preact::kLanes;
+  const float *scale = p.norm, *shift = p.norm + p.product.in + fastnets::pointwise::kLanes;
   for (const Part<T>& part : p.parts) {
     if (p.pool > 1)
       normalise<true>(p, part, sources, scale, shift, y);
@@ -68,10 +70,11 @@ void make_block(const Problem<T>& p, const Sources& sources, T* y) {
 
 template <typename T>
 void forward(const Problem<T>& p, int64_t begin, int64_t end) {
-  const Scratch<T> scratch(p.tasks.block * p.step());
+  const int64_t step = made_step(p.product.in);
+  const Scratch<T> scratch(p.tasks.block * step);
   Sources sources;
   fastnets::pointwise::ProblemOf<T> product = p.product;
-  product.x = {scratch.data, p.step(), 0, product.in};
+  product.x = {scratch.data, step, 0, product.in};
   for (int64_t task = begin; task < end; ++task) {
     const Range pixels = p.tasks.range(task);
     if (task == begin || p.tasks.panel(task) == 0) {

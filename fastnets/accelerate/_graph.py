@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from fastnets.layers.activation import activation_name
 
@@ -85,9 +85,32 @@ def bypass(node: fx.Node) -> None:
     node.graph.erase_node(node)
 
 
+def is_size(value: Any, x: Any, i: int) -> bool:
+    """Whether a value is the size of x along dimension i."""
+    if not isinstance(value, fx.Node):  # Dynamo knows the sizes
+        known = x.meta.get("example_value")
+        return isinstance(known, Tensor) and type(value) is int and known.shape[i] == value
+    args: Any = value.args
+    if value.target is operator.getitem:
+        sizes, index = args
+        return index == i and is_shape(sizes, x)
+    return calls(value, "size") and args == (x, i)
+
+
+def is_shape(sizes: Any, x: Any) -> bool:
+    """Whether a value is all the sizes of x."""
+    return (calls(sizes, "size") and sizes.args == (x,)) or (is_getattr(sizes) and sizes.args == (x, "shape"))
+
+
+def is_getattr(node: Any) -> bool:
+    """Whether the node reads an attribute."""
+    return isinstance(node, fx.Node) and node.target is getattr
+
+
 _ACTIVATION_FUNCTIONS: dict[Any, str] = {
     F.relu: "relu",
     torch.relu: "relu",
+    torch.relu_: "relu",
     F.relu6: "relu6",
     F.silu: "silu",
     F.hardswish: "hardswish",

@@ -17,6 +17,7 @@ from fastnets.layers import (
     PackedDenseBlock,
     PackedInvertedResidual,
     PackedMaxPool2d,
+    PackedOuterSumConv2d,
     PackedPreactConv2d,
     PackedSqueezeExcitation,
 )
@@ -27,6 +28,7 @@ _MODULES = (
     *(conv._ConvNd, nn.Linear, batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.Upsample),
     *(pooling._MaxPoolNd, pooling._AvgPoolNd, pooling._AdaptiveAvgPoolNd, pooling._AdaptiveMaxPoolNd),
     *(PackedAvgPool2d, PackedMaxPool2d, PackedPreactConv2d, PackedDenseBlock, PackedInvertedResidual),
+    PackedOuterSumConv2d,
     PackedSqueezeExcitation,
 )
 _NAMES = (

@@ -34,6 +34,7 @@ from fastnets.accelerate._preact import fuse_preactivations
 from fastnets.accelerate._shared_relu import share_relus
 from fastnets.accelerate._shuffle import fuse_shuffles
 from fastnets.accelerate._squeeze_excitation import fuse_squeeze_excitations
+from fastnets.accelerate._strips import fuse_outer_sums, pool_strips
 from fastnets.accelerate._sub_pixel import fuse_sub_pixel_convolutions
 from fastnets.accelerate._table import Table
 from fastnets.accelerate._tell import tell
@@ -46,10 +47,12 @@ def rewrite(network: fx.GraphModule, name: str, table: Table, dtype: torch.dtype
     _remove_identities(network)
     share_relus(network)
     add_parallel_convolutions(network)
+    pool_strips(network)
     normalise_before_concatenations(network)
     _replace_convolutions(network)
     fuse_squeeze_excitations(network)
     fuse_sub_pixel_convolutions(network)
+    fuse_outer_sums(network)
     _fuse_additions(network)
     _add_in_place(network)
     fuse_shuffles(network)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fastnets.accelerate._graph import calls, concatenated
+from fastnets.accelerate._graph import calls, concatenated, is_getattr, is_size
 from fastnets.accelerate._memory import is_written
 from fastnets.layers import ChannelShuffle
 from fastnets.ops import channel_shuffle, shuffle_split
@@ -43,23 +43,6 @@ def _sizes(view: Any) -> tuple[Any, ...]:
     return tuple(sizes[0]) if len(sizes) == 1 and isinstance(sizes[0], tuple | list) else sizes
 
 
-def _is_size(value: Any, x: Any, i: int) -> bool:
-    """Whether a value is the size of x along dimension i."""
-    if not isinstance(value, fx.Node):  # Dynamo knows the sizes
-        known = x.meta.get("example_value")
-        return isinstance(known, Tensor) and type(value) is int and known.shape[i] == value
-    args: Any = value.args
-    if value.target is operator.getitem:
-        sizes, index = args
-        of_x = calls(sizes, "size") and sizes.args == (x,)
-        return index == i and (of_x or (_is_getattr(sizes) and sizes.args == (x, "shape")))
-    return calls(value, "size") and args == (x, i)
-
-
-def _is_getattr(node: Any) -> bool:
-    return isinstance(node, fx.Node) and node.target is getattr
-
-
 def _shuffle(last: Any) -> tuple[fx.Node, int] | None:
     """x and the groups, if the node is the last of x.view(n, groups, -1, h, w).transpose(1, 2).view(n, -1, h, w)."""
     if not calls(last, "view", "reshape"):
@@ -74,7 +57,7 @@ def _shuffle(last: Any) -> tuple[fx.Node, int] | None:
     if len(apart) != 5 or len(together) != 4 or type(groups := apart[1]) is not int or groups < 1:
         return None
     sizes = ((apart[0], 0), (apart[3], 2), (apart[4], 3), (together[0], 0), (together[2], 2), (together[3], 3))
-    is_shuffle = all(_is_size(value, x, i) for value, i in sizes)
+    is_shuffle = all(is_size(value, x, i) for value, i in sizes)
     return (x, groups) if is_shuffle and not is_written(x, first, last) else None
 
 
@@ -102,7 +85,7 @@ def _pieces_and_dim(chunk: Any) -> tuple[Any, Any]:
 def _erase_unused(network: fx.GraphModule) -> None:
     """What only shuffles used: it changes nothing, and is not called for its effect."""
     for node in reversed(network.graph.nodes):
-        pure = calls(node, "view", "reshape", "transpose", "contiguous", "size", "cat") or _is_getattr(node)
+        pure = calls(node, "view", "reshape", "transpose", "contiguous", "size", "cat") or is_getattr(node)
         ours = node.op == "call_module" and type(network.get_submodule(str(node.target))) is ChannelShuffle
         if not node.users and (pure or ours or node.target in (operator.getitem, operator.floordiv)):
             network.graph.erase_node(node)

@@ -19,7 +19,10 @@ LAST = torch.channels_last
 # Kernels of ours that write results into channels of larger images, and those that read such too.
 _READ = {"pointwise_conv2d", "winograd_conv2d", "max_pool2d", "avg_pool2d"}
 _READ_PLANES = {"direct_conv2d", "direct_max_pool2d"}
-_WRITE = {*_READ, *_READ_PLANES, "add_images", "inverted_residual", "preact_conv2d", "squeeze_excitation"}
+_WRITE = {
+    *(*_READ, *_READ_PLANES, "add_images", "inverted_residual", "outer_sum_conv2d", "preact_conv2d"),
+    "squeeze_excitation",
+}
 
 
 def pool_what_is_made(graph: fx.Graph) -> None:

@@ -21,7 +21,7 @@ from fastnets.accelerate._slices import is_ours
 # Kernels of ours that hand all their work to run_step, and write to a place that an argument or `begin_steps` gives.
 _INTO = {
     "add_images", "avg_pool2d", "concat_images", "direct_conv2d", "direct_max_pool2d", "inverted_residual", "max_pool2d",
-    "pointwise_conv2d", "preact_conv2d", "squeeze_excitation", "winograd_conv2d",
+    "outer_sum_conv2d", "pointwise_conv2d", "preact_conv2d", "squeeze_excitation", "winograd_conv2d",
 }  # fmt: skip
 _GIVEN = {"channel_shuffle", "depthwise_conv2d", "grouped_conv2d", "shuffle_split"}
 

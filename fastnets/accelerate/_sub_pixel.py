@@ -9,6 +9,7 @@ from torch import fx, nn
 
 from fastnets.accelerate._graph import activation_of, bypass, module_of, only_user, were
 from fastnets.layers import PackedConv2d, PackedSubPixelConv2d, PixelShuffle
+from fastnets.ops import pixel_shuffle
 
 
 def fuse_sub_pixel_convolutions(network: fx.GraphModule) -> None:
@@ -36,7 +37,7 @@ def _upscale_factor(network: fx.GraphModule, node: fx.Node) -> int | None:
     module: Any = module_of(network, node)
     if type(module) in (nn.PixelShuffle, PixelShuffle) and len(node.args) == 1 and not node.kwargs:
         return module.upscale_factor
-    if node.op != "call_function" or node.target is not F.pixel_shuffle or not node.args:
+    if node.op != "call_function" or node.target not in (F.pixel_shuffle, pixel_shuffle) or not node.args:
         return None
     r = node.args[1] if len(node.args) == 2 else node.kwargs.get("upscale_factor")
     return r if type(r) is int and r > 0 else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from fastnets.layers import (
     PackedDenseBlock,
     PackedLinear,
     PackedMaxPool2d,
+    PackedOuterSumConv2d,
     PackedPreactConv2d,
     PackedSqueezeExcitation,
     PackedSubPixelConv2d,
@@ -52,10 +54,13 @@ def tell(network: fx.GraphModule, name: str, table: Table, dtype: torch.dtype | 
         own = node.name, str(getattr(node.target, "__name__", node.target))
         own = own if module is None else (str(node.target), type(module).__name__)
         layers = node.meta.get("were", [node.meta.get("was", own)])
-        if own[1] in ("Addition", "InPlanes", "ToChannelsLast"):
+        if own[1] in ("Addition", "InPlanes", "ToChannelsLast", "rectified_sum"):
             continue
         with_residual = len(node.args) > 1
-        rows = _rows(module, with_residual, dtype) if "were" in node.meta else [_layer(module, with_residual, dtype)]
+        if "were" in node.meta:
+            rows = _rows(module, with_residual, dtype)
+        else:
+            rows = [(_function(node), "") if module is None else _layer(module, with_residual, dtype)]
         for (layer, kind, *added), row in zip(layers, rows, strict=True):
             table.add(f"{name}.{layer}".lstrip("."), kind, *row)
             for other, kind in added:
@@ -67,10 +72,17 @@ def tell_layer(table: Table, name: str, kind: str, layer: nn.Module, dtype: torc
     table.add(name, kind, *_layer(layer, False, dtype))
 
 
-def _layer(module: nn.Module | None, with_residual: bool, dtype: torch.dtype | None) -> tuple[str, str]:
+def _function(node: fx.Node) -> str:
+    """What runs a function, or gave one of its results."""
+    made_by: Any = node.args[0] if node.target is operator.getitem else node
+    ours = str(getattr(getattr(made_by, "target", None), "__module__", "")).startswith("fastnets.ops.")
+    return f"fastnets {made_by.target.__name__}" if ours else "PyTorch"
+
+
+def _layer(module: nn.Module, with_residual: bool, dtype: torch.dtype | None) -> tuple[str, str]:
     if type(module) in _RUNS and isinstance(module, Conv2d):
         return _convolution(module, with_residual, dtype)
-    if module is not None and has_hooks(module):
+    if has_hooks(module):
         return "PyTorch", "has hooks, or a forward of its own"
     if dtype == torch.int8 and type(module) in _IN_INT8:
         return _IN_INT8[type(module)], ""
@@ -86,6 +98,10 @@ def _rows(module: Any, with_residual: bool, dtype: torch.dtype | None) -> list[t
         return rows if module.transition is None else [*rows, _preact(module.transition, dtype)]
     if isinstance(module, PackedPreactConv2d):
         return [_preact(module, dtype)]
+    if isinstance(module, PackedOuterSumConv2d):
+        runs, note = _convolution(module.conv, False, dtype)
+        ours = _is_in(TYPES, module.conv, dtype) and dtype != torch.int8
+        return [("fastnets outer_sum_conv2d" if ours else runs, note)]
     if isinstance(module, PackedSqueezeExcitation):
         runs = "fastnets squeeze_excitation" if _is_in(TYPES, module.squeeze, dtype) else ""
         rows = [_convolution(conv, False, dtype) for conv in (module.squeeze, module.excite)]

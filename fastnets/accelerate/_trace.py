@@ -6,6 +6,7 @@ import contextlib
 import dis
 import inspect
 import itertools
+import math
 import operator
 import random
 import sys
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from fastnets import ops
 from fastnets.accelerate._graph import has_hooks
 
 
@@ -63,7 +65,7 @@ def trace(module: nn.Module) -> fx.Graph:
 
 
 class Tracer(fx.Tracer):
-    """Does not look into the layers of fastnets, nor into modules whose hooks look at what goes in or comes out.
+    """Does not look into the layers and ops of fastnets, nor into modules whose hooks look at what goes in or comes out.
 
     Args:
         given: what arguments of these names are, instead of stand-ins.
@@ -72,7 +74,7 @@ class Tracer(fx.Tracer):
     proxy_buffer_attributes = True  # a call may write into them
 
     def __init__(self, given: dict[Any, Any] | None = None) -> None:
-        super().__init__()
+        super().__init__(autowrap_modules=(math, ops))  # type: ignore[arg-type]  # any number
         self.given = given or {}
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:

@@ -18,6 +18,7 @@ from fastnets.layers.packed_conv import PackedConv2d as PackedConv2d
 from fastnets.layers.packed_dense_block import PackedDenseBlock as PackedDenseBlock
 from fastnets.layers.packed_inverted_residual import PackedInvertedResidual as PackedInvertedResidual
 from fastnets.layers.packed_linear import PackedLinear as PackedLinear
+from fastnets.layers.packed_outer_sum_conv import PackedOuterSumConv2d as PackedOuterSumConv2d
 from fastnets.layers.packed_pool import PackedAvgPool2d as PackedAvgPool2d
 from fastnets.layers.packed_pool import PackedMaxPool2d as PackedMaxPool2d
 from fastnets.layers.packed_preact_conv import PackedPreactConv2d as PackedPreactConv2d
@@ -35,5 +36,6 @@ from fastnets.layers.shuffle import PixelShuffle as PixelShuffle
 from fastnets.layers.shuffle import PixelUnshuffle as PixelUnshuffle
 from fastnets.layers.shuffle import ShuffleSplit as ShuffleSplit
 from fastnets.layers.squeeze_excitation import SqueezeExcitation as SqueezeExcitation
+from fastnets.layers.strip_pool import SPBlock as SPBlock
 from fastnets.layers.strip_pool import StripPooling as StripPooling
 from fastnets.layers.sync_batch_norm import SyncBatchNorm as SyncBatchNorm

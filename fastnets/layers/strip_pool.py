@@ -1,4 +1,4 @@
-"""SPNet's mixed pooling module: a pyramid of average pools beside strip pooling."""
+"""SPNet's modules: strip pooling that gates an image, and a pyramid of average pools beside strip pooling."""
 
 from __future__ import annotations
 
@@ -11,6 +11,52 @@ from torch import Tensor, nn
 from fastnets.ops import strip_pool
 
 Norm = Callable[[int], nn.Module]
+
+
+class SPBlock(nn.Module):
+    r"""SPNet's strip pooling module, with the parameter names of the authors' code: what an image is to be multiplied by.
+
+    The means of rows and of columns, taken in one pass (:func:`fastnets.ops.strip_pool`), are convolved along the strip,
+    normalised and added up all over the map, so that each pixel is told of its row and its column:
+
+    .. math::
+        y_{n, i, j} = \sigma(W \max(f(\bar{x})_{n, i} + g(\bar{x})_{n, j}, 0) + b)
+
+    In ``x * block(x)``, :func:`fastnets.accelerate` makes one kernel of all that follows f and g.
+
+    Args:
+        inplanes: channels of the input.
+        outplanes: of the result.
+        norm_layer: makes the normalisation of so many channels.
+
+    Returns:
+        (from a call with (n, inplanes, h, w)) (n, outplanes, h, w), from 0 to 1.
+
+    Paper: Q. Hou et al., "Strip Pooling: Rethinking Spatial Pooling for Scene Parsing", 2020,
+    https://arxiv.org/abs/2003.13328
+
+    Example:
+        >>> import torch
+        >>> from fastnets.layers import SPBlock
+        >>> x = torch.ones(1, 16, 30, 40)
+        >>> (x * SPBlock(16, 16).eval()(x)).shape
+        torch.Size([1, 16, 30, 40])
+    """
+
+    def __init__(self, inplanes: int, outplanes: int, norm_layer: Norm = nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inplanes, outplanes, (3, 1), padding=(1, 0), bias=False)
+        self.bn1 = norm_layer(outplanes)
+        self.conv2 = nn.Conv2d(inplanes, outplanes, (1, 3), padding=(0, 1), bias=False)
+        self.bn2 = norm_layer(outplanes)
+        self.conv3 = nn.Conv2d(outplanes, outplanes, 1)
+
+    def forward(self, input: Tensor) -> Tensor:
+        rows, columns = strip_pool(input)
+        strips = self.bn1(self.conv1(rows)) + self.bn2(
+            self.conv2(columns)
+        )  # (n, c, h, 1) + (n, c, 1, w): the whole map
+        return self.conv3(F.relu(strips)).sigmoid()
 
 
 class StripPooling(nn.Module):

@@ -227,6 +227,10 @@ preact_conv2d = packed_op(
     "preact_conv2d(Tensor norm, Tensor[] xs, int pool, Tensor panels, int out, Tensor? bias, str? activation, "
     "Tensor? into=None, int channel=0) -> Tensor"
 )
+outer_sum_conv2d = packed_op(
+    "outer_sum_conv2d(Tensor rows, Tensor columns, Tensor panels, int out, Tensor? bias, str? activation, "
+    "Tensor? factor, Tensor? into=None, int channel=0) -> Tensor"
+)
 inverted_residual = packed_op(
     "inverted_residual(Tensor x, Tensor? expand, Tensor? expand_bias, str? expand_activation, "
     "Tensor depthwise, int hidden, int[2] kernel, int[2] stride, int[4] padding, int[2] dilation, str? activation, "
@@ -341,6 +345,15 @@ def _preact_conv2d(
     scale, shift = norm[:, :-LANES, None, None]
     y = F.avg_pool2d(F.relu(torch.cat(tuple(xs), 1) * scale + shift), pool, divisor_override=1).to(xs[0].dtype)
     return _pointwise_conv2d(y, panels, out, bias, None, activation, (), None, into, channel)
+
+
+@outer_sum_conv2d.backend("reference")
+def _outer_sum_conv2d(
+    rows: Tensor, columns: Tensor, panels: Tensor, out: int, bias: Tensor | None, activation: str | None,
+    factor: Tensor | None, into: Tensor | None = None, channel: int = 0,
+) -> Tensor:  # fmt: skip
+    y = _pointwise_conv2d(F.relu(rows + columns), panels, out, bias, None, activation)
+    return _placed(y if factor is None else y * factor, into, channel)
 
 
 @inverted_residual.backend("reference")

@@ -13,6 +13,7 @@ from fastnets.layers import (
     DepthwiseConv2d,
     GroupedConv2d,
     PrecisionGateConv2d,
+    SPBlock,
     StripPooling,
     SyncBatchNorm,
     TopLeftCornerPool,
@@ -30,6 +31,7 @@ LAYERS = {
     "CornerPool": CornerPool("top"),
     "TopLeftCornerPool": TopLeftCornerPool(4, 3),
     "BottomRightCornerPool": BottomRightCornerPool(4, 3),
+    "SPBlock": SPBlock(4, 4),
     "StripPooling": StripPooling(4, (5, 3)),
 }
 

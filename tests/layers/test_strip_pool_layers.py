@@ -1,4 +1,4 @@
-"""StripPooling: the authors' parameter names, the published computation, training."""
+"""SPNet's modules: the authors' parameter names, the published computation, training."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fastnets.layers import StripPooling
+from fastnets.layers import SPBlock, StripPooling
 
 NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 # name, output and input channels of a module for 1024 channels, kernel (models/customize.py of SPNet)
@@ -55,5 +55,38 @@ def test_another_norm_and_training():
     x = torch.randn(1, 16, 9, 11, dtype=torch.float64)
     ours, theirs = (
         torch.autograd.grad(f(x).square().sum(), list(m.parameters())) for f in (m, lambda x: published(m, x))
+    )
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_parameters_of_the_block_are_those_of_the_authors():
+    """models/resnet.py of SPNet."""
+    convs = {"conv1": (6, 8, 3, 1), "conv2": (6, 8, 1, 3), "conv3": (6, 6, 1, 1)}
+    expected = {f"{name}.weight": size for name, size in convs.items()} | {"conv3.bias": (6,)}
+    expected |= {f"{bn}.{n}": () if n.endswith("tracked") else (6,) for bn in ("bn1", "bn2") for n in NORM}
+    assert {k: tuple(v.shape) for k, v in SPBlock(8, 6).state_dict().items()} == expected
+
+
+def published_block(m, x):
+    h, w = x.shape[2:]
+    rows = m.bn1(m.conv1(F.adaptive_avg_pool2d(x, (None, 1)))).expand(-1, -1, h, w)
+    columns = m.bn2(m.conv2(F.adaptive_avg_pool2d(x, (1, None)))).expand(-1, -1, h, w)
+    return m.conv3(F.relu(rows + columns)).sigmoid()
+
+
+def test_block_computes_what_was_published():
+    torch.manual_seed(0)
+    m = SPBlock(8, 6)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        x = torch.randn(2, 8, 13, 18).contiguous(memory_format=layout)
+        torch.testing.assert_close(m(x), published_block(m, x), rtol=1e-4, atol=1e-5)
+
+
+def test_block_with_another_norm_and_training():
+    torch.manual_seed(0)
+    m = SPBlock(4, 6, lambda c: nn.GroupNorm(1, c)).double()
+    x = torch.randn(1, 4, 9, 11, dtype=torch.float64)
+    ours, theirs = (
+        torch.autograd.grad(f(x).square().sum(), list(m.parameters())) for f in (m, lambda x: published_block(m, x))
     )
     torch.testing.assert_close(ours, theirs)

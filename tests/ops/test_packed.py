@@ -52,6 +52,15 @@ def calls(dtype=torch.float32):
             None,
             "silu",
         ),
+        "outer_sum_conv2d": (
+            image(2, 48, 5, 1),
+            image(2, 48, 1, 6),
+            panels(project),
+            40,
+            bias[:40],
+            "sigmoid",
+            image(2, 40, 5, 6),
+        ),
         "inverted_residual": (
             image(2, 20, 8, 7),
             panels(expand),

@@ -42,6 +42,9 @@ def whole_inputs(op, o):
     if op == "preact_conv2d":
         xs = [image(2, 16, 14, 10), image(2, 8, 14, 10)]
         return weights(2, 24 + 16), xs, 2, pack_panels(weights(o, 24)), o, None, None
+    if op == "outer_sum_conv2d":
+        strips = image(2, 24, 7, 1), image(2, 24, 1, 5)
+        return *strips, pack_panels(weights(o, 24)), o, weights(o), "sigmoid", image(2, o, 7, 5)
     if op == "squeeze_excitation":
         gate = [pack_panels(weights(6, o)), weights(6), pack_panels(weights(o, 6)), weights(o)]
         return image(2, o, 7, 5), gate, "relu", False, image(2, o, 7, 5), "relu"
@@ -75,7 +78,11 @@ def test_cpu_slices(walled_cpu_kernels, op, c, o, first, size):
 
 
 @pytest.mark.parametrize(
-    "op", ("direct_conv2d", "direct_max_pool2d", "inverted_residual", "preact_conv2d", "squeeze_excitation")
+    "op",
+    (
+        *("direct_conv2d", "direct_max_pool2d", "inverted_residual", "outer_sum_conv2d", "preact_conv2d"),
+        "squeeze_excitation",
+    ),
 )
 @pytest.mark.parametrize("o", (16, 37, 70))
 @pytest.mark.parametrize("first", (0, 3, 16))
