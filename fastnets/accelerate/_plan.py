@@ -23,6 +23,7 @@ from fastnets._backends import requested
 from fastnets._op import OPS, Implementation, is_plain, looked_on
 from fastnets._tuning import untuned
 from fastnets.accelerate._arena import Arena, Layout
+from fastnets.accelerate._batches import InSlices, Sizes
 from fastnets.accelerate._record import Recorder
 from fastnets.layers import PrecisionGateConv2d
 from fastnets.ops._packed import Packs
@@ -33,8 +34,9 @@ _KEPT = 16  # plans of a network at most, one for each combination of shapes, ty
 class Network(fx.GraphModule):
     """A traced network that runs by a plan from the third call on with inputs of the same shapes, types and layouts.
 
-    The first call packs weights, the second is recorded. Calls for which something else has to happen (gradients,
-    tracing, hooks), and networks with layers of others than PyTorch and fastnets, run as they are.
+    The first call packs weights, and tells which parts a batch goes through in slices; the second is recorded. Calls for
+    which something else has to happen (gradients, tracing, hooks), and networks with layers of others than PyTorch and
+    fastnets, run as they are.
     """
 
     _plans: Plans | None = None
@@ -46,7 +48,7 @@ class Network(fx.GraphModule):
         plans = self._plans
         if plans is None or not plans.state.lasts():
             self._plans = plans = Plans(State(self))
-        return plans.run(super().__call__, args)
+        return plans.run(self, super().__call__, args)
 
     # Copies have the hooks too, which fx.GraphModule's have not.
 
@@ -85,14 +87,14 @@ class Plans:
 
     def __init__(self, state: State) -> None:
         self.state = state
-        self.seen: set[Any] = set()
+        self.ways: dict[Any, Callable[..., Any]] = {}  # that calls went which were not recorded yet
         self.plans: dict[Any, Plan | None] = {}
         self.arena = Arena()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(None), ()
 
-    def run(self, call: Callable[..., Any], args: tuple[Tensor, ...]) -> Any:
+    def run(self, network: Network, call: Callable[..., Any], args: tuple[Tensor, ...]) -> Any:
         """What ``call``, the network's own, returns for the arguments."""
         if not self.state.is_known or self.state.needs_gradients():
             return call(*args)
@@ -104,17 +106,34 @@ class Plans:
         )
         if plan := self.plans.get(key):
             return plan(self.arena, *args) if plan.was_reported() else call(*args)
-        if key in self.seen and key not in self.plans and self._can_tell_apart(args):
-            result, self.plans[key] = record(call, args)
+        if key not in self.plans and self._can_tell_apart(args) and (way := self.ways.pop(key, None)):
+            self.plans[key] = None  # until there is one
+            result, self.plans[key] = record(way, args)
             return result
-        if len(self.seen) < _KEPT:
-            self.seen.add(key)
+        if len(self.plans) + len(self.ways) < _KEPT and key not in self.plans:
+            result, self.ways[key] = _first_call(network, call, args)
+            return result
         return call(*args)
 
     def _can_tell_apart(self, args: tuple[Tensor, ...]) -> bool:
         """Whether a record says which argument an operator was given: none is another one, or the network's own."""
         ids = {*map(id, args)}
         return len(ids) == len(args) and ids.isdisjoint(map(id, self.state.tensors))
+
+
+def _first_call(
+    network: fx.GraphModule, call: Callable[..., Any], args: tuple[Tensor, ...]
+) -> tuple[Any, Callable[..., Any]]:
+    """What a network returns, and what gives the same sooner, whose weights are packed: itself, or in slices."""
+    if not any(x.dim() > 0 and len(x) > 1 for x in args):
+        return call(*args), call
+    sizes = Sizes(network)
+    result = sizes.run(*args)
+    if not (parts := sizes.parts()):
+        return result, call
+    way = InSlices(network, parts).run
+    way(*args)
+    return result, way
 
 
 class State:

@@ -39,24 +39,22 @@ def pool_what_is_made(graph: fx.Graph) -> None:
 
 
 def concatenate_in_place(graph: fx.Graph) -> None:
-    """Lets kernels write their results to where a concatenation along the channels would copy them.
+    """Lets kernels write their results to where a concatenation along the channels, or of batches, would copy them.
 
     What others make is copied there by a kernel of ours.
     """
     for cat in graph.find_nodes(op="call_function", target=aten.cat.default):
         (parts, dim), image = (*cat.args, 0)[:2], cat.meta["val"]
         are_images = all(x.meta["val"].dim() == 4 and x.meta["val"].dtype == image.dtype for x in parts)
-        if dim == 1 and are_images and image.dtype in TYPES and image.is_contiguous(memory_format=LAST):
-            _concatenate(graph, cat, parts)
+        if are_images and image.dtype in TYPES and image.is_contiguous(memory_format=LAST) and dim in (0, 1):
+            (_concatenate if dim == 1 else _concatenate_batches)(graph, cat, parts)
 
 
 def _concatenate(graph: fx.Graph, cat: fx.Node, parts: list[fx.Node]) -> None:
     image, channel = cat.meta["val"], 0
-    written = {p for p in parts if writes_slices(p) and list(p.users) == [cat] and parts.count(p) == 1}
+    written = _written(cat, parts)
     copied: dict[int, fx.Node] = {}
-    with graph.inserting_before(next(node for node in graph.nodes if node in {*written, cat})):
-        how = {"dtype": image.dtype, "device": torch.device("cpu"), "memory_format": LAST}
-        whole = _call(graph, image, aten.empty.memory_format, list(image.shape), **how)
+    whole = _empty_for(graph, cat, written)
     for part in parts:
         end = channel + _channels(part)
         if part in written:
@@ -70,6 +68,37 @@ def _concatenate(graph: fx.Graph, cat: fx.Node, parts: list[fx.Node]) -> None:
             _call(graph, image, concat, into=whole, xs=list(copied.values()), channels=list(copied))
     cat.replace_all_uses_with(whole)
     graph.erase_node(cat)
+
+
+def _concatenate_batches(graph: fx.Graph, cat: fx.Node, parts: list[fx.Node]) -> None:
+    image, first = cat.meta["val"], 0
+    written = _written(cat, parts)
+    whole = _empty_for(graph, cat, written)
+    for part in parts:
+        end = first + len(part.meta["val"])
+        with graph.inserting_before(part if part in written else cat):
+            place = _call(graph, image[first:end], aten.slice.Tensor, whole, 0, first, end)
+            if part not in written:
+                concat = torch.ops.fastnets_cpu.concat_images.default
+                _call(graph, image[first:end], concat, into=place, xs=[part], channels=[0])
+        if part in written:
+            part.kwargs, part.meta["val"] = {"into": place, "channel": 0}, image[first:end]
+        first = end
+    cat.replace_all_uses_with(whole)
+    graph.erase_node(cat)
+
+
+def _written(cat: fx.Node, parts: list[fx.Node]) -> set[fx.Node]:
+    """Those that their kernels can write into the concatenation, which alone uses them."""
+    return {p for p in parts if writes_slices(p) and list(p.users) == [cat] and parts.count(p) == 1}
+
+
+def _empty_for(graph: fx.Graph, cat: fx.Node, written: set[fx.Node]) -> fx.Node:
+    """Memory for a concatenation, before the first of what is written there."""
+    image = cat.meta["val"]
+    with graph.inserting_before(next(node for node in graph.nodes if node in {*written, cat})):
+        how = {"dtype": image.dtype, "device": torch.device("cpu"), "memory_format": LAST}
+        return _call(graph, image, aten.empty.memory_format, list(image.shape), **how)
 
 
 def add_where_they_lie(graph: fx.Graph) -> None:
