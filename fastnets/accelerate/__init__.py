@@ -34,13 +34,15 @@ def accelerate(
     the stores of convolutions, BatchNorm with ReLU before a pointwise convolution into its loads, and a shuffle of
     pixels into the store of the convolution before it; dense blocks run without concatenations; inverted residuals,
     shuffles of channels with the concatenation and the split around them, and global pooling with the classifier after
-    it become one op each; other poolings write no indices, and ReLUs of one value are computed once; weights are packed
-    once; the network runs in channels_last. What is none of these stays as it is, and so do modules that have hooks, or
-    whose code ``torch.fx`` cannot trace or would trace for some inputs only (as it asks for types, or whether an
-    argument is None), around their parts. Of what code asks beside its inputs (``torch.is_grad_enabled()``, a global),
-    the answer at this call counts. Parts that code or hooks could look into keep their own weights beside the folded
-    ones. ReLU and ReLU6 of NaN are 0, not NaN, in the stores of dense convolutions on oneDNN, which
-    ``fastnets.layers.PackedConv2d`` lists; ``torch.compile`` with freezing does the same.
+    it become one op each, and so does what SPNet makes of the means of rows and columns, which are taken in one pass;
+    other poolings write no indices, and ReLUs of one value are computed once; weights are packed once; the network runs
+    in channels_last, and where its maps are large, a batch goes through it a few images at a time. What is none of
+    these stays as it is, and so do modules that have hooks, or whose code ``torch.fx`` cannot trace or would trace for
+    some inputs only (as it asks for types, or whether an argument is None), around their parts. Of what code asks
+    beside its inputs (``torch.is_grad_enabled()``, a global), the answer at this call counts. Parts that code or hooks
+    could look into keep their own weights beside the folded ones. ReLU and ReLU6 of NaN are 0, not NaN, in the stores
+    of dense convolutions on oneDNN, which ``fastnets.layers.PackedConv2d`` lists; ``torch.compile`` with freezing does
+    the same.
 
     Args:
         model: in eval mode. It is not changed.

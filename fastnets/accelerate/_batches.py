@@ -66,12 +66,14 @@ class Sizes(_Run):
 
     Attributes:
         nbytes: of each node whose value is a batch of images.
+        within: of the values that lie within a node's layer.
         batches: how many images there are in these: one number, or several.
     """
 
     def __init__(self, network: fx.GraphModule) -> None:
         super().__init__(network)
         self.nbytes: dict[fx.Node, int] = {}
+        self.within: dict[fx.Node, int] = {}
         self.batches: set[int] = set()
 
     def run_node(self, n: fx.Node) -> Any:
@@ -79,6 +81,9 @@ class Sizes(_Run):
         if isinstance(value, Tensor) and value.dim() == 4:
             self.nbytes[n] = value.numel() * value.element_size()
             self.batches.add(len(value))
+            if type(layer := module_of(self.network, n)) is PackedDenseBlock:
+                source = self.nbytes.get(n.all_input_nodes[0], 0)
+                self.within[n] = source * layer.all_channels // layer.in_channels
         return value
 
     def parts(self) -> list[Part]:
@@ -103,7 +108,7 @@ class Sizes(_Run):
 
         The first of the large values may be one that its maxima alone are made of, in the same kernel.
         """
-        inside = [self.nbytes[n] for n in nodes if n not in outputs]
+        inside = [self.nbytes[n] for n in nodes if n not in outputs] + [self.within.get(n, 0) for n in nodes]
         return 2 * sum(self.nbytes[n] for n in outputs) <= sum(inside) and sum(size > _large() for size in inside) > 1
 
     def _can_be_cut(self, node: fx.Node) -> bool:
@@ -113,19 +118,18 @@ class Sizes(_Run):
         return can and all(value in self.nbytes for value in (node, *node.all_input_nodes))
 
     def _touched(self, node: fx.Node) -> int:
-        """Bytes of the largest value that a node makes or uses."""
-        return max(self.nbytes[value] for value in (node, *node.all_input_nodes))
+        """Bytes of the largest value that a node makes, uses or has within."""
+        return max(self.within.get(node, 0), *(self.nbytes[value] for value in (node, *node.all_input_nodes)))
 
     def _is_large(self, node: fx.Node) -> bool:
         return self._touched(node) > _large()
 
 
 def _weights(layer: Any) -> int:
-    """Bytes of its weights; Winograd's points are four times as many."""
-    return sum(
-        4 ** getattr(m, "is_winograd", bool)() * p.numel() * p.element_size()
+    """Bytes of its weights, or of the largest of its layers'; Winograd's points are four times as many."""
+    return max(
+        4 ** getattr(m, "is_winograd", bool)() * sum(p.numel() * p.element_size() for p in m.parameters(recurse=False))
         for m in layer.modules()
-        for p in m.parameters(recurse=False)
     )
 
 

@@ -56,6 +56,17 @@ class PackedDenseBlock(nn.Module):
         self.layers: Any = nn.ModuleList(nn.Sequential(*layer) for layer in layers)
         self.transition = transition
 
+    @property
+    def in_channels(self) -> int:
+        """Of the input."""
+        return self.layers[0][0].conv.in_channels
+
+    @property
+    def all_channels(self) -> int:
+        """Of the features of all layers together, before the transition."""
+        bottleneck, conv = self.layers[-1]
+        return bottleneck.conv.in_channels + conv.out_channels
+
     def forward(self, input: Tensor) -> Tensor:
         features, together = [input], True
 

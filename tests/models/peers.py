@@ -141,3 +141,13 @@ def difference(a: torch.Tensor, b: torch.Tensor) -> float:
     """The largest difference, relative to the largest value of b."""
     assert a.shape == b.shape and a.dtype == b.dtype
     return ((a - b).abs().max() / b.abs().max()).item()
+
+
+def check_plan(fast: nn.Module, model: nn.Module, x: torch.Tensor, most: float) -> None:
+    """In both layouts a network packs weights, is recorded, and runs its plan, of results that differ by less."""
+    expected = model(x.clone())
+    for layout in (torch.contiguous_format, torch.channels_last):
+        given = x.clone(memory_format=layout)
+        for _ in range(3):
+            assert difference(fast(given), expected) < most
+        assert torch.equal(given, x), "the input was changed"

@@ -15,7 +15,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from peers import Branch, build_peer, build_settled, difference, import_peer, settle
+from peers import Branch, build_peer, build_settled, check_plan, difference, import_peer, settle
 from torch import nn
 from torch.nn.utils import prune
 
@@ -43,12 +43,7 @@ def check(model: nn.Module, *inputs: torch.Tensor) -> nn.Module:
         for x in inputs or (image(1), image(2)):
             x = x.to(dtype)
             with torch.set_grad_enabled(dtype == torch.float64):
-                expected = model(x.clone())
-                for layout in (torch.contiguous_format, torch.channels_last):
-                    given = x.clone(memory_format=layout)
-                    for _ in range(3):  # packs weights, is recorded, runs the plan
-                        assert difference(fast(given), expected) < digits
-                    assert torch.equal(given, x), "the input was changed"
+                check_plan(fast, model, x, digits)
     return fast
 
 

@@ -23,6 +23,12 @@ def small(monkeypatch):
         monkeypatch.setattr(batches, name, value // torch.get_num_threads())
 
 
+@pytest.fixture
+def always(small, monkeypatch):
+    """Cuts whatever can be cut."""
+    monkeypatch.setattr(batches.Sizes, "_pays", lambda *_: True)
+
+
 def parts_of(fast, *inputs):
     sizes = batches.Sizes(fast)
     with torch.inference_mode():
@@ -63,7 +69,7 @@ MODELS = {
 @pytest.mark.parametrize("n", (2, 5, 8))
 @pytest.mark.parametrize("name", MODELS)
 @torch.inference_mode()
-def test_slices_give_what_the_batch_gives(small, name, n):
+def test_slices_give_what_the_batch_gives(always, name, n):
     model = settle(Branch(MODELS[name], join=nn.Conv2d(96, 8, 1), **layers())).eval()
     fast = accelerate(model)
     x = torch.randn(n, 8, 14, 11)
@@ -206,3 +212,15 @@ def test_few_nodes_between_large_values_are_taken_along(monkeypatch):
     monkeypatch.setattr(batches, "_GAP", 8)
     assert list(batches._pieces(nodes, large.__contains__)) == [nodes[3:13], nodes[25:27]]
     assert list(batches._pieces(nodes, set().__contains__)) == []
+
+
+@torch.inference_mode()
+def test_what_lies_within_dense_blocks_counts(monkeypatch):
+    monkeypatch.setattr(batches, "_LARGE", 60_000 // torch.get_num_threads())
+    monkeypatch.setattr(batches, "_SLICE", 1)
+    fast, x = accelerate(settle(create_model("densenet121", num_classes=10)).eval()), torch.randn(4, 3, 32, 32)
+    sizes = batches.Sizes(fast)
+    sizes.run(x)
+    # 256 features of 8x8, 512 of 4x4, 1024 of 2x2 and of 1x1.
+    assert [*sizes.within.values()] == [4 * 4 * c * h * h for c, h in ((256, 8), (512, 4), (1024, 2), (1024, 1))]
+    assert [[n for n in part.nodes if n in sizes.within] for part in sizes.parts()] == [list(sizes.within)[:3]]

@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from peers import Branch, build_peer, build_settled, difference, import_peer, settle
+from peers import Branch, build_peer, build_settled, check_plan, difference, import_peer, settle
 from torch import nn
 
 from fastnets.accelerate import accelerate
@@ -27,12 +27,7 @@ def check(does, convs, adds, size=9, **layers):
         assert (count_convolutions(fast), count_additions(fast)) == (convs, adds)
         for n in (1, 2):
             x = torch.randn(n, 8, size, size, dtype=dtype, generator=torch.Generator().manual_seed(n))
-            expected = model(x.clone())
-            for layout in (torch.contiguous_format, torch.channels_last):
-                given = x.clone(memory_format=layout)
-                for _ in range(3):  # packs weights, is recorded, runs the plan
-                    assert difference(fast(given), expected) < digits
-                assert torch.equal(given, x), "the input was changed"
+            check_plan(fast, model, x, digits)
     return fast
 
 
