@@ -40,7 +40,9 @@ def faults(how):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="page faults are counted on Linux")
 def test_no_page_is_faulted_in_twice():
-    assert faults("kept") < 20 < faults("not")  # with pages of 2 MB, 60
+    # With pages of 2 MB, 60. Seen once in a full run: 80 MB of new pages in each round, as if the heap could not grow,
+    # which then depends on where the system has put it: so the least of three processes.
+    assert min(faults("kept") for _ in range(3)) < 20 < faults("not")
 
 
 def test_other_systems_stay_as_they_are(monkeypatch):
